@@ -1,0 +1,197 @@
+"""The records that the stages of teraio exchange: Trace, Hardware, Plan, StepReport, RunReport.
+
+In: nothing. Out: plain frozen dataclasses. Must not know: torch, files, or any other module of teraio.
+
+Positions. The ops of one iteration are numbered ``0 .. N-1`` in the order in which the program issues
+them; training is cyclic, so "after op N-1" is the start of the next iteration. All sizes are in bytes,
+trace durations in integer nanoseconds, times of plans and reports in seconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Phase = Literal["forward", "backward", "optimizer", "other"]
+Kind = Literal["parameter", "gradient", "optimizer_state", "activation", "buffer", "input"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Op:
+    """One operator call as the program issues it; what it calls in turn is part of it.
+
+    ``duration_ns`` reaches from the end of the op before to the end of this one, without any waiting
+    for I/O, so the durations of a trace add up to the iteration. ``workspace_bytes`` is what the op
+    allocates beyond the trace's storages and frees again before it ends.
+    """
+
+    name: str
+    module: str
+    phase: Phase
+    duration_ns: int
+    workspace_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Storage:
+    """One piece of memory, shared by all tensors that view it.
+
+    Live during op ``k`` when ``(birth is None or birth <= k) and (death is None or k <= death)``.
+    ``birth`` is the op that allocates it (None: it exists when the iteration starts), ``death`` the op
+    after which it is freed (None: it outlives the iteration; -1: freed before op 0).
+    ``uses`` are the ops that touch its data, ascending, the making one included; ``writes`` is the part
+    of ``uses`` that changes the data.
+    """
+
+    nbytes: int
+    kind: Kind
+    name: str
+    birth: int | None
+    death: int | None
+    uses: tuple[int, ...]
+    writes: tuple[int, ...]
+
+    @property
+    def persistent(self) -> bool:
+        """True for a storage that lives from iteration to iteration (weights, optimizer states)."""
+        return self.birth is None and self.death is None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Anchor:
+    """A place that is found again by name: the ``occurrence``-th time ``key`` comes up, op ``op`` is next.
+
+    ``key`` is such as ``forward:model.layers.3`` or ``optimizer:``.
+    """
+
+    key: str
+    occurrence: int
+    op: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trace:
+    """What one training iteration does with memory.
+
+    ``base_bytes`` is counted memory that no storage of the trace explains (tensors too small to move):
+    it is there all the time. Memory during op ``k`` with nothing moved away is ``base_bytes`` +
+    ``ops[k].workspace_bytes`` + the sizes of all storages live during ``k``.
+    """
+
+    device: str
+    ops: tuple[Op, ...]
+    storages: tuple[Storage, ...]
+    anchors: tuple[Anchor, ...]
+    base_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tier:
+    """A place that storages move to. Rates in bytes/s; ``mixed`` is the sum while both directions run."""
+
+    name: str
+    capacity_bytes: int
+    read_bytes_per_s: float
+    write_bytes_per_s: float
+    mixed_bytes_per_s: float
+    latency_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hardware:
+    """What a plan may use: the device memory budget and the tiers, fastest path first."""
+
+    name: str
+    budget_bytes: int
+    tiers: tuple[Tier, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extent:
+    """A range of the spill space; ``offset`` and ``nbytes`` are multiples of 4096."""
+
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Move:
+    """One storage leaves during one inactive period, and comes back if it is used again.
+
+    Leaving starts after op ``offload_after``. Its memory is free during the ops from ``gone_before`` to
+    ``fetch_after``, both included, counted cyclically; coming back starts after op ``fetch_after`` and
+    must be done before op ``needed_by``. ``write`` is False when the tier still holds a valid copy, so
+    leaving costs nothing. ``fetch_after`` and ``needed_by`` are None for a storage that is freed
+    without being used again: then its memory is free from ``gone_before`` to its death.
+    """
+
+    storage: int
+    tier: str
+    extent: Extent
+    write: bool
+    offload_after: int
+    gone_before: int
+    fetch_after: int | None
+    needed_by: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The moves of one iteration, and what they are predicted to give.
+
+    ``ideal_s`` is the iteration without any limit on memory, ``bound_s`` a time that no plan can beat,
+    ``predicted_s`` the time of this plan. ``spill_bytes`` is the size of the spill space it needs.
+    """
+
+    budget_bytes: int
+    moves: tuple[Move, ...]
+    unlimited_peak_bytes: int
+    peak_bytes: int
+    ideal_s: float
+    bound_s: float
+    predicted_s: float
+    spill_bytes: int
+    read_bytes: int
+    written_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepReport:
+    """What one iteration really did. ``drift_ops`` counts ops that the plan did not foresee."""
+
+    iteration: int
+    phase: Literal["profile", "run"]
+    duration_s: float
+    stall_s: float
+    peak_bytes: int
+    read_bytes: int
+    written_bytes: int
+    ops: int
+    drift_ops: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunReport:
+    """The state of an offloaded run. ``plan`` and the times are None until a plan exists."""
+
+    budget_bytes: int
+    phase: Literal["profile", "run", "closed"]
+    hardware: Hardware
+    trace: Trace | None
+    plan: Plan | None
+    steps: tuple[StepReport, ...]
+
+    @property
+    def predicted_s(self) -> float | None:
+        """Predicted seconds per iteration under the plan."""
+        return self.plan.predicted_s if self.plan else None
+
+    @property
+    def ideal_s(self) -> float | None:
+        """Seconds per iteration without a memory limit, from the profile."""
+        return self.plan.ideal_s if self.plan else None
+
+    @property
+    def bound_s(self) -> float | None:
+        """Seconds per iteration that no plan can beat."""
+        return self.plan.bound_s if self.plan else None
