@@ -1,0 +1,47 @@
+# Needs Python 3.11 or newer, g++, make and git; everything else goes into $(VENV).
+#   make demo    trains with and without a memory budget and compares
+#   make test    style, types and tests
+PYTHON ?= python3
+VENV   ?= .venv
+# The exact pin keeps pip from fetching a newer build that brings CUDA along.
+TORCH  ?= torch==2.13.0
+MAX_JOBS ?= 2
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+
+BIN    := $(VENV)/bin
+NATIVE := $(wildcard csrc/*.cpp csrc/*.h)
+export MAX_JOBS
+.DELETE_ON_ERROR:
+.PHONY: demo test lint build clean
+
+demo: $(VENV)/.built
+	$(BIN)/python -m benchmarks.demo $(DEMO_ARGS)
+
+test: lint
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.built
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+build: $(VENV)/.built
+
+$(VENV)/.torch:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "teraio needs Python 3.11 or newer; say which with PYTHON=python3.x")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet $(TORCH)
+	$(BIN)/pip install --quiet "setuptools>=77" wheel ninja
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml
+	$(BIN)/pip install --quiet --no-build-isolation --editable ".[dev]"
+	touch $@
+
+$(VENV)/.built: $(VENV)/.installed setup.py $(NATIVE)
+	$(BIN)/python setup.py --quiet build_ext --inplace
+	touch $@
+
+clean:
+	rm -rf build dist *.egg-info teraio/*.so .pytest_cache .mypy_cache .ruff_cache $(VENV)/.built
