@@ -1,10 +1,10 @@
 """The records that the stages of teraio exchange: Trace, Hardware, Plan, StepReport, RunReport.
 
-In: nothing. Out: plain frozen dataclasses. Must not know: torch, files, or any other module of teraio.
+In: nothing. Out: plain frozen dataclasses. Must not know: torch, files, any module of teraio.
 
-Positions. The ops of one iteration are numbered ``0 .. N-1`` in the order in which the program issues
-them; training is cyclic, so "after op N-1" is the start of the next iteration. All sizes are in bytes,
-trace durations in integer nanoseconds, times of plans and reports in seconds.
+Positions. The ops of one iteration are numbered ``0 .. N-1`` in the order in which the program
+issues them; training is cyclic, so "after op N-1" is the start of the next iteration. All sizes are
+in bytes, trace durations in integer nanoseconds, times of plans and reports in seconds.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ Kind = Literal["parameter", "gradient", "optimizer_state", "activation", "buffer
 class Op:
     """One operator call as the program issues it; what it calls in turn is part of it.
 
-    ``duration_ns`` reaches from the end of the op before to the end of this one, without any waiting
-    for I/O, so the durations of a trace add up to the iteration. ``workspace_bytes`` is what the op
-    allocates beyond the trace's storages and frees again before it ends.
+    ``duration_ns`` reaches from the end of the op before to the end of this one, without any
+    waiting for I/O, so the durations of a trace add up to the iteration. ``workspace_bytes`` is
+    what the op allocates beyond the trace's storages and frees again before it ends.
     """
 
     name: str
@@ -37,10 +37,10 @@ class Storage:
     """One piece of memory, shared by all tensors that view it.
 
     Live during op ``k`` when ``(birth is None or birth <= k) and (death is None or k <= death)``.
-    ``birth`` is the op that allocates it (None: it exists when the iteration starts), ``death`` the op
-    after which it is freed (None: it outlives the iteration; -1: freed before op 0).
-    ``uses`` are the ops that touch its data, ascending, the making one included; ``writes`` is the part
-    of ``uses`` that changes the data.
+    ``birth`` is the op that allocates it (None: it exists when the iteration starts), ``death`` the
+    op after which it is freed (None: it outlives the iteration; -1: freed before op 0). ``uses``
+    are the ops that touch its data, ascending, the making one included; ``writes`` is the part of
+    ``uses`` that changes the data.
     """
 
     nbytes: int
@@ -59,7 +59,7 @@ class Storage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Anchor:
-    """A place that is found again by name: the ``occurrence``-th time ``key`` comes up, op ``op`` is next.
+    """A place found again by name: the ``occurrence``-th time ``key`` comes up, op ``op`` is next.
 
     ``key`` is such as ``forward:model.layers.3`` or ``optimizer:``.
     """
@@ -73,9 +73,9 @@ class Anchor:
 class Trace:
     """What one training iteration does with memory.
 
-    ``base_bytes`` is counted memory that no storage of the trace explains (tensors too small to move):
-    it is there all the time. Memory during op ``k`` with nothing moved away is ``base_bytes`` +
-    ``ops[k].workspace_bytes`` + the sizes of all storages live during ``k``.
+    ``base_bytes`` is counted memory that no storage of the trace explains (tensors too small to
+    move): it is there all the time. Memory during op ``k`` with nothing moved away is
+    ``base_bytes`` + ``ops[k].workspace_bytes`` + the sizes of all storages live during ``k``.
     """
 
     device: str
@@ -87,7 +87,7 @@ class Trace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tier:
-    """A place that storages move to. Rates in bytes/s; ``mixed`` is the sum while both directions run."""
+    """A place that storages move to. Rates in bytes/s; ``mixed`` is their sum while both run."""
 
     name: str
     capacity_bytes: int
@@ -118,11 +118,12 @@ class Extent:
 class Move:
     """One storage leaves during one inactive period, and comes back if it is used again.
 
-    Leaving starts after op ``offload_after``. Its memory is free during the ops from ``gone_before`` to
-    ``fetch_after``, both included, counted cyclically; coming back starts after op ``fetch_after`` and
-    must be done before op ``needed_by``. ``write`` is False when the tier still holds a valid copy, so
-    leaving costs nothing. ``fetch_after`` and ``needed_by`` are None for a storage that is freed
-    without being used again: then its memory is free from ``gone_before`` to its death.
+    Leaving starts after op ``offload_after``. Its memory is free during the ops from
+    ``gone_before`` to ``fetch_after``, both included, counted cyclically; coming back starts after
+    op ``fetch_after`` and must be done before op ``needed_by``. ``write`` is False when the tier
+    still holds a valid copy, so leaving costs nothing. ``fetch_after`` and ``needed_by`` are None
+    for a storage that is freed without being used again: then its memory is free from
+    ``gone_before`` to its death.
     """
 
     storage: int
@@ -139,8 +140,9 @@ class Move:
 class Plan:
     """The moves of one iteration, and what they are predicted to give.
 
-    ``ideal_s`` is the iteration without any limit on memory, ``bound_s`` a time that no plan can beat,
-    ``predicted_s`` the time of this plan. ``spill_bytes`` is the size of the spill space it needs.
+    ``ideal_s`` is the iteration without any limit on memory, ``bound_s`` a time that no plan can
+    beat, ``predicted_s`` the time of this plan. ``spill_bytes`` is the size of the spill space it
+    needs.
     """
 
     budget_bytes: int
