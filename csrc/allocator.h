@@ -1,0 +1,20 @@
+// PyTorch's CPU allocator while teraio runs: every storage of some size is a block of the engine.
+// In: PyTorch's allocations. Out: blocks as owners of storages. Must not know: ops, plans, files.
+#pragma once
+#include <c10/core/StorageImpl.h>
+
+#include "block.h"
+
+namespace teraio {
+
+void install_allocator();
+void uninstall_allocator();
+
+// The block behind a storage, or nullptr for memory that is not ours.
+Block* block_of(c10::StorageImpl* storage);
+
+// Moves the data of a storage from elsewhere into a block, if it is PyTorch's own memory that nothing else shares.
+// Returns the block, or nullptr where it stays foreign. Throws as Engine::allocate does.
+Block* rehome(c10::StorageImpl* storage);
+
+}  // namespace teraio

@@ -1,0 +1,314 @@
+// The Python module teraio._C: the engine's calls, with plain numbers, strings, lists and tensors.
+// In and out: Python objects. Must not know: how anything works.
+#include <pthread.h>
+#include <torch/csrc/DynamicTypes.h>
+#include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "allocator.h"
+#include "engine.h"
+#include "errors.h"
+#include "observer.h"
+
+namespace py = pybind11;
+
+namespace teraio {
+namespace {
+
+Engine& engine() { return Engine::instance(); }
+
+// A tensor's or storage's StorageImpl; nullptr for tensors without one (sparse, meta subclasses).
+c10::intrusive_ptr<c10::StorageImpl> storage_of(py::handle object) {
+  c10::Storage storage;
+  if (THPVariable_Check(object.ptr())) {
+    const at::Tensor& tensor = THPVariable_Unpack(object.ptr());
+    if (!tensor.has_storage()) return {};
+    storage = tensor.storage();
+  } else {
+    storage = torch::createStorage(object.ptr());
+  }
+  return c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(storage.unsafeGetStorageImpl());
+}
+
+// Calls `action(block, storage)` for an object whose memory is ours, and gives its result; else `otherwise`.
+template <class Action, class Result>
+Result with_block(py::handle object, Result otherwise, Action&& action) {
+  const auto storage = storage_of(object);
+  Block* block = storage ? teraio::block_of(storage.get()) : nullptr;
+  return block == nullptr ? otherwise : action(block, storage.get());
+}
+
+// Holds a storage in memory while Python needs its raw bytes.
+class Hold {
+ public:
+  Hold(const py::handle& object, bool write) : storage_(storage_of(object)), write_(write) {
+    block_ = storage_ ? teraio::block_of(storage_.get()) : nullptr;
+    if (block_ != nullptr) engine().hold(block_, storage_.get());
+  }
+  ~Hold() { release(); }
+  Hold(const Hold&) = delete;
+  Hold& operator=(const Hold&) = delete;
+  void release() {
+    if (block_ == nullptr) return;
+    // Dropping the storage may free it; the block must be unpinned first.
+    engine().release(std::exchange(block_, nullptr), write_);
+    storage_.reset();
+  }
+
+ private:
+  c10::intrusive_ptr<c10::StorageImpl> storage_;
+  Block* block_ = nullptr;
+  bool write_;
+};
+
+// A spill space between its speed test and its start.
+std::unique_ptr<SpillSpace>& pending_spill() {
+  static auto* pending = new std::unique_ptr<SpillSpace>;
+  return *pending;
+}
+
+py::list open_spill(const std::vector<std::string>& folders, size_t measured_bytes) {
+  auto spill = std::make_unique<SpillSpace>([](Transfer* transfer) { engine().transfer_done(transfer); });
+  py::list speeds;
+  for (size_t i = 0; i < folders.size(); ++i) {
+    FolderSpeed speed;
+    {
+      const py::gil_scoped_release no_gil;
+      spill->add_folder(folders[i]);
+      speed = spill->measure(i, measured_bytes);
+    }
+    py::dict entry;
+    entry["direct"] = spill->direct(i);
+    entry["read_bytes_per_s"] = speed.read_bytes_per_s;
+    entry["write_bytes_per_s"] = speed.write_bytes_per_s;
+    entry["mixed_bytes_per_s"] = speed.mixed_bytes_per_s;
+    entry["latency_s"] = speed.latency_s;
+    speeds.append(entry);
+  }
+  pending_spill() = std::move(spill);
+  return speeds;
+}
+
+void start(const std::vector<unsigned>& weights, uint64_t spill_bytes, uint64_t budget, uint64_t min_block) {
+  auto spill = std::move(pending_spill());
+  {
+    const py::gil_scoped_release no_gil;
+    spill->start(weights);
+    spill->reserve(spill_bytes);
+  }
+  engine().start(std::move(spill), budget, min_block);
+  install_allocator();
+  observer::enable();
+}
+
+void stop() {
+  observer::disable();
+  uninstall_allocator();
+  engine().stop();
+}
+
+bool adopt(const py::handle& object, std::string name) {
+  const auto storage = storage_of(object);
+  if (!storage) return false;
+  Block* block = nullptr;
+  {
+    const py::gil_scoped_release no_gil;
+    block = rehome(storage.get());
+  }
+  if (block == nullptr) return false;
+  engine().adopt(block, storage.get(), std::move(name));
+  return true;
+}
+
+py::dict end_iteration() {
+  observer::end_iteration();
+  const IterationStats stats = engine().end_iteration();
+  py::dict result;
+  result["duration_ns"] = stats.duration_ns;
+  result["stall_ns"] = stats.stall_ns;
+  result["peak_bytes"] = stats.peak_bytes;
+  result["read_bytes"] = stats.read_bytes;
+  result["written_bytes"] = stats.written_bytes;
+  result["ops"] = stats.ops;
+  result["drift_ops"] = stats.drift_ops;
+  return result;
+}
+
+// One Python list per field of a list of events.
+template <class Event, class... Fields>
+py::tuple columns(const std::vector<Event>& events, Fields... fields) {
+  const auto column = [&](auto field) {
+    py::list values(events.size());
+    for (size_t i = 0; i < events.size(); ++i) values[i] = py::cast(events[i].*field);
+    return values;
+  };
+  return py::make_tuple(column(fields)...);
+}
+
+py::dict take_recording() {
+  const Recording recording = engine().take_recording();
+  using R = Recording;
+  py::dict result;
+  result["ops"] =
+      columns(recording.ops, &R::Op::name, &R::Op::module, &R::Op::phase, &R::Op::duration_ns, &R::Op::workspace_bytes);
+  result["uses"] = columns(recording.uses, &R::Use::block, &R::Use::op, &R::Use::write);
+  result["births"] = columns(recording.births, &R::Birth::block, &R::Birth::nbytes, &R::Birth::op);
+  result["deaths"] = columns(recording.deaths, &R::Death::block, &R::Death::op);
+  result["anchors"] =
+      columns(recording.anchors, &R::AnchorEvent::key, &R::AnchorEvent::occurrence, &R::AnchorEvent::op);
+  result["untracked_peak_bytes"] = recording.untracked_peak_bytes;
+  result["op_names"] = engine().op_names();
+  return result;
+}
+
+struct PlanColumns {
+  std::vector<std::string> op_names;
+  std::vector<uint32_t> modules;
+  std::vector<uint8_t> phases;
+};
+
+void follow(const PlanColumns& ops, const std::vector<std::vector<std::pair<int32_t, bool>>>& actions,
+            const std::vector<std::vector<int32_t>>& births, const std::vector<std::vector<uint32_t>>& uses,
+            const std::vector<int64_t>& extents, const std::vector<bool>& persistent,
+            const std::vector<std::tuple<uint64_t, uint32_t, uint32_t>>& anchors,
+            const std::vector<std::pair<int32_t, uint64_t>>& bound) {
+  auto schedule = std::make_unique<Schedule>();
+  for (size_t i = 0; i < ops.op_names.size(); ++i) {
+    schedule->signatures.push_back(
+        signature_of(engine().intern(ops.op_names[i]), ops.modules[i], static_cast<Phase>(ops.phases[i])));
+  }
+  schedule->action_offsets.push_back(0);
+  for (const auto& at : actions) {
+    for (const auto& [storage, fetch] : at) schedule->actions.push_back({storage, fetch});
+    schedule->action_offsets.push_back(static_cast<uint32_t>(schedule->actions.size()));
+  }
+  schedule->birth_offsets.push_back(0);
+  for (const auto& at : births) {
+    schedule->births.insert(schedule->births.end(), at.begin(), at.end());
+    schedule->birth_offsets.push_back(static_cast<uint32_t>(schedule->births.size()));
+  }
+  schedule->use_offsets.push_back(0);
+  for (const auto& of : uses) {
+    schedule->uses.insert(schedule->uses.end(), of.begin(), of.end());
+    schedule->use_offsets.push_back(static_cast<uint32_t>(schedule->uses.size()));
+  }
+  schedule->extents = extents;
+  schedule->persistent = persistent;
+  for (const auto& [key, occurrence, op] : anchors) {
+    auto& positions = schedule->anchors[key];
+    if (positions.size() <= occurrence) positions.resize(occurrence + 1, op);
+    positions[occurrence] = op;
+  }
+  engine().follow(std::move(schedule), bound);
+}
+
+const char* state_name(State state) {
+  switch (state) {
+    case State::kResident: return "resident";
+    case State::kLeaving: return "leaving";
+    case State::kAway: return "away";
+    case State::kComing: return "coming";
+  }
+  return "";
+}
+
+void install_fork_handlers() {
+  pthread_atfork([] { engine().before_fork(); }, [] { engine().after_fork_in_parent(); },
+                 [] { engine().after_fork_in_child(); });
+}
+
+}  // namespace
+}  // namespace teraio
+
+PYBIND11_MODULE(_C, m) {
+  using namespace teraio;
+  install_fork_handlers();
+
+  m.def("set_error_types", [](const py::object& budget, const py::object& spill) {
+    error_types() = {py::object(budget).release().ptr(), py::object(spill).release().ptr()};
+  });
+  py::register_exception_translator([](std::exception_ptr pointer) {
+    try {
+      if (pointer) std::rethrow_exception(pointer);
+    } catch (torch::PyTorchError& error) {
+      PyErr_SetString(error.python_type(), error.what());
+    }
+  });
+
+  m.def("open_spill", &open_spill);
+  m.def("start", &start);
+  m.def("stop", &stop);
+  m.def("active", [] { return engine().active(); });
+  m.def("set_budget", [](uint64_t budget) { engine().set_budget(budget); });
+  m.def("reserve_spill", [](uint64_t nbytes) { engine().reserve_spill(nbytes); });
+
+  m.def("adopt", &adopt);
+  m.def("block_id", [](const py::handle& object) {
+    return with_block(object, uint64_t{0}, [](Block* block, c10::StorageImpl*) { return block->id; });
+  });
+  m.def("block_ids", [](const py::iterable& objects) {
+    std::vector<uint64_t> ids;
+    for (const auto& object : objects) {
+      ids.push_back(with_block(object, uint64_t{0}, [](Block* block, c10::StorageImpl*) { return block->id; }));
+    }
+    return ids;
+  });
+  m.def("state", [](const py::handle& object) -> std::string {
+    return with_block(object, "foreign", [](Block* block, c10::StorageImpl*) {
+      return state_name(engine().state_of(block));
+    });
+  });
+  m.def("send_away", [](const py::handle& object) {
+    return with_block(object, false,
+                      [](Block* block, c10::StorageImpl* storage) { return engine().send_away(block, storage); });
+  });
+  m.def("publish", [](const py::handle& object) {
+    return with_block(object, uintptr_t{0}, [](Block* block, c10::StorageImpl* storage) {
+      return reinterpret_cast<uintptr_t>(engine().publish(block, storage));
+    });
+  });
+  py::class_<Hold>(m, "Hold").def(py::init<const py::handle&, bool>()).def("release", &Hold::release);
+  m.def("live_blocks", [] {
+    std::vector<std::tuple<uint64_t, uint64_t, bool>> live;
+    for (const auto& block : engine().live_blocks()) live.emplace_back(block.id, block.nbytes, block.movable);
+    return live;
+  });
+  m.def("totals", [] {
+    const auto totals = engine().totals();
+    py::dict result;
+    result["used"] = totals.used;
+    result["budget"] = totals.budget;
+    result["leaving"] = totals.leaving;
+    result["cached"] = totals.cached;
+    result["spill_reserved"] = totals.spill_reserved;
+    result["blocks"] = totals.blocks;
+    result["away"] = totals.away;
+    return result;
+  });
+
+  m.def("mark_training_thread", &observer::mark_training_thread);
+  m.def("enter_module", &observer::enter_module);
+  m.def("exit_module", &observer::exit_module);
+  m.def("begin_optimizer", &observer::begin_optimizer);
+  m.def("end_optimizer", &observer::end_optimizer);
+  m.def("end_iteration", &end_iteration);
+  m.def("record", [](bool on) { engine().record(on); });
+  m.def("take_recording", &take_recording);
+  m.def("follow", [](std::vector<std::string> op_names, std::vector<uint32_t> modules, std::vector<uint8_t> phases,
+                     const std::vector<std::vector<std::pair<int32_t, bool>>>& actions,
+                     const std::vector<std::vector<int32_t>>& births, const std::vector<std::vector<uint32_t>>& uses,
+                     const std::vector<int64_t>& extents, const std::vector<bool>& persistent,
+                     const std::vector<std::tuple<uint64_t, uint32_t, uint32_t>>& anchors,
+                     const std::vector<std::pair<int32_t, uint64_t>>& bound) {
+    follow({std::move(op_names), std::move(modules), std::move(phases)}, actions, births, uses, extents, persistent,
+           anchors, bound);
+  });
+  m.def("unfollow", [] { engine().unfollow(); });
+}

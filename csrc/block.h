@@ -1,0 +1,58 @@
+// A block: the memory behind one storage, wherever it is just now.
+// Its address is the storage's identity (StorageImpl addresses are reused, and a storage away has no memory).
+#pragma once
+#include <c10/core/StorageImpl.h>
+#include <c10/util/intrusive_ptr.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "spill.h"
+
+namespace teraio {
+
+struct Frame;
+
+// [Note: states of a block]
+//   resident: memory holds the data.        leaving: memory holds the data and is being copied to the spill space.
+//   away:     the spill space holds it.     coming:  memory is taken and being filled.
+// A leaving block that an op wants becomes resident again at once; its copy completes by itself and counts as
+// valid if nothing wrote to the block meanwhile. Only a block that no op pins leaves. All changes happen under
+// the engine's mutex on threads that run ops; I/O threads only report that a transfer is done.
+enum class State : uint8_t { kResident, kLeaving, kAway, kComing };
+
+struct Block {
+  uint64_t id = 0;
+  size_t nbytes = 0;  // multiple of the page size; what counts against the budget
+  char* memory = nullptr;
+  char* address = nullptr;  // where its memory always is, once somebody has asked for its address
+  State state = State::kResident;
+
+  // The storage that owns the block, known from the first op that gets it as an operand. Weak: the storage
+  // owns the block, not the other way round.
+  std::optional<c10::weak_intrusive_ptr<c10::StorageImpl>> storage;
+  bool guarded = false;   // an op has used it: from then on its guard is closed between ops
+  bool exempt = false;    // an opaque tensor hides it, or a raw pointer into it is out: it never moves
+  bool dead = false;      // its storage is gone; the block goes when nothing refers to it any more
+  uint32_t pins = 0;      // ops and holders that need it in memory now
+  Frame* frame = nullptr; // the frame that pinned it last
+
+  // The copy in the spill space is valid while `copied_version` is `version`; every write by an op adds one.
+  uint64_t version = 1;
+  uint64_t copied_version = 0;
+  std::optional<Extent> extent;
+  Transfer* transfer = nullptr;
+  uint64_t transfer_version = 0;
+
+  uint64_t last_use = 0;     // the engine's op counter
+  int32_t trace_index = -1;  // the storage of the trace that it is in this iteration
+  uint64_t published_iteration = 0;  // when its address was last asked for
+  std::string failure;       // why its last transfer failed
+  std::string name;          // for messages; empty where nobody named it
+
+  bool clean() const { return extent.has_value() && copied_version == version; }
+};
+
+}  // namespace teraio

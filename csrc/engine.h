@@ -1,0 +1,252 @@
+// The engine: which block is where, under which budget, and what moves next.
+// In: allocations and frees, ops that begin and end, a schedule. Out: blocks resident when an op needs them,
+// counted memory within the budget. Must not know: PyTorch's dispatcher, Python (but for giving up the GIL).
+#pragma once
+#include <c10/core/StorageImpl.h>
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "block.h"
+#include "pages.h"
+#include "recorder.h"
+#include "schedule.h"
+#include "spill.h"
+
+namespace teraio {
+
+enum class Phase : uint8_t { kForward, kBackward, kOptimizer, kOther };
+
+// What the observer knows of an op's operand.
+struct Operand {
+  Block* block;
+  c10::StorageImpl* storage;
+  bool data;   // the op touches its bytes; false for views, which only make another tensor of it
+  bool write;
+};
+
+// One outermost op of a thread, with all that it calls; between ops it is empty.
+struct Frame {
+  struct Pinned {
+    Block* block;
+    bool write;
+    bool born;
+  };
+  int depth = 0;
+  bool training = false;  // this thread's ops are what the trace and the plan are about
+  bool opaque = false;    // an operand hides its storages (sparse, mkldnn)
+  uint32_t name = 0;
+  std::vector<Pinned> pinned;
+  int64_t logical_begin = 0;
+  int64_t logical_peak = 0;
+  bool over_budget = false;  // `error` is a matter of the budget, else of the spill space
+  std::string error;         // why an operand could not be made resident; the op fails with it
+};
+
+// Where the running op belongs; the observer finds it out only for ops that count.
+struct Place {
+  Phase phase;
+  uint32_t module;
+};
+
+struct IterationStats {
+  int64_t duration_ns = 0;
+  int64_t stall_ns = 0;
+  uint64_t peak_bytes = 0;
+  uint64_t read_bytes = 0;
+  uint64_t written_bytes = 0;
+  uint64_t ops = 0;
+  uint64_t drift_ops = 0;
+};
+
+class Engine {
+ public:
+  static Engine& instance();
+  static Frame& frame();
+
+  // --- life ---
+  // Takes over the spill space; ops are watched from now on.
+  void start(std::unique_ptr<SpillSpace> spill, uint64_t budget, uint64_t min_block);
+  // Brings everything back (over the budget if need be), opens all guards, closes the spill space.
+  void stop();
+  bool active() const { return active_.load(std::memory_order_relaxed); }
+  void set_budget(uint64_t budget);
+  uint64_t min_block() const { return min_block_; }
+
+  // --- memory ---
+  // A new block with memory, within the budget; what leaves for it has left when this returns. With
+  // `pin_to_frame` the running op keeps it. Throws BudgetError, SpillError or std::bad_alloc.
+  Block* allocate(size_t nbytes, bool pin_to_frame = true);
+  void storage_died(Block* block);
+  void small_allocated(size_t nbytes);
+  void small_freed(size_t nbytes) { small_ -= static_cast<int64_t>(nbytes); }
+
+  // --- ops ---
+  void begin(Frame& frame, const std::vector<Operand>& operands);
+  // `place` is asked only for ops that count.
+  template <class PlaceOf>
+  void end(Frame& frame, PlaceOf&& place_of);
+
+  // --- places of the program ---
+  void anchor(uint64_t key);
+  IterationStats end_iteration();
+
+  // --- profile and plan ---
+  void record(bool on);
+  Recording take_recording();
+  void follow(std::unique_ptr<Schedule> schedule, const std::vector<std::pair<int32_t, uint64_t>>& bound);
+  void unfollow();
+  void reserve_spill(uint64_t nbytes);
+
+  // --- single storages ---
+  // Lets the storage leave from now on, under a name for messages.
+  void adopt(Block* block, c10::StorageImpl* storage, std::string name);
+  // Keeps it in memory, guard open, until the matching release(). Throws BudgetError or SpillError.
+  void hold(Block* block, c10::StorageImpl* storage);
+  void release(Block* block, bool written);
+  // Sends it to the spill space now and waits; false where it can't leave. Throws SpillError.
+  bool send_away(Block* block, c10::StorageImpl* storage);
+  // An address that stays the storage's own for life, wherever its data is. Brings the data in.
+  void* publish(Block* block, c10::StorageImpl* storage);
+  State state_of(Block* block);
+
+  struct Totals {
+    uint64_t used, budget, leaving, cached, spill_reserved, blocks, away;
+  };
+  Totals totals();
+
+  struct Live {
+    uint64_t id, nbytes;
+    bool movable;
+  };
+  std::vector<Live> live_blocks();
+
+  uint32_t intern(const std::string& name);
+  std::vector<std::string> op_names();
+
+  // The spill space's callback; runs on I/O threads.
+  void transfer_done(Transfer* transfer);
+
+  void before_fork() { mutex_.lock(); }
+  void after_fork_in_parent() { mutex_.unlock(); }
+  void after_fork_in_child();
+
+ private:
+  static constexpr uint32_t kNoModule = ~uint32_t{0};
+  using Lock = std::unique_lock<std::mutex>;
+
+  void pin(Frame& frame, const Operand& operand);
+  void open(Block* block, c10::StorageImpl* storage);
+  void link(Block* block, c10::StorageImpl* storage);
+  void mark_written(Block* block);
+  void unpin(Block* block);
+  c10::StorageImpl* owner(Block* block) const;
+
+  // [Note: waiting]
+  // These may wait, with the mutex given up meanwhile. Their callers must not hold the GIL (see GilRelease),
+  // and must look again at everything they knew before the call.
+  void make_resident(Frame& frame, Lock& lock);
+  void fetch_now(Block* block, Lock& lock);
+  void make_room(uint64_t nbytes, Lock& lock);
+  void wait(Lock& lock);
+
+  void start_leaving(Block* block, bool urgent);
+  void start_coming(Block* block, bool urgent);
+  void transfer(Block* block, Transfer::Direction direction, bool urgent);
+  void drain();
+  void finish(Transfer* transfer);
+  void detach(Block* block);
+  bool can_leave(const Block* block) const;
+  Block* victim() const;
+  void start_waiting_fetches();
+  void run_due_actions();
+  void anchor_locked(uint64_t key);
+  void unfollow_locked();
+
+  char* take_memory(Block* block);
+  void give_memory(Block* block);
+  void drop_extent(Block* block);
+  void bury(Block* block);
+  void count_use(Frame& frame, const Place& place);
+  std::string describe(const Block* block) const;
+  std::string describe_guard(const Block* block) const;
+  std::string over_budget(uint64_t nbytes) const;
+  uint64_t used() const { return used_ + static_cast<uint64_t>(std::max<int64_t>(0, small_.load())); }
+  void note_peak();
+  void notify();
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::atomic<bool> active_{false};
+  bool forked_ = false;
+  std::atomic<uint64_t> min_block_{16384};
+
+  std::unique_ptr<SpillSpace> spill_;
+  PagePool pages_;
+  uint64_t budget_ = ~uint64_t{0};
+  uint64_t used_ = 0;              // bytes of blocks that hold memory
+  std::atomic<int64_t> small_{0};  // bytes of allocations too small to be blocks
+  std::atomic<int64_t> small_peak_{0};
+  int64_t logical_ = 0;            // bytes of all live blocks, wherever they are
+  uint64_t leaving_ = 0;           // bytes that running writes will free
+  std::vector<Block*> blocks_;
+  std::unordered_map<uint64_t, size_t> place_of_block_;
+  uint64_t next_block_ = 1;
+  std::vector<Transfer*> done_;
+  uint64_t in_flight_ = 0;
+  std::string write_failure_;  // why the last write failed; empty after one that worked
+  uint64_t write_failures_ = 0;
+  uint64_t events_ = 0;        // grows with every change that a waiting thread may wait for
+  int waiters_ = 0;
+  int pinning_threads_ = 0;  // threads inside an op
+  int waiting_threads_ = 0;  // those of them that wait for memory
+
+  std::unordered_map<std::string, uint32_t> op_ids_;
+  std::vector<std::string> op_names_;
+
+  uint64_t op_counter_ = 0;
+  uint64_t iteration_ = 1;
+  std::atomic<bool> watching_{false};  // ops are recorded or followed
+  uint32_t last_backward_module_ = kNoModule;
+  std::unordered_map<uint64_t, uint32_t> occurrences_;
+  std::unique_ptr<Recording> recording_;
+  int64_t last_op_end_ns_ = 0;
+  int64_t last_op_stall_ns_ = 0;
+  std::unique_ptr<Schedule> schedule_;
+  std::vector<Block*> bound_;          // block of each storage of the trace
+  std::deque<uint64_t> fetch_queue_;   // blocks whose fetch is due and waits for memory
+  IterationStats stats_;
+  int64_t iteration_begin_ns_ = 0;
+
+ public:
+  // Part of end() that the template needs.
+  bool counts(const Frame& frame) const;
+  void end_locked(Frame& frame, const std::optional<Place>& place);
+  std::mutex& mutex() { return mutex_; }
+};
+
+template <class PlaceOf>
+void Engine::end(Frame& frame, PlaceOf&& place_of) {
+  std::optional<Place> place;
+  if (counts(frame)) place = place_of();
+  const std::lock_guard<std::mutex> lock(mutex_);
+  end_locked(frame, place);
+}
+
+// What identifies an op in a plan.
+uint32_t signature_of(uint32_t name, uint32_t module, Phase phase);
+// Anchor keys: what kind of place (see AnchorKind), and which module.
+enum AnchorKind : uint8_t { kForwardAnchor, kBackwardAnchor, kNoGradAnchor, kRecomputeAnchor, kOptimizerAnchor };
+constexpr uint64_t anchor_key(uint8_t kind, uint32_t module) { return (uint64_t{kind} << 32) | module; }
+
+}  // namespace teraio

@@ -1,0 +1,44 @@
+#include "guard.h"
+
+#include <utility>
+
+// PyTorch 2.11 has no public call that clears the access flag. An explicit instantiation may name private
+// members, which works on every version that has them.
+namespace {
+bool& access_flag(c10::StorageImpl& storage);
+void refresh_checks(c10::StorageImpl& storage);
+
+template <bool c10::StorageImpl::* Flag, void (c10::StorageImpl::* Refresh)()>
+struct Reach {
+  friend bool& access_flag(c10::StorageImpl& storage) { return storage.*Flag; }
+  friend void refresh_checks(c10::StorageImpl& storage) { (storage.*Refresh)(); }
+};
+template struct Reach<&c10::StorageImpl::throw_on_immutable_data_ptr_,
+                      &c10::StorageImpl::refresh_has_data_ptr_check>;
+}  // namespace
+
+namespace teraio::guard {
+
+void close(c10::StorageImpl& storage) {
+  access_flag(storage) = true;
+  refresh_checks(storage);
+}
+
+void open(c10::StorageImpl& storage) {
+  access_flag(storage) = false;
+  refresh_checks(storage);
+}
+
+void set_message(c10::StorageImpl& storage, std::string message) {
+  storage.get_extra_meta().custom_data_ptr_error_msg_ = std::move(message);
+}
+
+void set_memory(c10::StorageImpl& storage, void* memory) {
+  at::DataPtr& current = storage._mutable_data_ptr_no_checks();
+  const auto deleter = current.get_deleter();
+  const auto device = current.device();
+  void* owner = current.release_context();
+  current = at::DataPtr(memory, owner, deleter, device);
+}
+
+}  // namespace teraio::guard

@@ -1,0 +1,194 @@
+#include "observer.h"
+
+#include <ATen/SequenceNumber.h>
+#include <ATen/core/function_schema.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/record_function.h>
+#include <torch/csrc/autograd/function.h>
+
+#include <algorithm>
+#include <atomic>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "allocator.h"
+#include "engine.h"
+
+namespace teraio::observer {
+namespace {
+
+constexpr uint32_t kNoModule = ~uint32_t{0};
+
+// What an operator's schema says about its operands.
+struct OpInfo {
+  const char* name = nullptr;
+  uint32_t id = 0;
+  std::vector<bool> written;  // per argument
+  std::vector<bool> viewed;   // per argument: the result is another view of it, its data is not touched
+};
+
+// These write running statistics without saying so in their schema.
+bool writes_undeclared(std::string_view name) { return name.find("batch_norm") != std::string_view::npos; }
+
+OpInfo describe(const at::RecordFunction& op) {
+  OpInfo info;
+  info.name = op.name();
+  info.id = Engine::instance().intern(info.name);
+  const auto schema = op.operator_schema();
+  if (!schema) return info;
+  for (const auto& argument : schema->arguments()) {
+    const auto* alias = argument.alias_info();
+    info.written.push_back((alias != nullptr && alias->isWrite()) || writes_undeclared(info.name));
+    info.viewed.push_back(alias != nullptr && !alias->isWrite());
+  }
+  return info;
+}
+
+// Keyed by the address of the name: it is the operator's own, and lives as long as the operator.
+const OpInfo& info_of(const at::RecordFunction& op) {
+  static thread_local std::unordered_map<const void*, OpInfo> known;
+  const char* name = op.name();
+  auto found = known.find(name);
+  if (found == known.end()) found = known.emplace(name, describe(op)).first;
+  return found->second;
+}
+
+void add(std::vector<Operand>& operands, Frame& frame, const at::Tensor& tensor, bool data, bool write) {
+  if (!tensor.defined()) return;
+  if (!tensor.has_storage()) {
+    frame.opaque = frame.opaque || tensor.layout() != at::kStrided;
+    return;
+  }
+  c10::StorageImpl* storage = tensor.storage().unsafeGetStorageImpl();
+  if (Block* block = block_of(storage)) operands.push_back({block, storage, data, write});
+}
+
+void add(std::vector<Operand>& operands, Frame& frame, const c10::IValue& value, bool data, bool write) {
+  if (value.isTensor()) {
+    add(operands, frame, value.toTensor(), data, write);
+  } else if (value.isList()) {
+    for (const c10::IValue& element : value.toListRef()) add(operands, frame, element, data, write);
+  }
+}
+
+// Which module the backward ops belong to: the one whose forward made their node. Nodes are numbered as they are
+// made, so the numbers at which modules were entered and left tell them apart.
+struct ModuleMap {
+  struct Entry {
+    uint64_t sequence;
+    uint32_t module;
+  };
+  std::vector<uint32_t> stack;
+  std::vector<Entry> entries;
+
+  void note() {
+    const uint64_t sequence = at::sequence_number::peek();
+    const uint32_t module = stack.empty() ? kNoModule : stack.back();
+    if (!entries.empty() && entries.back().sequence == sequence) {
+      entries.back().module = module;
+    } else {
+      entries.push_back({sequence, module});
+    }
+  }
+  uint32_t module_of(uint64_t sequence) const {
+    const auto after = std::upper_bound(entries.begin(), entries.end(), sequence,
+                                        [](uint64_t s, const Entry& entry) { return s < entry.sequence; });
+    return after == entries.begin() ? kNoModule : std::prev(after)->module;
+  }
+};
+
+ModuleMap& modules() {
+  static thread_local ModuleMap map;
+  return map;
+}
+
+// Backward may run on threads of autograd's own; they read the map of the thread that ran the forward.
+std::atomic<ModuleMap*> forward_modules{nullptr};
+std::atomic<bool> in_optimizer{false};
+
+Place place_of_op() {
+  if (in_optimizer.load(std::memory_order_relaxed)) return {Phase::kOptimizer, kNoModule};
+  if (const auto node = torch::autograd::get_current_node()) {
+    const ModuleMap* map = forward_modules.load();
+    return {Phase::kBackward, map == nullptr ? kNoModule : map->module_of(node->sequence_nr())};
+  }
+  const auto& stack = modules().stack;
+  return stack.empty() ? Place{Phase::kOther, kNoModule} : Place{Phase::kForward, stack.back()};
+}
+
+std::unique_ptr<at::ObserverContext> on_start(const at::RecordFunction& op) {
+  Frame& frame = Engine::frame();
+  const OpInfo& info = info_of(op);
+  if (frame.depth++ == 0) {
+    frame.name = info.id;
+    if (!frame.training && torch::autograd::get_current_node()) frame.training = true;
+  }
+  static thread_local std::vector<Operand> operands;
+  operands.clear();
+  size_t argument = 0;
+  for (const c10::IValue& value : op.inputs()) {
+    const bool known = argument < info.written.size();
+    add(operands, frame, value, !known || !info.viewed[argument], known && info.written[argument]);
+    ++argument;
+  }
+  // A nested op without operands of ours changes nothing.
+  if (frame.depth == 1 || !operands.empty()) Engine::instance().begin(frame, operands);
+  return nullptr;
+}
+
+void on_end(const at::RecordFunction& /*op*/, at::ObserverContext* /*context*/) {
+  Frame& frame = Engine::frame();
+  if (--frame.depth == 0) Engine::instance().end(frame, place_of_op);
+}
+
+at::CallbackHandle handle = 0;
+bool enabled = false;
+
+}  // namespace
+
+void enable() {
+  if (enabled) return;
+  handle = at::addGlobalCallback(
+      at::RecordFunctionCallback(on_start, on_end).needsInputs(true).scopes({at::RecordScope::FUNCTION}));
+  enabled = true;
+}
+
+void disable() {
+  if (enabled) at::removeCallback(handle);
+  enabled = false;
+}
+
+void mark_training_thread() {
+  Engine::frame().training = true;
+  forward_modules = &modules();
+}
+
+void enter_module(uint32_t module) {
+  mark_training_thread();
+  modules().stack.push_back(module);
+  modules().note();
+  const bool in_backward = static_cast<bool>(torch::autograd::get_current_node());
+  const AnchorKind kind = in_backward                    ? kRecomputeAnchor
+                          : at::GradMode::is_enabled() ? kForwardAnchor
+                                                         : kNoGradAnchor;
+  Engine::instance().anchor(anchor_key(kind, module));
+}
+
+void exit_module() {
+  auto& map = modules();
+  if (!map.stack.empty()) map.stack.pop_back();
+  map.note();
+}
+
+void begin_optimizer() {
+  mark_training_thread();
+  in_optimizer = true;
+  Engine::instance().anchor(anchor_key(kOptimizerAnchor, 0));
+}
+
+void end_optimizer() { in_optimizer = false; }
+
+void end_iteration() { modules().entries.clear(); }
+
+}  // namespace teraio::observer

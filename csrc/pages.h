@@ -1,0 +1,39 @@
+// Memory for large CPU storages: page-aligned (so that O_DIRECT needs no copy), on huge pages where large.
+// In: sizes. Out: memory, kept for reuse after it is given back. Must not know: storages, budgets, files.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <map>
+
+namespace teraio {
+
+constexpr size_t kPage = 4096;
+constexpr size_t kHugePage = size_t{2} << 20;
+
+inline size_t round_up(size_t nbytes, size_t unit) { return (nbytes + unit - 1) / unit * unit; }
+
+// Not thread-safe: the engine calls it under its mutex.
+class PagePool {
+ public:
+  // `nbytes` is a multiple of kPage. Throws std::bad_alloc.
+  void* take(size_t nbytes);
+  void give(void* memory, size_t nbytes);
+
+  // Bytes given back and kept for reuse; they still count as memory of the process.
+  size_t cached() const { return cached_; }
+  // Returns at least `nbytes` of them to the system, or all there are.
+  void trim(size_t nbytes);
+
+ private:
+  struct Free {
+    char* memory;
+    uint64_t stamp;
+  };
+  std::multimap<size_t, Free> free_;
+  size_t cached_ = 0;
+  uint64_t clock_ = 0;
+
+  void keep(char* memory, size_t nbytes);
+};
+
+}  // namespace teraio

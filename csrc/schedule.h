@@ -1,0 +1,51 @@
+// The schedule: a plan in the form that ops can follow, and where in it the program is just now.
+// In: ops and anchors as they happen. Out: positions, and the actions due there. Must not know: blocks, I/O.
+#pragma once
+#include <cstdint>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+namespace teraio {
+
+class Schedule {
+ public:
+  struct Action {
+    int32_t storage;
+    bool fetch;  // else offload
+  };
+  // Columns as Python hands them over; offsets have one entry more than there are ops or storages.
+  std::vector<uint32_t> signatures;
+  std::vector<uint32_t> action_offsets;
+  std::vector<Action> actions;
+  std::vector<uint32_t> birth_offsets;
+  std::vector<int32_t> births;
+  std::vector<uint32_t> use_offsets;
+  std::vector<uint32_t> uses;
+  std::vector<int64_t> extents;  // spill offset per storage; -1: none planned
+  std::vector<bool> persistent;
+  std::unordered_map<uint64_t, std::vector<uint32_t>> anchors;  // key -> position per occurrence
+
+  uint32_t size() const { return static_cast<uint32_t>(signatures.size()); }
+
+  // The op that has just ended. Returns its position, or -1 if the plan doesn't know it here (drift).
+  // Actions of positions that were passed by unseen are due too: see due().
+  int64_t match(uint32_t signature);
+  // A place found again by name. Positions in between are passed by.
+  void jump(uint64_t key, uint32_t occurrence);
+  void restart();
+
+  // The next position whose actions are due, up to where the program is; -1 when there is none.
+  int64_t due();
+  // Ops from here to the storage's next use, counted cyclically for persistent storages; a large number
+  // when it isn't used again.
+  uint64_t distance(int32_t storage) const;
+  uint32_t position() const { return next_; }
+
+ private:
+  uint32_t next_ = 0;     // the op expected next
+  uint32_t fired_ = 0;    // actions of positions below this have been handed out
+  bool lost_ = false;
+};
+
+}  // namespace teraio

@@ -1,0 +1,117 @@
+// The spill space: one logical range of bytes, striped over one unlinked file per SSD folder, and the
+// threads that read and write it.
+// In: memory ranges and extents. Out: finished transfers. Must not know: storages, budgets, plans, Python.
+#pragma once
+#include <condition_variable>
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+namespace teraio {
+
+struct Extent {
+  uint64_t offset = 0;
+  uint64_t nbytes = 0;
+};
+
+// One memory range on its way to or from one extent. Whoever submits it owns it, the memory and the extent,
+// and keeps all three until `done` has been called for it.
+struct Transfer {
+  enum class Direction { kRead, kWrite };
+  Direction direction = Direction::kRead;
+  char* memory = nullptr;
+  Extent extent;
+  void* user = nullptr;
+
+  // Filled in by the spill space; read them after the transfer is done.
+  int error = 0;  // errno; 0 when all bytes were moved
+  std::string error_path;
+  uint64_t error_offset = 0;
+  size_t pieces_left = 0;
+};
+
+struct FolderSpeed {
+  double read_bytes_per_s = 0;
+  double write_bytes_per_s = 0;
+  double mixed_bytes_per_s = 0;
+  double latency_s = 0;
+};
+
+class SpillSpace {
+ public:
+  // `done` runs on an I/O thread, once per transfer.
+  explicit SpillSpace(std::function<void(Transfer*)> done);
+  ~SpillSpace();
+  SpillSpace(const SpillSpace&) = delete;
+  SpillSpace& operator=(const SpillSpace&) = delete;
+
+  // Opens a private, already unlinked file in the folder. Throws SpillError.
+  void add_folder(const std::string& path);
+  // True where the file's reads and writes bypass the page cache.
+  bool direct(size_t folder) const { return files_.at(folder).direct; }
+  // Runs reads and writes of `nbytes` over the folder's file. Throws SpillError. Call before start().
+  FolderSpeed measure(size_t folder, size_t nbytes);
+  // Stripes over the folders in proportion to `weights`, and starts the I/O threads.
+  void start(const std::vector<unsigned>& weights);
+  // Waits for transfers that run, drops those that have not begun, ends the threads, closes the files.
+  void stop();
+
+  // Reserves disk space for a logical range of `nbytes`; never shrinks. Throws SpillError.
+  void reserve(uint64_t nbytes);
+  uint64_t reserved() const { return reserved_; }
+
+  // Extents are not thread-safe: the engine calls these under its mutex. allocate() grows the space.
+  Extent allocate(uint64_t nbytes);
+  bool allocate_at(const Extent& extent);
+  void free(const Extent& extent);
+
+  void submit(Transfer* transfer, bool urgent);
+  // Moves what of it has not begun to the front of the queue.
+  void promote(Transfer* transfer);
+
+ private:
+  struct File {
+    int fd = -1;
+    std::string path;
+    bool direct = false;
+    uint64_t reserved = 0;
+  };
+  struct Piece {
+    Transfer* transfer;
+    size_t file;
+    uint64_t file_offset;
+    size_t memory_offset;
+    size_t nbytes;
+  };
+  struct Channel {
+    std::deque<Piece> queue;
+    std::condition_variable work;
+  };
+
+  void run(Channel& channel);
+  void move(const Piece& piece);
+  void reserve_file(File& file, uint64_t nbytes);
+  std::vector<Piece> pieces_of(Transfer* transfer) const;
+
+  std::function<void(Transfer*)> done_;
+  std::vector<File> files_;
+  std::vector<size_t> pattern_;        // file of each stripe unit, repeated
+  std::vector<uint64_t> unit_rank_;    // how many earlier units of the pattern lie in the same file
+  std::vector<uint64_t> pattern_units_;  // units of the pattern per file
+  uint64_t reserved_ = 0;
+  std::map<uint64_t, uint64_t> free_;  // offset -> nbytes, neighbours merged
+
+  std::mutex mutex_;
+  Channel reads_, writes_;
+  bool stopping_ = false;
+  std::vector<std::thread> threads_;
+};
+
+}  // namespace teraio
