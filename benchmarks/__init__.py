@@ -1,0 +1,1 @@
+"""Measurements: what teraio costs and gives, on work that any machine can repeat."""

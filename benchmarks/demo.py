@@ -1,0 +1,260 @@
+"""Trains one model without teraio and under shrinking memory budgets, and compares the runs.
+
+In: the command line. Out: a table, JSON on request; exit status 1 if a run gave other numbers than
+the plain one or held more memory than its budget. Must not know: torch; each run has its own
+process.
+
+``python -m benchmarks.demo [--params small|100m] [--dtype fp32|bf16] [--steps N] [--ssd DIR]``
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from benchmarks.job import SIZES, Job, Outcome
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARES = (70, 50, 35)
+# Above any machine's memory, so nothing moves and the counted peak is that of the program itself.
+NO_LIMIT = 1 << 46
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    job: Job
+    outcome: Outcome
+
+
+def run_job(job: Job, on_step: Callable[[], None]) -> Run:
+    """Runs ``job`` in a process of its own. Raises RuntimeError with its output if that fails."""
+    command = [sys.executable, "-m", "benchmarks.child", json.dumps(asdict(job))]
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
+        child = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True, encoding="utf-8"
+        )
+        outcome = _follow(child, on_step)
+        if child.wait() != 0 or outcome is None:
+            errors.seek(0)
+            raise RuntimeError(f"the run {job.name!r} failed:\n{errors.read()[-4000:]}")
+    return Run(job, outcome)
+
+
+def _follow(child: subprocess.Popen[str], on_step: Callable[[], None]) -> Outcome | None:
+    if child.stdout is None:
+        raise RuntimeError("the run has no output to follow")
+    outcome = None
+    for line in child.stdout:
+        message = json.loads(line) if line.startswith('{"') else {}
+        if "step" in message:
+            on_step()
+        if "outcome" in message:
+            outcome = _outcome(message["outcome"])
+    return outcome
+
+
+def _outcome(fields: dict[str, object]) -> Outcome:
+    tuples = {key: tuple(value) for key, value in fields.items() if isinstance(value, list)}
+    return Outcome(**{**fields, **tuples})  # type: ignore[arg-type]
+
+
+class Demo:
+    """The runs in the order in which they are made: plain first and last, as machines drift."""
+
+    def __init__(self, options: argparse.Namespace, progress: Progress) -> None:
+        self._options = options
+        self._progress = progress
+        total = options.steps * (len(SHARES) + 2) + min(options.steps, 4)
+        self._bar = progress.add_task("starting", total=total)
+
+    def _run(self, name: str, budget_bytes: int | None, steps: int) -> Run:
+        options = self._options
+        self._progress.update(self._bar, description=name)
+        job = Job(
+            name=name,
+            size=options.params,
+            dtype=options.dtype,
+            steps=steps,
+            threads=options.threads,
+            budget_bytes=budget_bytes,
+            ssd=tuple(options.ssd),
+        )
+        return run_job(job, lambda: self._progress.advance(self._bar))
+
+    def runs(self) -> tuple[list[Run], Run, list[Run]]:
+        """Plain runs, the run without a limit, and those under the budgets."""
+        steps = self._options.steps
+        before = self._run("plain", None, steps)
+        unlimited = self._run("no limit", NO_LIMIT, min(steps, 4))
+        peak = unlimited_peak(unlimited)
+        limited = [self._run(f"{share} %", peak * share // 100, steps) for share in SHARES]
+        after = self._run("plain", None, steps)
+        return [before, after], unlimited, limited
+
+
+def unlimited_peak(run: Run) -> int:
+    return max(run.outcome.peak_bytes or (0,))
+
+
+def step_seconds(outcome: Outcome) -> float:
+    """Median over the steps that ran under a plan, or after warming up; all if there is none."""
+    pairs = zip(outcome.seconds, outcome.planned, strict=True)
+    return statistics.median([s for s, planned in pairs if planned] or outcome.seconds)
+
+
+def run_median(values: tuple[float, ...] | None, outcome: Outcome) -> float | None:
+    if values is None:
+        return None
+    kept = [value for value, planned in zip(values, outcome.planned, strict=True) if planned]
+    return statistics.median(kept or values)
+
+
+def equal(run: Run, plain: Run) -> bool:
+    """Losses bit for bit over the steps that both made; the parameters where they made as many."""
+    ours, theirs = run.outcome, plain.outcome
+    if same_length(run, plain) and ours.parameters_sha256 != theirs.parameters_sha256:
+        return False
+    return all(a.hex() == b.hex() for a, b in zip(ours.losses, theirs.losses, strict=False))
+
+
+def within_budget(run: Run) -> bool:
+    budget = run.job.budget_bytes
+    return budget is None or unlimited_peak(run) <= budget
+
+
+def megabytes(nbytes: float | None) -> str:
+    return "" if nbytes is None else f"{nbytes / 1e6:,.0f}"
+
+
+def seconds(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def column(run: Run, plain: Run, step_s: float, ideal_s: float) -> dict[str, str]:
+    """One run as lines of the table."""
+    job, outcome = run.job, run.outcome
+    limited = job.budget_bytes is not None and job.budget_bytes < NO_LIMIT
+    drift = run_median(outcome.drift_ops, outcome)
+    return {
+        "budget, MB": megabytes(job.budget_bytes) if limited else "none",
+        "first loss": f"{outcome.losses[0]:.6f}",
+        f"loss at step {len(plain.outcome.losses)}": (
+            f"{outcome.losses[-1]:.6f}" if same_length(run, plain) else ""
+        ),
+        "equal to plain": "" if run is plain else "yes" if equal(run, plain) else "NO",
+        "peak counted, MB": megabytes(max(outcome.peak_bytes) if outcome.peak_bytes else None),
+        "RSS growth, MB": megabytes(outcome.rss_growth_bytes),
+        "s per step": seconds(step_s),
+        "of ideal speed": f"{ideal_s / step_s:.0%}",
+        "predicted, s": seconds(outcome.predicted_s) if limited else "",
+        "least possible, s": seconds(outcome.bound_s) if limited else "",
+        "stall, s": seconds(run_median(outcome.stall_s, outcome)),
+        "read, MB": megabytes(run_median(outcome.read_bytes, outcome)),
+        "written, MB": megabytes(run_median(outcome.written_bytes, outcome)),
+        "drift ops": "" if drift is None else f"{drift:.0f}",
+    }
+
+
+def table(plains: list[Run], unlimited: Run, limited: list[Run]) -> Table:
+    plain = plains[0]
+    ideal_s = ideal_seconds(plains)
+    others = [unlimited, *limited]
+    columns = [
+        column(plain, plain, ideal_s, ideal_s),
+        *(column(run, plain, step_seconds(run.outcome), ideal_s) for run in others),
+    ]
+    result = Table(title="One training run without teraio and under memory budgets")
+    result.add_column("per step", no_wrap=True)
+    for run in (plain, *others):
+        result.add_column(run.job.name, justify="right", no_wrap=True)
+    for line in columns[0]:
+        result.add_row(line, *(lines[line] for lines in columns))
+    return result
+
+
+def same_length(run: Run, other: Run) -> bool:
+    return len(run.outcome.losses) == len(other.outcome.losses)
+
+
+def ideal_seconds(plains: list[Run]) -> float:
+    return statistics.median(step_seconds(run.outcome) for run in plains)
+
+
+def failures(plains: list[Run], unlimited: Run, limited: list[Run]) -> list[str]:
+    others = [*plains[1:], unlimited, *limited]
+    wrong = [f"{run.job.name}: other numbers" for run in others if not equal(run, plains[0])]
+    over = [
+        f"{run.job.name}: peak of {unlimited_peak(run):,} bytes, budget {run.job.budget_bytes:,}"
+        for run in limited
+        if not within_budget(run)
+    ]
+    return wrong + over
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.demo", description=__doc__)
+    parser.add_argument("--params", choices=sorted(SIZES), default="100m")
+    parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--steps", type=int, default=8, help="per run; the first 2 are profiled")
+    parser.add_argument("--threads", type=int, default=min(os.cpu_count() or 1, 8))
+    parser.add_argument("--ssd", action="append", default=[], metavar="DIR", help="repeatable")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write all figures to this file")
+    options = parser.parse_args(arguments)
+    if options.steps < 4:
+        parser.error("--steps: at least 4, as the first 2 are profiled")
+    return options
+
+
+def write_json(path: Path, runs: list[Run]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps([asdict(run) for run in runs], indent=1) + "\n", encoding="utf-8")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=100)
+    columns = (
+        TextColumn("{task.description:>8}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("steps"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        plains, unlimited, limited = Demo(options, progress).runs()
+    runs = [*plains, unlimited, *limited]
+    if options.json:
+        write_json(options.json, runs)
+    size = SIZES[options.params]
+    console.print(
+        f"Llama-like model, {plains[0].outcome.parameters / 1e6:.1f} million parameters, "
+        f"{options.dtype}, AdamW, {size.batch} x {size.sequence} bytes of text per step, "
+        f"{options.threads} threads"
+    )
+    console.print(table(plains, unlimited, limited))
+    console.print(
+        f"Ideal speed: {ideal_seconds(plains):.3f} s per step, the median of both plain runs. "
+        "Times are medians over the steps that ran under the plan."
+    )
+    wrong = failures(plains, unlimited, limited)
+    for line in wrong:
+        console.print(f"FAILED  {line}")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
