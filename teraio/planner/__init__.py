@@ -1,0 +1,116 @@
+"""The planner: what leaves device memory when, and when it comes back.
+
+In: a Trace and a Hardware. Out: a Plan. Must not know: torch, files, the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from teraio.planner.bound import ideal_s, lower_bound_s
+from teraio.planner.extents import moves_with_extents
+from teraio.planner.feasibility import check_budget, least_budget
+from teraio.planner.greedy import Seconds, Tuning, choose
+from teraio.planner.memory import live_by_op, memory_by_op
+from teraio.planner.periods import Period, inactive_periods
+from teraio.planner.simulate import Simulation, Stall, simulate
+from teraio.planner.validate import validate
+from teraio.records import Hardware, Move, Plan, Trace
+
+__all__ = [
+    "Period",
+    "Simulation",
+    "Stall",
+    "inactive_periods",
+    "least_budget",
+    "live_by_op",
+    "lower_bound_s",
+    "memory_by_op",
+    "plan",
+    "simulate",
+    "validate",
+]
+
+# A plan this close to the bound is not worth another try.
+_GOOD_ENOUGH = 1.002
+_OPS_FOR_ALL_TRIES = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Try:
+    moves: tuple[Move, ...]
+    spill_bytes: int
+    simulation: Simulation
+
+
+def plan(trace: Trace, hardware: Hardware) -> Plan:
+    """The moves that keep ``trace`` within the budget of ``hardware`` at the least predicted time.
+
+    Raises BudgetError, naming the op, where no plan can meet the budget or the tiers are too small.
+    """
+    check_budget(trace, hardware.budget_bytes)
+    live = live_by_op(trace)
+    peak = int(live.max(initial=trace.base_bytes))
+    bound = lower_bound_s(trace, hardware)
+    best = _Try((), 0, simulate(trace, hardware, ()))
+    if peak > hardware.budget_bytes:
+        best = _best_try(trace, hardware, bound)
+    result = Plan(
+        budget_bytes=hardware.budget_bytes,
+        moves=best.moves,
+        unlimited_peak_bytes=peak,
+        peak_bytes=max(best.simulation.peak_bytes, trace.base_bytes),
+        ideal_s=ideal_s(trace),
+        bound_s=bound,
+        predicted_s=best.simulation.iteration_s,
+        spill_bytes=best.spill_bytes,
+        read_bytes=best.simulation.read_bytes,
+        written_bytes=best.simulation.written_bytes,
+    )
+    validate(trace, hardware, result)
+    return result
+
+
+def _best_try(trace: Trace, hardware: Hardware, bound: float) -> _Try:
+    best: _Try | None = None
+    for found in _tries(trace, hardware):
+        if best is None or found.simulation.iteration_s < best.simulation.iteration_s:
+            best = found
+        if best.simulation.iteration_s <= bound * _GOOD_ENOUGH:
+            break
+    assert best is not None
+    return best
+
+
+def _tries(trace: Trace, hardware: Hardware) -> Iterator[_Try]:
+    """Plans made in different ways, the most promising first."""
+    periods = inactive_periods(trace)
+    ideal = np.fromiter((op.duration_ns for op in trace.ops), np.float64, len(trace.ops)) * 1e-9
+
+    def attempt(op_s: Seconds, tuning: Tuning) -> _Try:
+        moves, spill_bytes = moves_with_extents(
+            trace, hardware, choose(trace, hardware, periods, op_s, tuning)
+        )
+        return _Try(moves, spill_bytes, simulate(trace, hardware, moves))
+
+    found = attempt(ideal, Tuning())
+    yield found
+    rounds = 3 if len(trace.ops) <= _OPS_FOR_ALL_TRIES else 1
+    for _ in range(rounds):
+        # While the device stalls the channels work on: plan again with the time they really have.
+        found = attempt(ideal + _stalled_s(found.simulation, len(ideal)), Tuning())
+        yield found
+    if rounds > 1:
+        yield attempt(ideal, Tuning(benefit_power=0.7))
+        yield attempt(ideal, Tuning(benefit_power=1.5))
+
+
+def _stalled_s(simulation: Simulation, n: int) -> Seconds:
+    """Seconds of stalls, each counted to the op before the one that waited."""
+    stalled = np.zeros(n)
+    for stall in simulation.stalls:
+        stalled[stall.op - 1] += stall.seconds
+    return stalled

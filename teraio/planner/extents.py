@@ -1,0 +1,178 @@
+"""Where on its tier each move keeps its copy.
+
+In: a Trace, choices, the tiers. Out: moves with extents, and the size of the spill space. Must not know:
+time, channels, budgets.
+
+A copy is needed from the op after which it is written to the op before which it was last read; two copies
+may share an extent if they are not needed at once. Each tier has its own space, counted from 0.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from teraio.planner.greedy import Choice, aligned
+from teraio.planner.periods import Period, age, writers
+from teraio.records import Extent, Hardware, Move, Trace
+
+
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """A copy on a tier: needed after op ``start`` until op ``end``, both counted past the last op.
+
+    ``choices`` are the indices of the choices that use it. ``always``: needed at all times.
+    """
+
+    storage: int
+    nbytes: int
+    start: int
+    end: int
+    always: bool
+    choices: tuple[int, ...]
+
+
+def moves_with_extents(
+    trace: Trace, hardware: Hardware, choices: Sequence[Choice]
+) -> tuple[tuple[Move, ...], int]:
+    """The moves of ``choices`` in the order in which they leave, and the bytes of spill space."""
+    n = len(trace.ops)
+    extents: dict[int, Extent] = {}
+    spill_bytes = 0
+    for tier in hardware.tiers:
+        here = [i for i, choice in enumerate(choices) if choice.tier == tier.name]
+        copies = _copies(trace, choices, here)
+        offsets = _pack(copies, n)
+        if _size(copies, offsets) > tier.capacity_bytes:
+            offsets = _one_place_each(copies)
+        spill_bytes = max(spill_bytes, _size(copies, offsets))
+        for copy, offset in zip(copies, offsets, strict=True):
+            for index in copy.choices:
+                extents[index] = Extent(offset=offset, nbytes=copy.nbytes)
+    writing = writers((choice.period for choice in choices), n)
+    moves = [
+        _move(choice, extents[i], choice.period in writing, n) for i, choice in enumerate(choices)
+    ]
+    moves.sort(key=lambda move: (move.offload_after, move.storage))
+    return tuple(moves), spill_bytes
+
+
+def _move(choice: Choice, extent: Extent, write: bool, n: int) -> Move:
+    period = choice.period
+    comes_back = period.before is not None
+    return Move(
+        storage=period.storage,
+        tier=choice.tier,
+        extent=extent,
+        write=write,
+        offload_after=period.after,
+        gone_before=choice.first % n,
+        fetch_after=(choice.first + choice.length - 1) % n if comes_back else None,
+        needed_by=period.before,
+    )
+
+
+def _copies(trace: Trace, choices: Sequence[Choice], here: Sequence[int]) -> list[_Copy]:
+    """Choices grouped by the copy that they share."""
+    n = len(trace.ops)
+    groups: dict[tuple[int, int | None], list[int]] = {}
+    for index in here:
+        period = choices[index].period
+        groups.setdefault((period.storage, period.written_at), []).append(index)
+    return [
+        _copy(trace, storage, written_at is None, members, choices, n)
+        for (storage, written_at), members in groups.items()
+    ]
+
+
+def _copy(
+    trace: Trace, storage: int, always: bool, members: list[int], choices: Sequence[Choice], n: int
+) -> _Copy:
+    periods: list[Period] = [choices[index].period for index in members]
+    nbytes = aligned(trace.storages[storage].nbytes)
+    if always:
+        return _Copy(storage, nbytes, 0, n, True, tuple(members))
+    periods.sort(key=lambda period: age(period, n))
+    start, last = periods[0].after, periods[-1]
+    end = start + age(last, n) - age(periods[0], n) + last.length + 1
+    return _Copy(storage, nbytes, start, end, end - start >= n, tuple(members))
+
+
+def _size(copies: Sequence[_Copy], offsets: Sequence[int]) -> int:
+    return max((at + copy.nbytes for copy, at in zip(copies, offsets, strict=True)), default=0)
+
+
+def _one_place_each(copies: Sequence[_Copy]) -> list[int]:
+    """An extent for every storage, shared with nothing: the space that the choices counted on."""
+    places: dict[int, int] = {}
+    top = 0
+    for copy in copies:
+        if copy.storage not in places:
+            places[copy.storage] = top
+            top += copy.nbytes
+    return [places[copy.storage] for copy in copies]
+
+
+def _pack(copies: Sequence[_Copy], n: int) -> list[int]:
+    """Offsets of the copies; those needed across the end of the iteration share with nothing."""
+    offsets = [0] * len(copies)
+    top = 0
+    inside = []
+    for index, copy in enumerate(copies):
+        if copy.always or copy.end >= n:
+            offsets[index] = top
+            top += copy.nbytes
+        else:
+            inside.append(index)
+    space = _FreeSpace(top)
+    events = [(copies[i].end, 0, i) for i in inside] + [(copies[i].start, 1, i) for i in inside]
+    for _, starts, index in sorted(events):
+        if starts:
+            offsets[index] = space.take(copies[index].nbytes)
+        else:
+            space.give_back(offsets[index], copies[index].nbytes)
+    return offsets
+
+
+class _FreeSpace:
+    """Best fit over the holes below ``top``, which grows where no hole fits."""
+
+    def __init__(self, top: int) -> None:
+        self._top = top
+        self._holes: list[tuple[int, int]] = []
+        self._by_start: dict[int, int] = {}
+        self._by_end: dict[int, int] = {}
+
+    def take(self, nbytes: int) -> int:
+        found = bisect_left(self._holes, (nbytes, 0))
+        if found == len(self._holes):
+            offset = self._top
+            self._top += nbytes
+            return offset
+        size, offset = self._holes[found]
+        self._close(offset, size)
+        if size > nbytes:
+            self._open(offset + nbytes, size - nbytes)
+        return offset
+
+    def give_back(self, offset: int, nbytes: int) -> None:
+        after = self._by_start.get(offset + nbytes)
+        if after is not None:
+            self._close(offset + nbytes, after)
+            nbytes += after
+        before = self._by_end.get(offset)
+        if before is not None:
+            self._close(offset - before, before)
+            offset, nbytes = offset - before, nbytes + before
+        self._open(offset, nbytes)
+
+    def _open(self, offset: int, nbytes: int) -> None:
+        insort(self._holes, (nbytes, offset))
+        self._by_start[offset] = nbytes
+        self._by_end[offset + nbytes] = nbytes
+
+    def _close(self, offset: int, nbytes: int) -> None:
+        del self._holes[bisect_left(self._holes, (nbytes, offset))]
+        del self._by_start[offset]
+        del self._by_end[offset + nbytes]
