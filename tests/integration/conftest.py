@@ -1,0 +1,30 @@
+"""What all integration tests share: a spill folder on a real file system, and a fixed thread count.
+
+In: $TERAIO_SSD or the build folder. Out: fixtures. Must not know: single tests.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _same_threads_everywhere() -> None:
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def spill() -> Iterator[str]:
+    """One folder for spill files; not under /tmp, which is a tmpfs on many machines."""
+    base = Path(os.environ.get("TERAIO_SSD", ROOT / "build" / "spill"))
+    base.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=base) as folder:
+        yield folder
