@@ -242,7 +242,8 @@ void Engine::link(Block* block, c10::StorageImpl* storage) {
 
 void Engine::mark_written(Block* block) {
   ++block->version;
-  drop_extent(block);
+  // While the block is away its extent holds the only copy; it goes once the data is in memory and changed.
+  if (block->memory != nullptr) drop_extent(block);
 }
 
 void Engine::pin(Frame& f, const Operand& operand) {

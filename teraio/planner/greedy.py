@@ -282,9 +282,10 @@ def choose(
     large = [p for p in periods if trace.storages[p.storage].nbytes >= _SMALL_BYTES]
     left = selection.cover(memory, large, in_time=True)
     planned = {p: selection.grid_span(c) for p, c in selection.chosen.items()}
-    if left.max() > 0:
+    in_time = bool(left.max() <= 0)
+    if not in_time:
         _force(trace, hardware, selection, memory, (large, periods))
-    timing = _Timing(trace, hardware, memory, op_s, selection, planned)
+    timing = _Timing(trace, hardware, memory, op_s, selection, planned, in_time)
     timing.drop_needless()
     timing.share_out_room(tuning.slack)
     return timing.choices(periods)
@@ -333,13 +334,14 @@ class _Timing:
         op_s: Seconds,
         selection: _Selection,
         planned: dict[Period, tuple[int, int]],
+        in_time: bool,
     ) -> None:
         self._n, self._budget = len(trace.ops), hardware.budget_bytes
         self._nbytes = {p: trace.storages[p.storage].nbytes for p in selection.chosen}
         self._tier = {tier.name: tier for tier in hardware.tiers}
         self._name = {p: selection.tier_name(p) for p in selection.chosen}
         self._clock = np.concatenate(([0.0], np.cumsum(np.tile(op_s, 2))))
-        self._in_time = len(planned) == len(selection.chosen)
+        self._in_time = in_time
         self._planned = planned
         self._away = {
             p: planned[p] if self._in_time else (p.after + 1, p.after + 1 + p.length)
