@@ -3,14 +3,14 @@
 In: a Trace, a Hardware. Out: seconds. Must not know: any plan.
 
 [Note: why these are bounds]
-Take any stretch of consecutive ops. The data that it uses and that existed before must be in memory when
-it starts, which holds for at most the budget, or be read during it. The data that it changes and that is
-needed later must be in memory when it ends, or be written during it. So a stretch lasts at least as long
-as reading (bytes used - budget) and writing (bytes changed - budget) takes, and never less than its ops.
-Stretches that share no op add up. One stretch may be a whole iteration that starts anywhere. All tiers
-work together, so the choice of tier does not matter.
-Data that is carried into the next iteration under another name, and persistent data that is never used,
-is left out, which can only lower the bound.
+Take any stretch of consecutive ops. The data that it uses and that existed before must be in memory
+when it starts, which holds for at most the budget, or be read during it. The data that it changes
+and that is needed later must be in memory when it ends, or be written during it. So a stretch lasts
+at least as long as reading (bytes used - budget) and writing (bytes changed - budget) takes, and
+never less than its ops. Stretches that share no op add up. One stretch may be a whole iteration
+that starts anywhere. All tiers work together, so the choice of tier does not matter. Data that is
+carried into the next iteration under another name, and persistent data that is never used, is left
+out, which can only lower the bound.
 """
 
 from __future__ import annotations
@@ -51,15 +51,17 @@ class _Rates:
         ]
 
     def seconds(self, read_bytes: _Floats, written_bytes: _Floats) -> _Floats:
-        times: list[_Floats] = [w * written_bytes + r * read_bytes for w, r in self._cuts]
-        return np.maximum.reduce(times)
+        least = np.zeros(len(read_bytes))
+        for w, r in self._cuts:
+            least = np.maximum(least, w * written_bytes + r * read_bytes)
+        return least
 
 
 @dataclass(frozen=True, slots=True)
 class _Uses:
     """Every use of every storage in two iterations in a row, sorted by op.
 
-    ``born`` is the op that makes the data (-1: it is always there), ``last`` the op that uses it last.
+    ``born`` is the op that makes the data (-1: it is always there), ``last`` its last use.
     """
 
     op: _Ints
@@ -118,13 +120,11 @@ def _uses(trace: Trace) -> _Uses:
                 born = shift
             last = 3 * n if storage.persistent else storage.uses[-1] + shift if storage.uses else 0
             rows.extend(
-                (op + shift, item, op in changed, born, last, storage.nbytes)
-                for op in storage.uses
+                (op + shift, item, op in changed, born, last, storage.nbytes) for op in storage.uses
             )
     rows.sort()
     table = np.array(rows, dtype=np.int64).reshape(-1, 6)
-    op, item, written, born, last, nbytes = table.T
-    return _Uses(op, item, written.astype(np.bool_), born, last, nbytes)
+    return _Uses(table[:, 0], table[:, 1], table[:, 2] != 0, table[:, 3], table[:, 4], table[:, 5])
 
 
 def _excess(nbytes: _Ints, room: int) -> _Floats:
@@ -140,7 +140,7 @@ def _bytes_read(uses: _Uses, start: int, ends: _Ints) -> _Ints:
 
 
 def _bytes_written(uses: _Uses, start: int, ends: _Ints) -> _Ints:
-    """Bytes changed from ``start`` to before each of ``ends`` that are still live and used later."""
+    """Bytes changed from ``start`` to before each of ``ends`` that are used later."""
     pick = (uses.op >= start) & uses.written
     ops, storages, last = uses.op[pick], uses.storage[pick], uses.last[pick]
     _, firsts = np.unique(storages, return_index=True)

@@ -1,11 +1,11 @@
 """The time that channels have left while the ops run.
 
-In: seconds per cell (a cell is one op or some ops in a row) and a Tier. Out: reservations of channel time
-in cells. Must not know: memory, storages, moves.
+In: seconds per cell (a cell is one op or some ops in a row) and a Tier. Out: reservations of
+channel time in cells. Must not know: memory, storages, moves.
 
-Cells are cyclic and counted on past the last one. Reading slows writing down and the other way round:
-with ``u`` seconds of writing and ``v`` of reading in a cell, each as if alone, both ``u + slowing * v`` and
-``v + slowing * u`` fit into the cell.
+Cells are cyclic and counted on past the last one. Reading slows writing down and the other way
+round: with ``u`` seconds of writing and ``v`` of reading in a cell, each as if alone, both ``u +
+slowing * v`` and ``v + slowing * u`` fit into the cell.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ class ChannelTime:
 
     def find(
         self, direction: Direction, start: int, most_cells: int, seconds: float
-    ) -> Reservation | None:
+    ) -> Reservation:
         """The nearest free time: from ``start`` onwards for a write, backwards for a read.
 
-        None if ``most_cells`` cells do not hold ``seconds``.
+        Empty if ``most_cells`` cells do not hold ``seconds``.
         """
         step = 1 if direction == "write" else -1
         n, skip = len(self._cell_s), self._skip[direction]
@@ -64,7 +64,7 @@ class ChannelTime:
                 if seconds <= _LEAST_S:
                     return found
             at += 1
-        return None
+        return []
 
     def reserve(self, direction: Direction, reservation: Reservation) -> None:
         """Take what ``find`` found."""
@@ -84,7 +84,7 @@ class ChannelTime:
         return min(free, (room - other) / slowing - own) if slowing else free
 
     def _jump(self, direction: Direction, cell: int, step: int) -> int:
-        """Cells from a full one to the next that may have time; shortens the way for later calls."""
+        """Cells from a full one to the next with time; shortens the way for later calls."""
         n, skip = len(self._cell_s), self._skip[direction]
         far = 0
         path = []

@@ -1,10 +1,11 @@
 """Where on its tier each move keeps its copy.
 
-In: a Trace, choices, the tiers. Out: moves with extents, and the size of the spill space. Must not know:
-time, channels, budgets.
+In: a Trace, choices, the tiers. Out: moves with extents, and the size of the spill space. Must not
+know: time, channels, budgets.
 
-A copy is needed from the op after which it is written to the op before which it was last read; two copies
-may share an extent if they are not needed at once. Each tier has its own space, counted from 0.
+A copy is needed from the op after which it is written to the op before which it was last read; two
+copies may share an extent if they are not needed at once. Each tier has its own space, counted from
+0.
 """
 
 from __future__ import annotations

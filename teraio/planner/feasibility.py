@@ -38,7 +38,7 @@ def check_budget(trace: Trace, budget_bytes: int) -> None:
     index = int(by_op.argmax())
     op, nbytes = trace.ops[index], int(by_op[index])
     raise BudgetError(
-        f"op {index} ({op.name} in {op.module or 'the model'}) needs {nbytes} bytes of memory at once, "
-        f"more than the budget of {budget_bytes} bytes; the least budget for this iteration is "
-        f"{nbytes} bytes"
+        f"op {index} ({op.name} in {op.module or 'the model'}) needs {nbytes} bytes of memory "
+        f"at once, more than the budget of {budget_bytes} bytes; the least "
+        f"budget for this iteration is {nbytes} bytes"
     )

@@ -1,14 +1,14 @@
 """Which periods to use, and when to leave and come back in them.
 
-In: a Trace, a Hardware, the time that channels have at each op. Out: choices, which become moves. Must not
-know: extents, the simulator, files.
+In: a Trace, a Hardware, the time that channels have at each op. Out: choices, which become moves.
+Must not know: extents, the simulator, files.
 
-The method is TERAIO's Algorithm 1: while memory exceeds the budget, take the period with the most benefit
-per cost. Benefit is the integral over time of what the period takes off the excess, cost is the time on the
-channels. It runs on at most ``_CELLS`` cells of ops in a row, counting for each the op that needs most, so a
-plan that fits by cell fits by op. What the channels can't carry in time is then chosen regardless of them:
-the budget always holds, and time suffers instead. At last every move gives back the memory that the
-budget leaves it, as slack for its write and its read.
+The method is TERAIO's Algorithm 1: while memory exceeds the budget, take the period with the most
+benefit per cost. Benefit is the integral over time of what the period takes off the excess, cost is
+the time on the channels. It runs on at most ``_CELLS`` cells of ops in a row, counting for each the
+op that needs most, so a plan that fits by cell fits by op. What the channels can't carry in time is
+then chosen regardless of them: the budget always holds, and time suffers instead. At last every
+move gives back the memory that the budget leaves it, as slack for its write and its read.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from teraio.records import Hardware, Trace
 
 _CELLS = 4096
 _SMALL_BYTES = 64 << 10
-_CLOSE = 0.99
+_CLOSE = 0.9
 _ALIGNMENT = 4096
 
 Seconds = npt.NDArray[np.float64]
@@ -36,7 +36,10 @@ Seconds = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """One period in use: memory is free during ``length`` ops from ``first`` on (counted past N - 1)."""
+    """One period in use: memory is free during ``length`` ops from ``first`` on.
+
+    ``first`` may be past the last op: then it lies in the next iteration.
+    """
 
     period: Period
     tier: str
@@ -87,7 +90,7 @@ class _Grid:
 
 @dataclass(slots=True)
 class _Candidate:
-    """A period that may be taken, as the last look at it found it; cells are counted past the last."""
+    """A period that may be taken, as the last look at it found it; cells count on past the last."""
 
     period: Period
     tier: int
@@ -128,11 +131,11 @@ class _Selection:
         self._weight /= self._weight.sum()
 
     def cover(self, memory: Bytes, periods: Iterable[Period], in_time: bool) -> Bytes:
-        """Take periods while memory by op exceeds the budget; returns what is left of the excess by cell.
+        """Take periods while memory by op exceeds the budget; returns the excess left by cell.
 
         ``in_time``: only as far as the channels can carry the data while it is not needed.
         """
-        excess = self.grid.tops(memory).astype(np.float64) - self._hardware.budget_bytes
+        excess = self.grid.tops(memory) - self._hardware.budget_bytes
         heap = self._first_look(excess, periods)
         siblings: dict[_Copy, list[tuple[int, Period]]] = {}
         for _, order, period in heap:
@@ -154,10 +157,10 @@ class _Selection:
                 for item, other in siblings[_copy(period)]:
                     if other not in self.chosen:
                         heapq.heappush(heap, (-float("inf"), item, other))
-        return excess.astype(np.int64)
+        return excess
 
     def _first_look(
-        self, excess: Seconds, periods: Iterable[Period]
+        self, excess: Bytes, periods: Iterable[Period]
     ) -> list[tuple[float, int, Period]]:
         """A heap of periods by a value that each of them can't exceed."""
         over = np.maximum(excess, 0.0)
@@ -171,9 +174,7 @@ class _Selection:
                 continue
             nbytes = self._trace.storages[period.storage].nbytes
             most = min(nbytes * (time[low + length] - time[low]), area[low + length] - area[low])
-            least = min(
-                self._cost(period, nbytes, channel) for channel in self._channels
-            )
+            least = min(self._cost(period, nbytes, channel) for channel in self._channels)
             heap.append((-self._value(float(most), least), order, period))
         heapq.heapify(heap)
         return heap
@@ -194,7 +195,7 @@ class _Selection:
         n = self.grid.n
         return writer is None or age(period, n) < age(writer, n)
 
-    def _look(self, period: Period, excess: Seconds, in_time: bool) -> _Candidate | None:
+    def _look(self, period: Period, excess: Bytes, in_time: bool) -> _Candidate | None:
         """The period on the tier where it is worth most now; None where it is worth nothing."""
         best: _Candidate | None = None
         for tier in self._tiers_for(period.storage):
@@ -210,22 +211,22 @@ class _Selection:
         return [tier for tier, room in enumerate(self._room) if nbytes <= room]
 
     def _look_at(
-        self, period: Period, tier: int, excess: Seconds, in_time: bool
+        self, period: Period, tier: int, excess: Bytes, in_time: bool
     ) -> _Candidate | None:
         nbytes = self._trace.storages[period.storage].nbytes
         channel = self._channels[tier]
         low, length = self.grid.inside(period.after + 1, period.length)
         end = low + length
-        write: Reservation | None = []
-        read: Reservation | None = []
+        write: Reservation = []
+        read: Reservation = []
         if in_time and self._must_write(period):
             write = channel.find("write", low, length, channel.write_s(nbytes))
-            if write is None:
+            if not write:
                 return None
             low = write[-1][0] + 1
         if in_time and period.before is not None:
             read = channel.find("read", end - 1, end - low, channel.read_s(nbytes))
-            if read is None:
+            if not read:
                 return None
             end = read[-1][0]
         benefit = self._benefit(excess, low, end - low, nbytes)
@@ -234,13 +235,14 @@ class _Selection:
         value = self._value(benefit, self._cost(period, nbytes, channel))
         return _Candidate(period, tier, low, end - low, value, write, read)
 
-    def _benefit(self, excess: Seconds, low: int, length: int, nbytes: int) -> float:
-        return sum(
-            float(np.dot(np.clip(excess[a:b], 0.0, nbytes), self._weight[a:b]))
-            for a, b in pieces(low, length, self.grid.count)
-        )
+    def _benefit(self, excess: Bytes, low: int, length: int, nbytes: int) -> float:
+        benefit = 0.0
+        for a, b in pieces(low, length, self.grid.count):
+            reduction = np.minimum(np.maximum(excess[a:b], 0), nbytes)
+            benefit += float(reduction.dot(self._weight[a:b]))
+        return benefit
 
-    def _take(self, candidate: _Candidate, excess: Seconds) -> None:
+    def _take(self, candidate: _Candidate, excess: Bytes) -> None:
         period, tier = candidate.period, candidate.tier
         nbytes = self._trace.storages[period.storage].nbytes
         if period.storage not in self._tier_of:
@@ -318,8 +320,9 @@ def _force(
     if left_by_op().max() > hardware.budget_bytes:
         tiers = ", ".join(f"{tier.name} {tier.capacity_bytes}" for tier in hardware.tiers)
         raise BudgetError(
-            f"the tiers have too little capacity ({tiers or 'there are none'}, in bytes) to keep memory "
-            f"within {hardware.budget_bytes} bytes: give a larger budget or more room to move to"
+            f"the tiers have too little capacity ({tiers or 'there are none'}, in bytes) to "
+            f"keep memory within {hardware.budget_bytes} bytes: "
+            "give a larger budget or more room to move to"
         )
 
 
@@ -371,11 +374,11 @@ class _Timing:
         iteration_s = float(self._clock[self._n])
         for part in (0.0, *slack):
             extra_s = part * iteration_s
-            for period, (low, end) in wanted.items():
+            for period, (_, end) in wanted.items():
                 if period.before is not None:
                     latest = int(np.searchsorted(self._clock, self._clock[end] - extra_s, "right"))
                     self._come_back_at(period, latest - 1)
-            for period, (low, end) in wanted.items():
+            for period, (low, _) in wanted.items():
                 self._be_gone_at(
                     period, int(np.searchsorted(self._clock, self._clock[low] + extra_s, "left"))
                 )
@@ -389,9 +392,10 @@ class _Timing:
             tier, nbytes = self._tier[self._name[period]], self._nbytes[period]
             if period in writing:
                 done_s = self._clock[period.after + 1] + nbytes / tier.write_bytes_per_s
-                low = max(low, int(np.searchsorted(self._clock, done_s, "left")))
+                low = min(max(low, int(np.searchsorted(self._clock, done_s, "left"))), end - 1)
             if period.before is not None:
-                start_s = self._clock[period.after + 1 + period.length] - nbytes / tier.read_bytes_per_s
+                due_s = self._clock[period.after + 1 + period.length]
+                start_s = due_s - nbytes / tier.read_bytes_per_s
                 end = min(end, int(np.searchsorted(self._clock, start_s, "right")) - 1)
             wanted[period] = low, end
         return wanted

@@ -1,9 +1,10 @@
 """How much memory an iteration holds at each op.
 
-In: a Trace and moves, or an array of bytes by op. Out: numpy arrays of bytes by op, and a profile that
-answers range questions quickly. Must not know: time, channels, how moves are chosen.
+In: a Trace and moves, or an array of bytes by op. Out: numpy arrays of bytes by op, and a profile
+that answers range questions quickly. Must not know: time, channels, how moves are chosen.
 
-Ranges of ops are cyclic: a first op and a length, which may run past the last op into the next iteration.
+Ranges of ops are cyclic: a first op and a length, which may run past the last op into the next
+iteration.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ def live_by_op(trace: Trace) -> Bytes:
 def carried_twins(trace: Trace) -> dict[int, int]:
     """Pairs of storages that are one piece of memory, carried over the end of the iteration.
 
-    The first is born in the iteration and outlives it, the second exists when it starts and is freed.
-    They are known by equal name, kind and size; where counts differ, nothing is paired.
+    The first is born in the iteration and outlives it, the second exists when it starts and is
+    freed. They are known by equal name, kind and size; where counts differ, nothing is paired.
     """
     ending: dict[tuple[str, str, int], list[int]] = {}
     starting: dict[tuple[str, str, int], list[int]] = {}
@@ -64,14 +65,14 @@ def carried_twins(trace: Trace) -> dict[int, int]:
 
 
 def tail_end(storage: Storage, twin: Storage | None, n: int) -> int:
-    """Last op, counted past ``n`` into the next iteration, at which an unused storage is still live."""
+    """Last op at which a storage not used again is live; past ``n - 1`` in the next iteration."""
     if storage.death is not None:
         return storage.death
     return n - 1 if twin is None or twin.death is None else n + twin.death
 
 
 def memory_by_op(trace: Trace, moves: Iterable[Move]) -> Bytes:
-    """Bytes in memory during each op, in the order in which ops are issued, with ``moves`` carried out."""
+    """Bytes in memory during each op, in the order of issue, with ``moves`` carried out."""
     n = len(trace.ops)
     memory = live_by_op(trace)
     twins = carried_twins(trace)
@@ -149,7 +150,7 @@ class Profile:
         return max(best, int(self._tops[first + 1 : last].max())) if last > first + 1 else best
 
     def room_ahead(self, first: int, length: int, most: int) -> int:
-        """How many ops at the start of a range hold at most ``most`` bytes each, without a break."""
+        """How many ops in a row hold at most ``most`` bytes each, from the start of a range."""
         found = 0
         for low, high in pieces(first, length, self.n):
             stop = self._first_above(low, high, most)
@@ -159,7 +160,7 @@ class Profile:
         return found
 
     def room_behind(self, first: int, length: int, most: int) -> int:
-        """How many ops at the end of a range hold at most ``most`` bytes each, without a break."""
+        """How many ops in a row hold at most ``most`` bytes each, up to the end of a range."""
         found = 0
         for low, high in reversed(list(pieces(first, length, self.n))):
             start = self._last_above(low, high, most) + 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from teraio.planner.memory import carried_twins, tail_end
 from teraio.records import Storage, Trace
@@ -18,12 +19,13 @@ BEFORE_THE_ITERATION = -1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Period:
-    """One storage may be away during the ``length`` ops that follow op ``after``, counted cyclically.
+    """One storage may be away during the ``length`` ops that follow op ``after``, cyclically.
 
     ``before`` is the op that uses it next; None if it is freed, or never used, instead.
     ``written_at`` is the op that last wrote the data (-1: written before the iteration); moves of a
-    storage in periods with the same ``written_at`` share one copy, so only the first of them writes.
-    It is None if nothing ever writes the storage: then one copy stays valid for all iterations.
+    storage in periods with the same ``written_at`` share one copy, so only the first of them
+    writes. It is None if nothing ever writes the storage: then one copy stays valid for all
+    iterations.
     """
 
     storage: int
@@ -60,7 +62,7 @@ def writers(periods: Iterable[Period], n: int) -> frozenset[Period]:
 
 
 def age(period: Period, n: int) -> int:
-    """Ops from the write of the data to the start of a period; the least of a copy's moves writes it."""
+    """Ops from the write of the data to the start of the period; the youngest one writes."""
     assert period.written_at is not None
     return (period.after - period.written_at) % n if period.written_at >= 0 else period.after
 
@@ -69,7 +71,7 @@ def _cyclic_periods(index: int, storage: Storage, n: int) -> Iterator[Period]:
     if not storage.uses:
         yield Period(storage=index, after=n - 1, before=None, length=n, written_at=None)
         return
-    for after, before in _pairs((*storage.uses, storage.uses[0])):
+    for after, before in pairwise((*storage.uses, storage.uses[0])):
         length = (before - after - 1) % n
         if length:
             written_at = _last_at(storage.writes, after, storage.writes[-1:])
@@ -83,7 +85,7 @@ def _linear_periods(index: int, storage: Storage, twin: Storage | None, n: int) 
     if not events:
         return
     writes = _events(storage.birth, storage.writes)
-    for after, before in _pairs(events):
+    for after, before in pairwise(events):
         if before - after > 1:
             yield Period(
                 storage=index,
@@ -96,17 +98,11 @@ def _linear_periods(index: int, storage: Storage, twin: Storage | None, n: int) 
     length = tail_end(storage, twin, n) - last
     if 0 < length <= n and not (twin and twin.uses):
         written_at = _last_at(writes, last, (BEFORE_THE_ITERATION,))
-        yield Period(
-            storage=index, after=last, before=None, length=length, written_at=written_at
-        )
+        yield Period(storage=index, after=last, before=None, length=length, written_at=written_at)
 
 
 def _events(birth: int | None, ops: Sequence[int]) -> tuple[int, ...]:
     return tuple(ops) if birth is None or birth in ops[:1] else (birth, *ops)
-
-
-def _pairs(ops: Sequence[int]) -> Iterator[tuple[int, int]]:
-    return zip(ops, ops[1:], strict=False)
 
 
 def _last_at(writes: Sequence[int], op: int, otherwise: Sequence[int]) -> int | None:

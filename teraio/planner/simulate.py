@@ -35,7 +35,7 @@ class Stall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Simulation:
-    """One iteration of the steady state; ``stalls`` are ordered from the longest to the shortest."""
+    """One iteration of the steady state; the longest of ``stalls`` comes first."""
 
     iteration_s: float
     stall_s: float

@@ -1,7 +1,8 @@
 """The rules of a plan, checked from scratch.
 
-In: a Trace, a Hardware, a Plan. Out: nothing, or a PlanError. Must not know: any other module of the
-planner; what it needs it derives again, slowly and plainly, so that an error there is seen here.
+In: a Trace, a Hardware, a Plan. Out: nothing, or a PlanError. Must not know: any other module of
+the planner; what it needs it derives again, slowly and plainly, so that an error there is seen
+here.
 """
 
 from __future__ import annotations
@@ -20,16 +21,15 @@ _ALIGNMENT = 4096
 
 @dataclass(frozen=True, slots=True)
 class _Away:
-    """A move in ops counted on past the last one: ``left`` < ``gone`` <= ``back``, ``back`` excluded.
+    """A move in ops counted on past the last one: away from ``gone`` until before ``back``.
 
-    ``needed`` is the op that the copy must last to, ``returns`` whether a read ends the move.
+    It leaves after ``left``; its copy must last until ``needed``.
     """
 
     left: int
     gone: int
     back: int
     needed: int
-    returns: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class _Checker:
                 starting[s.name, s.kind, s.nbytes].append(index)
             if s.birth is not None and s.death is None:
                 ending[s.name, s.kind, s.nbytes].append(index)
-        found = {}
+        found: dict[int, int] = {}
         for key, first in ending.items():
             if len(starting[key]) == len(first):
                 found.update(zip(first, starting[key], strict=True))
@@ -109,7 +109,8 @@ class _Checker:
                 index, f"its extent is outside the {self._plan.spill_bytes} bytes of spill space"
             )
         if end > self._capacity[move.tier]:
-            raise self._error(index, f"its extent ends at byte {end}, past the capacity of {move.tier}")
+            reason = f"its extent ends at byte {end}, past the capacity of {move.tier}"
+            raise self._error(index, reason)
 
     def _returning(self, index: int, storage: Storage) -> _Away:
         move, n = self._plan.moves[index], self._n
@@ -125,7 +126,7 @@ class _Checker:
         if move.needed_by not in storage.uses:
             raise self._error(index, "the op it is needed by does not use it", needed)
         self._check_no_use(index, storage, left, needed)
-        return _Away(left, gone, last_away + 1, needed, True)
+        return _Away(left, gone, last_away + 1, needed)
 
     def _check_live(self, index: int, storage: Storage, left: int, end: int) -> None:
         last = self._n - 1 if storage.death is None else storage.death
@@ -148,7 +149,7 @@ class _Checker:
         if storage.persistent:
             if storage.uses:
                 raise self._error(index, "it is used again but never comes back", storage.uses[0])
-            return _Away(left, gone, gone + n, left + n, False)
+            return _Away(left, gone, gone + n, left + n)
         if storage.uses and storage.uses[-1] > left:
             raise self._error(index, "it is used again but never comes back", storage.uses[-1])
         last = storage.death
@@ -163,7 +164,7 @@ class _Checker:
         gone = gone if gone > left else gone + n
         if left < (storage.birth or 0) or gone > last or last - left > n:
             raise self._error(index, "it moves outside of the storage's life", gone)
-        return _Away(left, gone, last + 1, last, False)
+        return _Away(left, gone, last + 1, last)
 
     def copies(self, away: list[_Away]) -> list[_Copy]:
         """Check which moves find a valid copy; returns how long each copy is needed."""
@@ -178,15 +179,14 @@ class _Checker:
         return found
 
     def _check_apart(self, storage: Storage, moves: list[int], away: list[_Away]) -> None:
-        for one, other in pairwise(moves):
-            if away[other].left < away[one].needed:
+        pairs = [(one, other, 0) for one, other in pairwise(moves)]
+        if storage.persistent:
+            pairs.append((moves[-1], moves[0], self._n))
+        for one, other, lap in pairs:
+            if away[other].left + lap < away[one].needed:
                 raise self._error(other, f"it starts before move {one} of the same storage ends")
-        if storage.persistent and away[moves[-1]].needed > away[moves[0]].left + self._n:
-            raise self._error(moves[0], f"it starts before move {moves[-1]} of the same storage ends")
 
-    def _copies_of(
-        self, storage: Storage, moves: list[int], away: list[_Away]
-    ) -> Iterator[_Copy]:
+    def _copies_of(self, storage: Storage, moves: list[int], away: list[_Away]) -> Iterator[_Copy]:
         n = self._n
         first = next((i for i, index in enumerate(moves) if self._plan.moves[index].write), None)
         if first is None:
@@ -212,7 +212,7 @@ class _Checker:
     def _check_clean(
         self, storage: Storage, before: int, index: int, away: list[_Away], since: int
     ) -> None:
-        """A move without a write: since the move before it, at op ``since``, nothing was written."""
+        """A move without a write: nothing was written since the one before, after op ``since``."""
         if since < 0 and not storage.persistent:
             raise self._error(index, "it does not write, and no move before it left a copy")
         one, other = self._plan.moves[before], self._plan.moves[index]

@@ -1,4 +1,5 @@
-"""Made-up traces for tests: a training iteration of a transformer, as a profiler would write it down.
+"""Made-up traces for tests: a training iteration of a transformer, as a profiler would write it
+down.
 
 In: sizes of the model. Out: Traces and Hardware. Must not know: how plans are made.
 """

@@ -1,0 +1,506 @@
+"""Files of records: traces, plans, hardware and reports, as gzip'd JSON.
+
+In: a record and a path, or a path and the kind that it must hold. Out: a file, or a checked record.
+Must not know: torch, or what anyone does with the records.
+
+A file holds ``{"format": "teraio", "kind": ..., "version": 1, "record": ...}``. The long lists
+(ops, storages, moves) are stored by column. What is loaded is checked once, here: types, ranges,
+order of ops. A file from elsewhere can't harm: its size is limited, and whatever is wrong with it
+is a FileFormatError.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import secrets
+import zlib
+from collections.abc import Callable
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar, get_args
+
+from teraio.errors import FileFormatError
+from teraio.records import (
+    Anchor,
+    Extent,
+    Hardware,
+    Kind,
+    Move,
+    Op,
+    Phase,
+    Plan,
+    RunReport,
+    StepReport,
+    Storage,
+    Tier,
+    Trace,
+)
+
+VERSION = 1
+MAX_BYTES = 256 << 20
+_MAX_BRACKETS = 4_000_000
+_MAX_INT = (1 << 63) - 1
+_LEVEL = 4
+
+Record = TypeVar("Record", Trace, Plan, Hardware, StepReport, RunReport)
+AnyRecord = Trace | Plan | Hardware | StepReport | RunReport
+
+
+class _Fault(Exception):
+    """What is wrong with a file; becomes a FileFormatError that names the path."""
+
+
+def save(record: AnyRecord, path: str | os.PathLike[str]) -> None:
+    """Write ``record`` to ``path``, which holds either the old file or the whole new one at any
+    time.
+
+    Raises FileFormatError for a record that could not be loaded again, OSError as the file system
+    does.
+    """
+    kind, write, read = _KINDS[type(record)]
+    body = write(record)
+    target = Path(path)
+    try:
+        read(body)
+        document = {"format": "teraio", "kind": kind, "version": VERSION, "record": body}
+        text = json.dumps(document, allow_nan=False, separators=(",", ":"))
+    except (_Fault, ValueError) as error:
+        raise FileFormatError(f"{target}: this {kind} can't be saved: {error}") from None
+    _replace(target, gzip.compress(text.encode(), _LEVEL, mtime=0))
+
+
+def load(path: str | os.PathLike[str], kind: type[Record]) -> Record:
+    """Read a record of type ``kind`` (such as ``Trace``) from ``path``.
+
+    Raises FileFormatError, with path and reason, for a file that is damaged, of another kind or
+    version, or breaks a rule of the record; OSError as the file system does.
+    """
+    name, _, read = _KINDS[kind]
+    try:
+        record = read(_open_document(_parse(_unpack(Path(path))), name))
+    except _Fault as fault:
+        raise FileFormatError(f"{os.fspath(path)}: {fault}") from None
+    assert isinstance(record, kind)
+    return record
+
+
+def _replace(target: Path, data: bytes) -> None:
+    draft = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
+    try:
+        with open(draft, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, target)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+def _unpack(path: Path) -> bytes:
+    """The file's content, unpacked up to the limit and no further."""
+    with open(path, "rb") as file:
+        packed = file.read(MAX_BYTES + 1)
+    if len(packed) > MAX_BYTES:
+        _fail(f"the file is larger than {MAX_BYTES} bytes")
+    if packed[:2] != b"\x1f\x8b":
+        _fail("this is not a gzip file, so not a file of teraio")
+    unpacker = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+    try:
+        data = unpacker.decompress(packed, MAX_BYTES + 1)
+    except zlib.error as error:
+        _fail(f"the file is damaged ({error})")
+    if len(data) > MAX_BYTES:
+        _fail(f"the file unpacks to more than {MAX_BYTES} bytes")
+    if not unpacker.eof:
+        _fail("the file is cut off")
+    if unpacker.unused_data:
+        _fail("the file goes on after its end")
+    return data
+
+
+def _parse(data: bytes) -> object:
+    if data.count(b"[") + data.count(b"{") > _MAX_BRACKETS:
+        _fail("the file holds more lists than a record can")
+    try:
+        return json.loads(data, parse_constant=_no_constant)
+    except (ValueError, RecursionError, MemoryError) as error:
+        _fail(f"the file holds no valid JSON ({type(error).__name__}: {str(error)[:80]})")
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number here")
+
+
+def _open_document(document: object, kind: str) -> object:
+    if not isinstance(document, dict) or document.get("format") != "teraio":
+        _fail("this is not a file of teraio")
+    if document.get("kind") != kind:
+        _fail(f"the file holds a {str(document.get('kind'))[:40]!r}, not a {kind!r}")
+    version = document.get("version")
+    if type(version) is not int or version != VERSION:
+        _fail(f"the file has version {str(version)[:40]}, and only version {VERSION} can be read")
+    return document.get("record")
+
+
+def _fail(reason: str) -> NoReturn:
+    raise _Fault(reason)
+
+
+class _Fields:
+    """A JSON object whose members are taken out one by one, each with its type checked."""
+
+    def __init__(self, value: object, where: str, names: tuple[str, ...]) -> None:
+        if not isinstance(value, dict):
+            _fail(f"{where} is not an object")
+        if value.keys() != set(names):
+            odd = sorted(value.keys() ^ set(names))
+            _fail(f"{where} has missing or unknown members: {', '.join(odd)[:80]}")
+        self._value: dict[str, Any] = value
+        self._where = where
+
+    def _bad(self, name: str, what: str) -> NoReturn:
+        _fail(f"{self._where}.{name} is not {what}")
+
+    def raw(self, name: str) -> object:
+        return self._value[name]
+
+    def text(self, name: str) -> str:
+        value = self._value[name]
+        if type(value) is not str:
+            self._bad(name, "a text")
+        return value
+
+    def one_of(self, name: str, names: tuple[str, ...]) -> Any:
+        value = self._value[name]
+        if type(value) is not str or value not in names:
+            self._bad(name, f"one of {', '.join(names)}")
+        return value
+
+    def integer(self, name: str) -> int:
+        value = self._value[name]
+        if type(value) is not int or not 0 <= value <= _MAX_INT:
+            self._bad(name, f"an integer from 0 to {_MAX_INT}")
+        return value
+
+    def number(self, name: str, above_zero: bool = False) -> float:
+        value = self._value[name]
+        if type(value) not in (int, float) or not 0 <= value <= 1e300:
+            self._bad(name, "a number from 0 on")
+        if above_zero and value == 0:
+            self._bad(name, "a number above 0")
+        return float(value)
+
+    def items(self, name: str, read: Callable[[object, str], Any]) -> tuple[Any, ...]:
+        value = self._value[name]
+        if type(value) is not list:
+            self._bad(name, "a list")
+        where = f"{self._where}.{name}"
+        return tuple(read(item, f"{where}[{index}]") for index, item in enumerate(value))
+
+    def texts(self, name: str) -> list[str]:
+        def right(column: list[Any]) -> bool:
+            return set(map(type, column)) <= {str}
+
+        return self._column(name, right, "a list of texts")
+
+    def names(self, name: str, names: tuple[str, ...]) -> list[Any]:
+        texts = self.texts(name)
+        if not set(texts) <= set(names):
+            self._bad(name, f"a list of {', '.join(names)}")
+        return texts
+
+    def flags(self, name: str) -> list[bool]:
+        def right(column: list[Any]) -> bool:
+            return set(map(type, column)) <= {bool}
+
+        return self._column(name, right, "a list of flags")
+
+    def integers(self, name: str, least: int = 0, most: int = _MAX_INT) -> list[int]:
+        def right(column: list[int]) -> bool:
+            whole = set(map(type, column)) <= {int}
+            return whole and (not column or (min(column) >= least and max(column) <= most))
+
+        return self._column(name, right, f"a list of integers from {least} to {most}")
+
+    def optional_integers(self, name: str, least: int, most: int) -> list[int | None]:
+        def right(column: list[int | None]) -> bool:
+            known = [value for value in column if value is not None]
+            whole = set(map(type, known)) <= {int}
+            return whole and (not known or (min(known) >= least and max(known) <= most))
+
+        return self._column(name, right, f"a list of integers from {least} to {most} or null")
+
+    def _column(self, name: str, right: Callable[[list[Any]], bool], what: str) -> list[Any]:
+        value = self._value[name]
+        if type(value) is not list or not right(value):
+            self._bad(name, what)
+        return value
+
+    def same_length(self, *columns: list[Any]) -> None:
+        if len({len(column) for column in columns}) > 1:
+            _fail(f"{self._where} has columns of different lengths")
+
+
+def _columns(items: tuple[Any, ...], names: tuple[str, ...]) -> dict[str, list[Any]]:
+    return {name: [getattr(item, name) for item in items] for name in names}
+
+
+_TRACE = ("device", "ops", "storages", "anchors", "base_bytes")
+_OPS = ("name", "module", "phase", "duration_ns", "workspace_bytes")
+_STORAGES = ("nbytes", "kind", "name", "birth", "death")
+_LISTS = ("use_counts", "uses", "write_counts", "writes")
+_ANCHORS = ("key", "occurrence", "op")
+
+
+def _write_trace(trace: Trace) -> dict[str, Any]:
+    storages = _columns(trace.storages, _STORAGES)
+    storages["use_counts"] = [len(s.uses) for s in trace.storages]
+    storages["uses"] = [op for s in trace.storages for op in s.uses]
+    storages["write_counts"] = [len(s.writes) for s in trace.storages]
+    storages["writes"] = [op for s in trace.storages for op in s.writes]
+    return {
+        "device": trace.device,
+        "ops": _columns(trace.ops, _OPS),
+        "storages": storages,
+        "anchors": _columns(trace.anchors, _ANCHORS),
+        "base_bytes": trace.base_bytes,
+    }
+
+
+def _read_trace(value: object, where: str = "trace") -> Trace:
+    fields = _Fields(value, where, _TRACE)
+    ops = _read_ops(fields.raw("ops"), f"{where}.ops")
+    return Trace(
+        device=fields.text("device"),
+        ops=ops,
+        storages=_read_storages(fields.raw("storages"), f"{where}.storages", len(ops)),
+        anchors=_read_anchors(fields.raw("anchors"), f"{where}.anchors", len(ops)),
+        base_bytes=fields.integer("base_bytes"),
+    )
+
+
+def _read_ops(value: object, where: str) -> tuple[Op, ...]:
+    fields = _Fields(value, where, _OPS)
+    names, modules = fields.texts("name"), fields.texts("module")
+    phases = fields.names("phase", get_args(Phase))
+    durations, workspaces = fields.integers("duration_ns"), fields.integers("workspace_bytes")
+    fields.same_length(names, modules, phases, durations, workspaces)
+    if sum(durations) > _MAX_INT:
+        _fail(f"{where}.duration_ns adds up to more than {_MAX_INT}")
+    return tuple(
+        Op(name=name, module=module, phase=phase, duration_ns=duration, workspace_bytes=workspace)
+        for name, module, phase, duration, workspace in zip(
+            names, modules, phases, durations, workspaces, strict=True
+        )
+    )
+
+
+def _read_storages(value: object, where: str, n: int) -> tuple[Storage, ...]:
+    fields = _Fields(value, where, _STORAGES + _LISTS)
+    names, nbytes = fields.texts("name"), fields.integers("nbytes")
+    if sum(nbytes) > _MAX_INT:
+        _fail(f"{where}.nbytes adds up to more than {_MAX_INT}")
+    kinds = fields.names("kind", get_args(Kind))
+    births = fields.optional_integers("birth", 0, n - 1)
+    deaths = fields.optional_integers("death", -1, n - 1)
+    uses, writes = (_split(fields, part, n) for part in ("use", "write"))
+    fields.same_length(names, nbytes, kinds, births, deaths, uses, writes)
+    storages = tuple(
+        Storage(nbytes=b, kind=k, name=name, birth=birth, death=death, uses=u, writes=w)
+        for b, k, name, birth, death, u, w in zip(
+            nbytes, kinds, names, births, deaths, uses, writes, strict=True
+        )
+    )
+    for index, storage in enumerate(storages):
+        _check_storage(storage, f"{where}[{index}]", n)
+    return storages
+
+
+def _split(fields: _Fields, part: str, n: int) -> list[tuple[int, ...]]:
+    """The flat list of ops, cut into one tuple for each storage."""
+    counts = fields.integers(f"{part}_counts", 0, n)
+    ops = fields.integers(f"{part}s", 0, n - 1)
+    ends = list(accumulate(counts, initial=0))
+    if ends[-1] != len(ops):
+        _fail(f"trace.storages.{part}s has {len(ops)} ops where {ends[-1]} are expected")
+    return [tuple(ops[start:end]) for start, end in pairwise(ends)]
+
+
+def _check_storage(storage: Storage, where: str, n: int) -> None:
+    for ops in (storage.uses, storage.writes):
+        if any(one >= other for one, other in pairwise(ops)):
+            _fail(f"{where} has ops that are not in ascending order")
+    if not set(storage.writes).issubset(storage.uses):
+        _fail(f"{where} is written by an op that does not use it")
+    first = storage.birth or 0
+    last = n - 1 if storage.death is None else storage.death
+    if storage.birth is not None and last < first:
+        _fail(f"{where} dies before it is born")
+    if storage.uses and (storage.uses[0] < first or storage.uses[-1] > last):
+        _fail(f"{where} is used outside of its life")
+
+
+def _read_anchors(value: object, where: str, n: int) -> tuple[Anchor, ...]:
+    fields = _Fields(value, where, _ANCHORS)
+    keys, occurrences = fields.texts("key"), fields.integers("occurrence")
+    ops = fields.integers("op", 0, n)
+    fields.same_length(keys, occurrences, ops)
+    return tuple(
+        Anchor(key=key, occurrence=occurrence, op=op)
+        for key, occurrence, op in zip(keys, occurrences, ops, strict=True)
+    )
+
+
+_TIER_RATES = ("read_bytes_per_s", "write_bytes_per_s", "mixed_bytes_per_s")
+_TIER = ("name", "capacity_bytes", *_TIER_RATES, "latency_s")
+_HARDWARE = ("name", "budget_bytes", "tiers")
+
+
+def _write_hardware(hardware: Hardware) -> dict[str, Any]:
+    tiers = [{name: getattr(tier, name) for name in _TIER} for tier in hardware.tiers]
+    return {"name": hardware.name, "budget_bytes": hardware.budget_bytes, "tiers": tiers}
+
+
+def _read_hardware(value: object, where: str = "hardware") -> Hardware:
+    fields = _Fields(value, where, _HARDWARE)
+    tiers = fields.items("tiers", _read_tier)
+    if len({tier.name for tier in tiers}) < len(tiers):
+        _fail(f"{where}.tiers has two tiers of the same name")
+    return Hardware(
+        name=fields.text("name"), budget_bytes=fields.integer("budget_bytes"), tiers=tiers
+    )
+
+
+def _read_tier(value: object, where: str) -> Tier:
+    fields = _Fields(value, where, _TIER)
+    return Tier(
+        name=fields.text("name"),
+        capacity_bytes=fields.integer("capacity_bytes"),
+        read_bytes_per_s=fields.number("read_bytes_per_s", above_zero=True),
+        write_bytes_per_s=fields.number("write_bytes_per_s", above_zero=True),
+        mixed_bytes_per_s=fields.number("mixed_bytes_per_s", above_zero=True),
+        latency_s=fields.number("latency_s"),
+    )
+
+
+_MOVE_OPS = ("offload_after", "gone_before", "fetch_after", "needed_by")
+_MOVES = ("storage", "tier", "offset", "nbytes", "write", *_MOVE_OPS)
+_PLAN_BYTES = (
+    "budget_bytes",
+    "unlimited_peak_bytes",
+    "peak_bytes",
+    "spill_bytes",
+    "read_bytes",
+    "written_bytes",
+)
+_PLAN_TIMES = ("ideal_s", "bound_s", "predicted_s")
+
+
+def _write_plan(plan: Plan) -> dict[str, Any]:
+    moves = _columns(plan.moves, ("storage", "tier", "write", *_MOVE_OPS))
+    moves["offset"] = [move.extent.offset for move in plan.moves]
+    moves["nbytes"] = [move.extent.nbytes for move in plan.moves]
+    rest = {name: getattr(plan, name) for name in (*_PLAN_BYTES, *_PLAN_TIMES)}
+    return {"moves": moves, **rest}
+
+
+def _read_plan(value: object, where: str = "plan") -> Plan:
+    fields = _Fields(value, where, ("moves", *_PLAN_BYTES, *_PLAN_TIMES))
+    numbers: dict[str, Any] = {name: fields.integer(name) for name in _PLAN_BYTES}
+    numbers.update((name, fields.number(name)) for name in _PLAN_TIMES)
+    return Plan(moves=_read_moves(fields.raw("moves"), f"{where}.moves"), **numbers)
+
+
+def _read_moves(value: object, where: str) -> tuple[Move, ...]:
+    fields = _Fields(value, where, _MOVES)
+    storages, tiers = fields.integers("storage"), fields.texts("tier")
+    writes = fields.flags("write")
+    offsets, sizes = fields.integers("offset"), fields.integers("nbytes")
+    if any(nbytes % 4096 for nbytes in (*offsets, *sizes)):
+        _fail(f"{where} has an extent that is not a multiple of 4096 bytes")
+    leave, gone = fields.integers("offload_after"), fields.integers("gone_before")
+    fetch, need = (fields.optional_integers(name, 0, _MAX_INT) for name in _MOVE_OPS[2:])
+    columns: tuple[list[Any], ...] = (storages, tiers, writes, offsets, sizes)
+    columns += (leave, gone, fetch, need)
+    fields.same_length(*columns)
+    if any((f is None) != (n is None) for f, n in zip(fetch, need, strict=True)):
+        _fail(f"{where} has a move with only one of fetch_after and needed_by")
+    return tuple(
+        Move(
+            storage=storage,
+            tier=tier,
+            extent=Extent(offset=offset, nbytes=nbytes),
+            write=write,
+            offload_after=offload_after,
+            gone_before=gone_before,
+            fetch_after=fetch_after,
+            needed_by=needed_by,
+        )
+        for (
+            storage, tier, write, offset, nbytes, offload_after, gone_before, fetch_after, needed_by
+        ) in zip(*columns, strict=True)
+    )  # fmt: skip
+
+
+_STEP_INTEGERS = (
+    "iteration",
+    "peak_bytes",
+    "read_bytes",
+    "written_bytes",
+    "ops",
+    "drift_ops",
+)
+_STEP = ("phase", "duration_s", "stall_s", *_STEP_INTEGERS)
+
+
+def _write_step(step: StepReport) -> dict[str, Any]:
+    return {name: getattr(step, name) for name in _STEP}
+
+
+def _read_step(value: object, where: str = "step report") -> StepReport:
+    fields = _Fields(value, where, _STEP)
+    return StepReport(
+        phase=fields.one_of("phase", ("profile", "run")),
+        duration_s=fields.number("duration_s"),
+        stall_s=fields.number("stall_s"),
+        **{name: fields.integer(name) for name in _STEP_INTEGERS},
+    )
+
+
+_RUN = ("budget_bytes", "phase", "hardware", "trace", "plan", "steps")
+
+
+def _write_run(run: RunReport) -> dict[str, Any]:
+    return {
+        "budget_bytes": run.budget_bytes,
+        "phase": run.phase,
+        "hardware": _write_hardware(run.hardware),
+        "trace": _write_trace(run.trace) if run.trace else None,
+        "plan": _write_plan(run.plan) if run.plan else None,
+        "steps": [_write_step(step) for step in run.steps],
+    }
+
+
+def _read_run(value: object, where: str = "run report") -> RunReport:
+    fields = _Fields(value, where, _RUN)
+    trace, plan = fields.raw("trace"), fields.raw("plan")
+    return RunReport(
+        budget_bytes=fields.integer("budget_bytes"),
+        phase=fields.one_of("phase", ("profile", "run", "closed")),
+        hardware=_read_hardware(fields.raw("hardware"), f"{where}.hardware"),
+        trace=None if trace is None else _read_trace(trace, f"{where}.trace"),
+        plan=None if plan is None else _read_plan(plan, f"{where}.plan"),
+        steps=fields.items("steps", _read_step),
+    )
+
+
+_KINDS: dict[type, tuple[str, Callable[[Any], dict[str, Any]], Callable[[object], AnyRecord]]] = {
+    Trace: ("trace", _write_trace, _read_trace),
+    Plan: ("plan", _write_plan, _read_plan),
+    Hardware: ("hardware", _write_hardware, _read_hardware),
+    StepReport: ("step report", _write_step, _read_step),
+    RunReport: ("run report", _write_run, _read_run),
+}

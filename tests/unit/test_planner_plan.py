@@ -1,0 +1,218 @@
+"""Plans as a whole: what any plan promises, on random and on realistic traces."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from teraio.errors import BudgetError
+from teraio.planner import (
+    inactive_periods,
+    least_budget,
+    live_by_op,
+    lower_bound_s,
+    memory_by_op,
+    plan,
+    simulate,
+    validate,
+)
+from teraio.records import Extent, Hardware, Move, Plan, Storage, Tier, Trace
+from tests.unit import strategies
+from tests.unit.traces import HOST, MIB, SSD, hardware, transformer_trace
+
+
+def peak(trace: Trace) -> int:
+    return int(live_by_op(trace).max())
+
+
+@st.composite
+def cases(draw: Any) -> tuple[Trace, Hardware]:
+    trace = draw(strategies.traces())
+    least, most = least_budget(trace), peak(trace)
+    return trace, draw(strategies.hardware(draw(st.integers(least, most))))
+
+
+@given(cases())
+@settings(max_examples=400, deadline=None)
+def test_any_budget_from_the_least_on_gives_a_valid_plan_within_it(
+    case: tuple[Trace, Hardware],
+) -> None:
+    trace, machine = case
+    made = plan(trace, machine)
+    validate(trace, machine, made)
+    assert memory_by_op(trace, made.moves).max() <= machine.budget_bytes
+    assert made.peak_bytes == memory_by_op(trace, made.moves).max()
+
+
+@given(cases())
+@settings(max_examples=150, deadline=None)
+def test_no_plan_is_predicted_to_beat_the_bound_or_the_ideal(case: tuple[Trace, Hardware]) -> None:
+    trace, machine = case
+    made = plan(trace, machine)
+    assert made.predicted_s >= lower_bound_s(trace, machine) * (1 - 1e-9) - 1e-12
+    assert made.bound_s >= made.ideal_s * (1 - 1e-9)
+    assert made.predicted_s >= made.bound_s
+
+
+@given(cases())
+@settings(max_examples=50, deadline=None)
+def test_planning_is_deterministic(case: tuple[Trace, Hardware]) -> None:
+    assert plan(*case) == plan(*case)
+
+
+@given(strategies.traces(), st.data())
+@settings(max_examples=50, deadline=None)
+def test_what_fits_is_left_alone(trace: Trace, data: st.DataObject) -> None:
+    machine = data.draw(strategies.hardware(peak(trace)))
+    made = plan(trace, machine)
+    assert made.moves == ()
+    assert made.predicted_s == pytest.approx(made.ideal_s)
+    assert made.spill_bytes == made.read_bytes == made.written_bytes == 0
+
+
+@given(strategies.traces(), st.data())
+@settings(max_examples=50, deadline=None)
+def test_a_budget_below_the_least_is_refused_by_name(trace: Trace, data: st.DataObject) -> None:
+    least = least_budget(trace)
+    if least == 0:
+        return
+    machine = data.draw(strategies.hardware(least - 1))
+    with pytest.raises(BudgetError, match=rf"op \d+ \(op\d+ in m\).* {least} bytes"):
+        plan(trace, machine)
+
+
+def ops_in_use(storage: Storage, n: int) -> set[int]:
+    """Ops at which a storage must be in memory, written down as plainly as can be."""
+    if storage.birth is None and storage.death is not None and not storage.uses:
+        return set(range(storage.death + 1))
+    needed = set(storage.uses) | ({storage.birth} if storage.birth is not None else set())
+    if not storage.persistent and needed:
+        needed |= set(range(min(needed))) if storage.birth is None else set()
+    return needed
+
+
+@given(strategies.traces())
+@settings(max_examples=100, deadline=None)
+def test_the_least_budget_is_what_every_op_needs_at_once(trace: Trace) -> None:
+    names = [s.name for s in trace.storages]
+    if len(set(names)) < len(names):
+        return
+    least = 0
+    for k, op in enumerate(trace.ops):
+        stays = sum(s.nbytes for s in trace.storages if k in ops_in_use(s, len(trace.ops)))
+        least = max(least, trace.base_bytes + op.workspace_bytes + stays)
+    assert least_budget(trace) == least
+
+
+def test_tiers_without_room_are_named() -> None:
+    small = Tier(
+        name="tiny",
+        capacity_bytes=4096,
+        read_bytes_per_s=1e9,
+        write_bytes_per_s=1e9,
+        mixed_bytes_per_s=2e9,
+        latency_s=0.0,
+    )
+    trace = transformer_trace(layers=2)
+    with pytest.raises(BudgetError, match="tiny 4096"):
+        plan(trace, hardware(peak(trace) // 2, small))
+
+
+def naive_moves(trace: Trace) -> list[Move]:
+    """Everything away all the time, at the last moment."""
+    n = len(trace.ops)
+    moves = []
+    for period in inactive_periods(trace):
+        nbytes = trace.storages[period.storage].nbytes
+        last = (period.after + period.length) % n
+        moves.append(
+            Move(
+                storage=period.storage,
+                tier="ssd0",
+                extent=Extent(offset=0, nbytes=-(-nbytes // 4096) * 4096),
+                write=period.written_at is not None,
+                offload_after=period.after,
+                gone_before=(period.after + 1) % n,
+                fetch_after=last if period.before is not None else None,
+                needed_by=period.before,
+            )
+        )
+    return moves
+
+
+@pytest.fixture(scope="module")
+def transformer() -> Trace:
+    return transformer_trace()
+
+
+@pytest.mark.parametrize(
+    ("part", "quality"), [(0.8, 0.995), (0.7, 0.995), (0.5, 0.95), (0.35, 0.89)]
+)
+def test_a_transformer_keeps_most_of_its_speed(
+    transformer: Trace, part: float, quality: float
+) -> None:
+    made = plan(transformer, hardware(int(peak(transformer) * part)))
+    assert made.ideal_s / made.predicted_s >= quality
+    naive = simulate(transformer, hardware(0), naive_moves(transformer))
+    assert made.predicted_s < 0.6 * naive.iteration_s
+
+
+def test_gradients_that_live_through_the_next_forward_pass_can_be_away_there() -> None:
+    trace = transformer_trace(layers=4, zero_grad="backward")
+    made = plan(trace, hardware(int(peak(trace) * 0.4)))
+    gone = [m for m in made.moves if trace.storages[m.storage].kind == "gradient"]
+    assert any(move.needed_by is None for move in gone)
+
+
+def test_frozen_weights_are_never_written() -> None:
+    trace = transformer_trace(layers=6, frozen=True)
+    made = plan(trace, hardware(int(peak(trace) * 0.4)))
+    frozen = {i for i, s in enumerate(trace.storages) if s.kind == "parameter" and not s.writes}
+    moves = [move for move in made.moves if move.storage in frozen]
+    assert moves
+    assert not any(move.write for move in moves)
+
+
+def test_host_memory_takes_load_off_the_ssd(transformer: Trace) -> None:
+    budget = int(peak(transformer) * 0.35)
+    alone = plan(transformer, hardware(budget, SSD))
+    both = plan(transformer, hardware(budget, HOST, SSD))
+    assert {move.tier for move in both.moves} == {"host", "ssd0"}
+    assert both.predicted_s < alone.predicted_s
+
+
+def test_small_storages_stay_unless_they_must_go(transformer: Trace) -> None:
+    made = plan(transformer, hardware(int(peak(transformer) * 0.7)))
+    assert min(transformer.storages[move.storage].nbytes for move in made.moves) >= MIB // 16
+    assert len(made.moves) < 200
+
+
+def test_a_plan_takes_seconds_at_most() -> None:
+    trace = transformer_trace(layers=200, hidden=256, ffn=512, tokens=4096, ideal_s=60.0)
+    assert len(trace.ops) > 20_000
+    started = time.process_time()
+    plan(trace, hardware(peak(trace) // 2))
+    assert time.process_time() - started < 20
+
+
+def test_an_iteration_without_ops_or_storages_is_planned() -> None:
+    trace = Trace(device="cpu", ops=(), storages=(), anchors=(), base_bytes=5)
+    made = plan(trace, hardware(10))
+    assert made == Plan(
+        budget_bytes=10,
+        moves=(),
+        unlimited_peak_bytes=5,
+        peak_bytes=5,
+        ideal_s=0.0,
+        bound_s=0.0,
+        predicted_s=0.0,
+        spill_bytes=0,
+        read_bytes=0,
+        written_bytes=0,
+    )
+    assert not np.any(live_by_op(trace))
