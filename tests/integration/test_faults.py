@@ -1,0 +1,499 @@
+"""Bad input and faults end in a clear error, lose nothing, and leave nothing behind.
+
+In: folders that won't do, broken files, exceptions and signals in the middle of a step. Out: typed
+errors that name the path and the remedy; training that goes on with the right numbers.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+import torch
+
+import teraio
+from tests.integration.training import (
+    NO_LIMIT,
+    Case,
+    Training,
+    digest,
+    digests,
+    make_batch,
+    plain,
+    unlimited_peak,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+LLAMA = Case("llama")
+
+
+def half(spill: str, case: Case = LLAMA) -> int:
+    return unlimited_peak(case, spill) // 2
+
+
+def open_spill_files(spill: str) -> list[int]:
+    """Descriptors of this process on files below the spill folder, unlinked ones included."""
+    found = []
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            target = os.readlink(entry)
+        except OSError:
+            continue
+        if target.startswith(spill):
+            found.append(int(entry.name))
+    return found
+
+
+@contextmanager
+def offloaded(training: Training, budget: int, spill: str) -> Iterator[Training]:
+    teraio.offload(training.model, memory_budget=budget, ssd=[spill])
+    try:
+        yield training
+    finally:
+        teraio.restore(training.model)
+
+
+@contextmanager
+def mounted(folder: Path, *options: str) -> Iterator[Path]:
+    """A mount for the time of a test; skips where this process may not mount."""
+    folder.mkdir(exist_ok=True)
+    done = subprocess.run(["mount", *options, str(folder)], capture_output=True, check=False)
+    if done.returncode != 0:
+        pytest.skip("needs the right to mount file systems")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+# ------------------------------------------------------------ arguments and folders
+
+
+def refused(error: type[Exception], match: str, **arguments: object) -> None:
+    model = torch.nn.Linear(64, 64)
+    with pytest.raises(error, match=match):
+        teraio.offload(model, **arguments)  # type: ignore[arg-type]
+    # Nothing is left over: the next call works.
+    model(torch.ones(1, 64))
+
+
+def test_a_missing_folder_is_named(spill: str) -> None:
+    refused(teraio.SpillError, "nowhere", memory_budget=NO_LIMIT, ssd=[f"{spill}/nowhere"])
+
+
+def test_a_file_where_a_folder_is_due_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a_file").touch()
+    refused(teraio.SpillError, "a_file", memory_budget=NO_LIMIT, ssd=[tmp_path / "a_file"])
+
+
+def test_a_folder_that_can_not_be_written_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "read_only"
+    folder.mkdir()
+    if os.geteuid() != 0:
+        folder.chmod(0o500)
+        refused(teraio.SpillError, "read_only", memory_budget=NO_LIMIT, ssd=[folder])
+        return
+    # Root may write to any folder but one on a read-only mount.
+    with mounted(folder, "--bind", "-o", "ro", str(folder)):
+        refused(teraio.SpillError, "read_only", memory_budget=NO_LIMIT, ssd=[folder])
+
+
+def test_a_folder_in_memory_needs_consent(spill: str) -> None:
+    refused(teraio.SpillError, "allow_tmpfs", memory_budget=NO_LIMIT, ssd=["/dev/shm"])
+
+
+def test_a_folder_in_memory_works_with_consent(spill: str) -> None:
+    budget = half(spill)
+    training = Training(LLAMA)
+    teraio.offload(training.model, memory_budget=budget, ssd=["/dev/shm"], allow_tmpfs=True)
+    try:
+        training.run(5)
+    finally:
+        teraio.restore(training.model)
+    assert training.outcome.losses == plain(LLAMA).losses[:5]
+
+
+def test_a_drive_that_is_too_small_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    model = torch.nn.Sequential(*(torch.nn.Linear(1024, 1024) for _ in range(4)))
+    options = ("-t", "tmpfs", "-o", "size=4m", "tmpfs")
+    with (
+        mounted(tmp_path / "small", *options) as folder,
+        pytest.raises(teraio.SpillError, match="small"),
+    ):
+        teraio.offload(model, memory_budget=20 << 20, ssd=[folder], allow_tmpfs=True)
+
+
+@pytest.mark.parametrize("budget", ["much", "-1GiB", 0, -5, "10 parsecs", 1.5])
+def test_a_budget_that_is_no_size_is_refused(budget: object, spill: str) -> None:
+    refused(teraio.ConfigurationError, "memory_budget", memory_budget=budget, ssd=[spill])
+
+
+def test_something_that_is_no_module_is_refused(spill: str) -> None:
+    with pytest.raises(teraio.ConfigurationError, match="Module"):
+        teraio.offload([1, 2], ssd=[spill])  # type: ignore[type-var]
+
+
+def test_offloading_a_model_twice_is_refused(spill: str) -> None:
+    with (
+        offloaded(Training(LLAMA), NO_LIMIT, spill) as training,
+        pytest.raises(teraio.ConfigurationError, match="restore"),
+    ):
+        teraio.offload(training.model, memory_budget=NO_LIMIT, ssd=[spill])
+
+
+@pytest.mark.parametrize("function", [teraio.report, teraio.restore])
+def test_a_model_that_is_not_offloaded_is_named_as_such(
+    function: Callable[[torch.nn.Module], object],
+) -> None:
+    with pytest.raises(teraio.ConfigurationError, match="offload"):
+        function(torch.nn.Linear(2, 2))
+
+
+def test_a_budget_below_the_largest_op_says_the_least_that_works(spill: str) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(1024, 1024)
+    teraio.offload(model, memory_budget=2 << 20, ssd=[spill])
+    try:
+        with pytest.raises(teraio.BudgetError, match=r"\d") as caught:
+            for _ in range(3):
+                model(torch.ones(8, 1024)).sum().backward()
+    finally:
+        teraio.restore(model)
+    assert "budget" in str(caught.value)
+    assert model.weight.shape == (1024, 1024)
+    assert torch.isfinite(model.weight).all()
+
+
+# ------------------------------------------------------------ exceptions in the middle of a step
+
+
+class Trouble:
+    """Raises ``make_trouble`` once, in the middle of the forward of a given step."""
+
+    def __init__(self, training: Training, at_step: int, make_trouble: Callable[[], None]) -> None:
+        self.training = training
+        layer = training.model.get_submodule("model.layers.2")
+        self.hook = layer.register_forward_hook(self._trouble)
+        self.at_step = at_step
+        self.make_trouble = make_trouble
+
+    def _trouble(self, *_: object) -> None:
+        if self.training.done == self.at_step:
+            self.hook.remove()
+            self.make_trouble()
+
+
+def raise_value_error() -> None:
+    raise ValueError("in the middle")
+
+
+def interrupt() -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+def run_with_trouble(training: Training, at_step: int, make_trouble: Callable[[], None]) -> None:
+    Trouble(training, at_step, make_trouble)
+    with pytest.raises((ValueError, KeyboardInterrupt)):
+        training.run()
+    training.optimizer.zero_grad()
+    training.run(10 - training.done)
+
+
+@pytest.mark.parametrize("make_trouble", [raise_value_error, interrupt])
+@pytest.mark.parametrize("at_step", [1, 4], ids=["profiling", "planned"])
+def test_training_goes_on_after_an_exception_in_the_middle_of_a_forward(
+    at_step: int, make_trouble: Callable[[], None], spill: str
+) -> None:
+    theirs = Training(LLAMA)
+    run_with_trouble(theirs, at_step, make_trouble)
+    budget = half(spill)
+    with offloaded(Training(LLAMA), budget, spill) as ours:
+        run_with_trouble(ours, at_step, make_trouble)
+        report = teraio.report(ours.model)
+    assert ours.outcome.losses == theirs.outcome.losses
+    assert digests(ours.model, ours.optimizer) == digests(theirs.model, theirs.optimizer)
+    assert max(step.peak_bytes for step in report.steps) <= budget
+
+
+def test_training_goes_on_after_an_exception_in_the_middle_of_a_backward(spill: str) -> None:
+    def run(training: Training) -> None:
+        training.run(4)
+        parameter = next(iter(training.model.get_submodule("model.layers.1").parameters()))
+        hook = parameter.register_hook(lambda gradient: raise_value_error())
+        with pytest.raises(ValueError, match="in the middle"):
+            training.step()
+        hook.remove()
+        training.optimizer.zero_grad()
+        training.run(4)
+
+    theirs = Training(LLAMA)
+    run(theirs)
+    with offloaded(Training(LLAMA), half(spill), spill) as ours:
+        run(ours)
+    assert ours.outcome.losses == theirs.outcome.losses
+    assert digests(ours.model, ours.optimizer) == digests(theirs.model, theirs.optimizer)
+
+
+# ------------------------------------------------------------ faults of files
+
+
+def test_a_failed_write_is_an_error_and_loses_nothing(spill: str, tmp_path: Path) -> None:
+    """The spill files turn read-only in mid-run, then they can be written again."""
+    theirs = Training(LLAMA)
+    theirs.run(4)
+    with offloaded(Training(LLAMA), unlimited_peak(LLAMA, spill) * 35 // 100, spill) as ours:
+        ours.run(4)
+        kept = {fd: os.dup(fd) for fd in open_spill_files(spill)}
+        assert kept
+        for fd in kept:
+            read_only = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECT)
+            os.dup2(read_only, fd)
+            os.close(read_only)
+        try:
+            with pytest.raises(teraio.SpillError, match=r"(?i)bad file descriptor|errno 9"):
+                ours.forward_and_backward()
+        finally:
+            for fd, copy in kept.items():
+                os.dup2(copy, fd)
+                os.close(copy)
+        ours.optimizer.zero_grad()
+        theirs.forward_and_backward()
+        theirs.optimizer.zero_grad()
+        ours.run(3)
+        theirs.run(3)
+    assert ours.outcome.losses == theirs.outcome.losses
+    assert digests(ours.model, ours.optimizer) == digests(theirs.model, theirs.optimizer)
+
+
+def test_a_spill_file_truncated_under_us_is_an_error_that_names_it(spill: str) -> None:
+    training = Training(LLAMA)
+    budget = unlimited_peak(LLAMA, spill) * 35 // 100
+    teraio.offload(training.model, memory_budget=budget, ssd=[spill])
+    training.run(4)
+    for fd in open_spill_files(spill):
+        os.truncate(f"/proc/self/fd/{fd}", 0)
+    with pytest.raises(RuntimeError, match=r"(?i)end of file|truncated|short") as caught:
+        training.run(3)
+    assert spill in str(caught.value)
+    # What was in the file is gone, so closing may say so; it must not crash or hang.
+    with suppress(teraio.SpillError):
+        teraio.restore(training.model)
+    del training
+    gc.collect()
+
+
+# ------------------------------------------------------------ lives of models and processes
+
+
+def test_a_deleted_model_closes_what_it_held(spill: str) -> None:
+    before = open_spill_files(spill)
+    training = Training(LLAMA)
+    teraio.offload(training.model, memory_budget=half(spill), ssd=[spill])
+    training.run(4)
+    assert len(open_spill_files(spill)) > len(before)
+    del training
+    gc.collect()
+    assert open_spill_files(spill) == before
+    with offloaded(Training(LLAMA), NO_LIMIT, spill) as again:
+        again.run(2)
+    assert again.outcome.losses == plain(LLAMA).losses[:2]
+
+
+def test_restore_closes_the_spill_files(spill: str) -> None:
+    before = open_spill_files(spill)
+    with offloaded(Training(LLAMA), half(spill), spill) as training:
+        training.run(3)
+    assert open_spill_files(spill) == before
+    assert list(Path(spill).rglob("*")) == []
+
+
+def test_spill_files_are_private_and_have_no_name(spill: str) -> None:
+    with offloaded(Training(LLAMA), half(spill), spill) as training:
+        training.run(4)
+        assert [path for path in Path(spill).rglob("*") if path.is_file()] == []
+        modes = {os.fstat(fd).st_mode & 0o777 for fd in open_spill_files(spill)}
+        assert modes == {0o600}
+
+
+KILLED = """
+import sys
+import teraio
+from tests.integration.training import Case, Training
+training = Training(Case("llama"))
+teraio.offload(training.model, memory_budget=int(sys.argv[1]), ssd=[sys.argv[2]])
+while True:
+    training.step()
+    print(teraio.report(training.model).phase, flush=True)
+"""
+
+
+def test_kill_9_leaves_no_spill_file(spill: str, tmp_path: Path) -> None:
+    folder = Path(spill) / "killed"
+    folder.mkdir()
+    child = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(half(spill)), str(folder)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None
+    try:
+        for line in child.stdout:
+            if line.strip() == "run":
+                break
+        else:
+            pytest.fail("the run never got to its plan")
+        time.sleep(0.5)
+    finally:
+        child.kill()
+        child.wait()
+        child.stdout.close()
+    assert [path for path in folder.rglob("*") if path.is_file()] == []
+    shutil.rmtree(folder)
+
+
+ENDS = """
+import sys
+import teraio
+from tests.integration.training import Case, Training
+training = Training(Case("llama"))
+teraio.offload(training.model, memory_budget=int(sys.argv[1]), ssd=[sys.argv[2]])
+training.run(4)
+print("done", flush=True)
+"""
+
+
+def test_a_process_that_ends_without_restore_ends_cleanly(spill: str) -> None:
+    folder = Path(spill) / "ended"
+    folder.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", ENDS, str(half(spill)), str(folder)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "done"), done.stderr[-2000:]
+    assert "Error" not in done.stderr
+    assert list(folder.rglob("*")) == []
+    folder.rmdir()
+
+
+class Numbers(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
+    """Batches that worker processes make with ops of torch."""
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        batch = make_batch("llama", 8, torch.Generator().manual_seed(index))
+        return {name: value + 0 for name, value in batch.items()}
+
+
+def train_with_workers(training: Training, workers: int) -> list[float]:
+    loader = torch.utils.data.DataLoader(
+        Numbers(), batch_size=None, num_workers=workers, timeout=60 if workers else 0
+    )
+    losses = []
+    for batch in loader:
+        loss = training.model(**batch).loss
+        loss.backward()
+        training.optimizer.step()
+        training.optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def test_forked_data_workers_work_and_their_batches_train_equally(spill: str) -> None:
+    theirs = train_with_workers(Training(LLAMA), 0)
+    with offloaded(Training(LLAMA), half(spill), spill) as ours:
+        first = train_with_workers(ours, 2)
+        assert first == theirs
+        # Forked once more, now that a plan runs and storages are away.
+        train_with_workers(ours, 2)
+
+
+def test_a_second_model_shares_the_budget(spill: str) -> None:
+    cases = (LLAMA, Case("gpt2"))
+    budget = sum(unlimited_peak(case, spill) for case in cases) // 2
+
+    def alternate(one: Training, other: Training) -> None:
+        for _ in range(8):
+            one.step()
+            other.step()
+
+    theirs = Training(cases[0]), Training(cases[1])
+    alternate(*theirs)
+    ours = Training(cases[0]), Training(cases[1])
+    for training in ours:
+        teraio.offload(training.model, memory_budget=budget, ssd=[spill])
+    try:
+        alternate(*ours)
+        steps = [step for training in ours for step in teraio.report(training.model).steps]
+    finally:
+        for training in ours:
+            teraio.restore(training.model)
+    for mine, reference in zip(ours, theirs, strict=True):
+        assert mine.outcome.losses == reference.outcome.losses
+        assert digests(mine.model, mine.optimizer) == digests(reference.model, reference.optimizer)
+    assert max(step.peak_bytes for step in steps) <= budget
+
+
+def test_a_second_model_with_another_budget_is_refused(spill: str) -> None:
+    with (
+        offloaded(Training(LLAMA), half(spill), spill),
+        pytest.raises(teraio.ConfigurationError, match="budget"),
+    ):
+        teraio.offload(torch.nn.Linear(2, 2), memory_budget="1GiB", ssd=[spill])
+
+
+def test_other_threads_read_the_right_values_while_training_goes_on(spill: str) -> None:
+    case = Case("llama", features=frozenset({"frozen"}))
+    reference = Training(case)
+    frozen = {
+        name: digest(parameter)
+        for name, parameter in reference.model.named_parameters()
+        if not parameter.requires_grad
+    }
+    wrong: list[str] = []
+    stop = threading.Event()
+
+    def read(model: torch.nn.Module) -> None:
+        while not stop.is_set():
+            for name, parameter in model.named_parameters():
+                if name in frozen and digest(parameter.detach().clone()) != frozen[name]:
+                    wrong.append(name)
+
+    with offloaded(Training(case), half(spill, case), spill) as ours:
+        reader = threading.Thread(target=read, args=(ours.model,))
+        reader.start()
+        try:
+            ours.run(6)
+        finally:
+            stop.set()
+            reader.join(timeout=60)
+        assert not reader.is_alive()
+    assert wrong == []
+    assert ours.outcome.losses == plain(case).losses[:6]
+
+
+def test_an_iteration_can_be_marked_by_hand(spill: str) -> None:
+    budget = half(spill)
+    with offloaded(Training(LLAMA), budget, spill) as training:
+        for _ in range(5):
+            with teraio.iteration(training.model):
+                training.step()
+        report = teraio.report(training.model)
+    assert len(report.steps) == 5
+    assert training.outcome.losses == plain(LLAMA).losses[:5]
