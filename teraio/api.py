@@ -1,0 +1,138 @@
+"""The public functions: argument checks and wiring, nothing else.
+
+In: what users pass. Out: the same model, now under a budget, and reports. Must not know: how it is done.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import TypeVar
+
+import torch
+
+from teraio import _C
+from teraio.engine.folders import check_folder, spill_folders
+from teraio.errors import ConfigurationError
+from teraio.profiler.hardware import free_memory_bytes, memory_bytes
+from teraio.records import RunReport
+from teraio.runtime import Runtime
+from teraio.sizes import format_size, parse_size
+
+_Model = TypeVar("_Model", bound=torch.nn.Module)
+# Of the memory that is free, this part is left to everything that is no tensor.
+_DEFAULT_RESERVE = 0.15
+# Weights, gradients and the two states of Adam: what a run spills at most beside its activations.
+_BYTES_PER_WEIGHT_BYTE = 4
+
+_runtime: Runtime | None = None
+
+
+def offload(
+    model: _Model,
+    *,
+    memory_budget: int | str | None = None,
+    ssd: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
+    profile_iterations: int = 2,
+    allow_tmpfs: bool = False,
+) -> _Model:
+    """Puts training of ``model`` under a memory budget; returns the same object.
+
+    Storages that are not in use move to files in the ``ssd`` folders and come back when they are used;
+    every result stays the same to the last bit. ``memory_budget`` is the memory that tensors may take,
+    as bytes, ``"24GiB"`` or ``"60%"`` of the machine's memory; by default what is free, less a reserve.
+    ``ssd`` is one folder per drive; by default ``$TERAIO_SSD`` (colon-separated), else the user's cache
+    folder. The first ``profile_iterations`` (at least 2: the first makes the optimizer's states) are
+    watched to make the plan. A further model shares the budget of the first.
+
+    Raises ConfigurationError for arguments that can't be used and SpillError for folders that can't.
+    """
+    global _runtime
+    if not isinstance(model, torch.nn.Module):
+        raise ConfigurationError(f"offload() takes a torch.nn.Module, not {type(model).__name__}.")
+    if profile_iterations < 2:
+        raise ConfigurationError(
+            f"profile_iterations={profile_iterations}: pass 2 or more; the first iteration makes the "
+            "optimizer's states, so it is not like the others."
+        )
+    devices = {tensor.device.type for tensor in (*model.parameters(), *model.buffers())}
+    if devices - {"cpu"}:
+        raise ConfigurationError(
+            f"the model is on {', '.join(sorted(devices))}; this version offloads models on the CPU only."
+        )
+    budget = None
+    if memory_budget is not None:
+        budget = parse_size(memory_budget, whole=memory_bytes(), what="memory_budget")
+        if budget == 0:
+            raise ConfigurationError("memory_budget is 0; pass the bytes that tensors may take.")
+    if _runtime is not None and _runtime.phase != "closed":
+        if _runtime.has_model(model):
+            raise ConfigurationError(
+                "this model is offloaded already; call teraio.restore(model) before offloading it anew."
+            )
+        if budget not in (None, _runtime.budget_bytes):
+            raise ConfigurationError(
+                f"another model runs under a budget of {format_size(_runtime.budget_bytes)}, and models of "
+                "one process share it; leave memory_budget out, or restore the other model first."
+            )
+        _runtime.add_model(model)
+        return model
+    folders = spill_folders(ssd)
+    for folder in folders:
+        check_folder(folder, allow_tmpfs=allow_tmpfs)
+    if budget is None:
+        budget = int(free_memory_bytes() * (1 - _DEFAULT_RESERVE))
+    _runtime = Runtime(
+        budget_bytes=budget,
+        folders=folders,
+        spill_bytes=_spill_bytes(model, budget),
+        profile_iterations=profile_iterations,
+        device="cpu",
+    )
+    try:
+        _runtime.add_model(model)
+    except BaseException:
+        _runtime.close()
+        raise
+    return model
+
+
+def restore(model: torch.nn.Module) -> None:
+    """Ends offloading of ``model``: with the last one everything is back in memory, hooks and files gone."""
+    _runtime_of(model).remove_model(model)
+
+
+def report(model: torch.nn.Module) -> RunReport:
+    """What the run did so far, its Trace and its Plan."""
+    return _runtime_of(model).report()
+
+
+def iteration(model: torch.nn.Module) -> AbstractContextManager[None]:
+    """``with teraio.iteration(model): ...`` marks one iteration of a loop that no optimizer step ends."""
+    return _runtime_of(model).iteration()
+
+
+@contextmanager
+def resident(*tensors: torch.Tensor) -> Iterator[None]:
+    """Holds tensors in memory for code that reads or writes raw memory, such as a C extension."""
+    holds = []
+    try:
+        for tensor in tensors:
+            holds.append(_C.Hold(tensor, True))
+        yield
+    finally:
+        for hold in holds:
+            hold.release()
+
+
+def _runtime_of(model: torch.nn.Module) -> Runtime:
+    if _runtime is None or not _runtime.has_model(model):
+        raise ConfigurationError("this model is not offloaded; call teraio.offload(model) first.")
+    return _runtime
+
+
+def _spill_bytes(model: torch.nn.Module, budget: int) -> int:
+    """Spill space to reserve before the first step: what surely won't fit the budget."""
+    weights = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+    return max(0, _BYTES_PER_WEIGHT_BYTE * weights - budget)

@@ -1,0 +1,83 @@
+"""Ops on whole lists of tensors, run in parts where their operands together would not fit.
+
+``_foreach_*`` and ``_fused_*`` name all parameters at once, so all of them would have to be resident at
+once. They work element by element over the list, so parts of the list give the same numbers.
+In: a limit in bytes. Out: patched functions of the torch module. Must not know: plans, budgets.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+_PREFIXES = ("_foreach_", "_fused_adam", "_fused_sgd", "_fused_adagrad", "_amp_foreach_")
+_originals: dict[str, Callable[..., Any]] = {}
+
+
+def install(limit_bytes: int) -> None:
+    """From now on, no list op has more than ``limit_bytes`` of operands at once (or one list element)."""
+    uninstall()
+    for name in dir(torch):
+        if name.startswith(_PREFIXES):
+            _originals[name] = getattr(torch, name)
+            setattr(torch, name, _in_parts(_originals[name], limit_bytes))
+
+
+def uninstall() -> None:
+    """Puts the original functions back."""
+    for name, original in _originals.items():
+        setattr(torch, name, original)
+    _originals.clear()
+
+
+def _in_parts(op: Callable[..., Any], limit_bytes: int) -> Callable[..., Any]:
+    @functools.wraps(op)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        values = [*args, *kwargs.values()]
+        lists = [value for value in values if _is_tensor_list(value)]
+        count = len(lists[0]) if lists else 0
+        # Lists that don't run along with the first one (scalars do) mean something else: leave them whole.
+        if count < 2 or any(len(value) != count for value in lists):
+            return op(*args, **kwargs)
+        sizes = [sum(_nbytes(value[i]) for value in lists) for i in range(count)]
+        if sum(sizes) <= limit_bytes:
+            return op(*args, **kwargs)
+        results = [
+            op(
+                *(_part(value, count, part) for value in args),
+                **{key: _part(value, count, part) for key, value in kwargs.items()},
+            )
+            for part in _parts(sizes, limit_bytes)
+        ]
+        if results[0] is None:
+            return None
+        return type(results[0])(tensor for result in results for tensor in result)
+
+    return run
+
+
+def _is_tensor_list(value: object) -> bool:
+    return isinstance(value, list | tuple) and bool(value) and isinstance(value[0], torch.Tensor)
+
+
+def _nbytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _part(value: Any, count: int, part: slice) -> Any:
+    """The part of a list that has one element per tensor; everything else as it is."""
+    return value[part] if isinstance(value, list | tuple) and len(value) == count else value
+
+
+def _parts(sizes: list[int], limit: int) -> Iterator[slice]:
+    begin = 0
+    total = 0
+    for i, size in enumerate(sizes):
+        if i > begin and total + size > limit:
+            yield slice(begin, i)
+            begin, total = i, 0
+        total += size
+    yield slice(begin, len(sizes))

@@ -1,0 +1,121 @@
+"""Ways to a tensor's raw memory that are no ops: ``numpy()``, ``data_ptr()``, writing a checkpoint.
+
+While a storage may be away, these must bring it in first and keep it there as long as the memory is in
+use. In: PyTorch's methods. Out: the same methods, safe. Must not know: plans, budgets.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from teraio import _C
+
+_originals: list[tuple[type, str, Callable[..., Any] | None]] = []
+
+
+def install() -> None:
+    """Puts the wrappers in place; does nothing when they are."""
+    if _originals:
+        return
+    _replace(torch.Tensor, "numpy", _shares_memory)
+    _replace(torch.Tensor, "__dlpack__", _shares_memory)
+    _replace(torch.Tensor, "tolist", _reads)
+    _replace(torch.Tensor, "data_ptr", _gives_address)
+    _replace(torch.UntypedStorage, "data_ptr", _gives_address)
+    _replace(torch.UntypedStorage, "__getitem__", _reads)
+    _replace(torch.UntypedStorage, "__setitem__", _writes)
+    _replace(torch._C.PyTorchFileWriter, "write_record", _writes_record)
+
+
+def uninstall() -> None:
+    """Puts the original methods back."""
+    for owner, name, original in reversed(_originals):
+        if original is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, original)
+    _originals.clear()
+
+
+def _replace(owner: type, name: str, wrapper: Callable[..., Callable[..., Any]]) -> None:
+    original = getattr(owner, name)
+    _originals.append((owner, name, owner.__dict__.get(name)))
+    setattr(owner, name, functools.wraps(original)(wrapper(original)))
+
+
+def _reads(original: Callable[..., Any]) -> Callable[..., Any]:
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        hold = _C.Hold(self, False)
+        try:
+            return original(self, *args, **kwargs)
+        finally:
+            hold.release()
+
+    return method
+
+
+def _writes(original: Callable[..., Any]) -> Callable[..., Any]:
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        hold = _C.Hold(self, True)
+        try:
+            return original(self, *args, **kwargs)
+        finally:
+            hold.release()
+
+    return method
+
+
+def _shares_memory(original: Callable[..., Any]) -> Callable[..., Any]:
+    """The result is a window on the tensor's memory: the memory stays as long as the window is open."""
+
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        hold = _C.Hold(self, True)
+        try:
+            window = original(self, *args, **kwargs)
+        except BaseException:
+            hold.release()
+            raise
+        try:
+            weakref.finalize(window, hold.release).atexit = False
+        except TypeError:
+            _forever.append(hold)  # such as a DLPack capsule: nobody tells when it is done with
+        return window
+
+    return method
+
+
+_forever: list[Any] = []
+
+
+def _gives_address(original: Callable[..., Any]) -> Callable[..., Any]:
+    """An address says which storage it is, too, so a storage keeps the one that was given out."""
+
+    def method(self: Any) -> Any:
+        _C.publish(self)
+        hold = _C.Hold(self, False)
+        try:
+            return original(self)
+        finally:
+            hold.release()
+
+    return method
+
+
+def _writes_record(original: Callable[..., Any]) -> Callable[..., Any]:
+    """One storage at a time goes into a checkpoint file."""
+
+    def method(self: Any, name: Any, data: Any, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(data, torch.UntypedStorage):
+            return original(self, name, data, *args, **kwargs)
+        hold = _C.Hold(data, False)
+        try:
+            return original(self, name, data, *args, **kwargs)
+        finally:
+            hold.release()
+
+    return method

@@ -1,0 +1,45 @@
+"""A Plan in the form that the native engine follows.
+
+In: Trace, Plan, and the module ids and block ids of this process. Out: one native call.
+Must not know: how the plan was found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from teraio import _C
+from teraio.engine.places import Places
+from teraio.records import Plan, Trace
+
+
+def follow(trace: Trace, plan: Plan, blocks: Mapping[int, int], births: list[list[int]], places: Places) -> None:
+    """Makes the engine carry out ``plan`` from the next iteration on.
+
+    ``blocks`` maps storages of the trace that live from iteration to iteration to their block ids;
+    ``births`` lists, per op, the storages it makes, in the order it makes them.
+    """
+    actions: list[list[tuple[int, bool]]] = [[] for _ in trace.ops]
+    extents = [-1] * len(trace.storages)
+    for move in plan.moves:
+        actions[move.offload_after].append((move.storage, False))
+        if move.fetch_after is not None:
+            actions[move.fetch_after].append((move.storage, True))
+        extents[move.storage] = move.extent.offset
+    # Of the fetches due after one op, the one needed first goes first.
+    needed = {(move.storage, move.fetch_after): move.needed_by for move in plan.moves}
+    count = len(trace.ops)
+    for op, due in enumerate(actions):
+        due.sort(key=lambda action: (action[1], ((needed.get((action[0], op)) or 0) - op - 1) % count))
+    _C.follow(
+        [op.name for op in trace.ops],
+        [places.module_id(op.module) for op in trace.ops],
+        [places.phase_id(op.phase) for op in trace.ops],
+        actions,
+        births,
+        [storage.uses for storage in trace.storages],
+        extents,
+        [storage.persistent for storage in trace.storages],
+        [(places.anchor_key(anchor.key), anchor.occurrence, anchor.op) for anchor in trace.anchors],
+        list(blocks.items()),
+    )

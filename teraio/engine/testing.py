@@ -1,0 +1,31 @@
+"""Means for tests: force storages away, and see where they are.
+
+In: tensors. Out: the same tensors, their data on SSD. Must not know: plans.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from teraio import _C
+
+# Ops whose schema doesn't say that they write an input, though they do (running statistics).
+UNDECLARED_WRITES = ("batch_norm",)
+
+
+def send_away(*tensors: torch.Tensor) -> int:
+    """Sends the tensors' storages to the SSD tier now, whatever their size; gives how many went.
+
+    Storages that teraio doesn't own are taken over first where that is possible. Raises SpillError.
+    """
+    sent = 0
+    for tensor in tensors:
+        if _C.block_id(tensor) == 0 and not _C.adopt(tensor, ""):
+            continue
+        sent += _C.send_away(tensor)
+    return sent
+
+
+def state(tensor: torch.Tensor) -> str:
+    """``resident``, ``leaving``, ``away``, ``coming``; ``foreign`` for memory that isn't teraio's."""
+    return str(_C.state(tensor))

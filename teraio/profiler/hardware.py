@@ -1,0 +1,78 @@
+"""What this machine offers to a plan.
+
+In: measured speeds of the spill folders. Out: a Hardware, and how to stripe. Must not know: torch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from teraio.records import Hardware, Tier
+
+_MOST_PARTS = 16
+_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FolderSpeed:
+    """What one spill folder does, in bytes/s; ``direct`` tells whether the page cache is bypassed."""
+
+    folder: Path
+    direct: bool
+    read_bytes_per_s: float
+    write_bytes_per_s: float
+    mixed_bytes_per_s: float
+    latency_s: float
+
+
+def stripe_weights(speeds: Sequence[FolderSpeed]) -> list[int]:
+    """Parts of each stripe that go to each folder, in proportion to its speed with reads and writes mixed."""
+    fastest = max(speed.mixed_bytes_per_s for speed in speeds)
+    whole = 1 if len(speeds) == 1 else _MOST_PARTS
+    return [max(1, round(whole * speed.mixed_bytes_per_s / fastest)) for speed in speeds]
+
+
+def hardware(budget_bytes: int, speeds: Sequence[FolderSpeed], weights: Sequence[int]) -> Hardware:
+    """The budget and one SSD tier striped over the folders; a stripe is as fast as its slowest part."""
+    total = sum(weights)
+
+    def striped(rates: Sequence[float]) -> float:
+        return min(rate * total / weight for rate, weight in zip(rates, weights, strict=True))
+
+    tier = Tier(
+        name="ssd",
+        capacity_bytes=int(striped([free_bytes(speed.folder) for speed in speeds])),
+        read_bytes_per_s=striped([speed.read_bytes_per_s for speed in speeds]),
+        write_bytes_per_s=striped([speed.write_bytes_per_s for speed in speeds]),
+        mixed_bytes_per_s=striped([speed.mixed_bytes_per_s for speed in speeds]),
+        latency_s=max(speed.latency_s for speed in speeds),
+    )
+    return Hardware(name="this machine", budget_bytes=budget_bytes, tiers=(tier,))
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes that this user may still write on the file system of ``folder``."""
+    status = os.statvfs(folder)
+    return status.f_bavail * status.f_frsize
+
+
+def memory_bytes() -> int:
+    """Memory that this process may use at most: of the machine, or of its control group if that is less."""
+    total = int(psutil.virtual_memory().total)
+    for path in _CGROUP_LIMITS:
+        try:
+            total = min(total, int(Path(path).read_text()))
+        except (OSError, ValueError):  # no such group, or "max"
+            continue
+    return total
+
+
+def free_memory_bytes() -> int:
+    """Memory that can still be taken without swapping, within the control group's limit."""
+    used = int(psutil.Process().memory_info().rss)
+    return min(int(psutil.virtual_memory().available), memory_bytes() - used)

@@ -1,0 +1,149 @@
+"""From the native core's recording of one iteration to a Trace.
+
+In: columns of events, and names of known storages. Out: a Trace, and which of its storages are which
+blocks of this process. Must not know: plans, budgets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from teraio.engine.places import Places
+from teraio.records import Anchor, Kind, Op, Storage, Trace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """A Trace, and what ties it to this process.
+
+    ``blocks`` maps storages that live from iteration to iteration to block ids; ``births`` lists per op
+    the storages it makes, in order.
+    """
+
+    trace: Trace
+    blocks: Mapping[int, int]
+    births: list[list[int]]
+
+
+@dataclass(slots=True)
+class _Life:
+    nbytes: int
+    birth: int | None
+    order: int = -1  # among the births of its op; -1: the op did not make it where the engine saw it
+    death: int | None = None
+    uses: list[int] = field(default_factory=list)
+    writes: list[int] = field(default_factory=list)
+
+
+def build_trace(
+    recording: Mapping[str, Any],
+    live_at_start: Sequence[tuple[int, int, bool]],
+    names: Mapping[int, tuple[Kind, str]],
+    places: Places,
+    device: str,
+) -> Recorded:
+    """The Trace of a recording (see ``_C.take_recording``).
+
+    ``live_at_start`` lists (block id, bytes, movable) of the storages that were there when it began;
+    ``names`` gives kind and name of the blocks that are known by name.
+    """
+    ops = _ops(recording, places)
+    lives = _lives(recording, live_at_start, len(ops))
+    idle = {block for block, life in lives.items() if not life.uses and life.birth is None}
+    movable = {block for block, _, can_move in live_at_start if can_move}
+    # What is never used leaves for good when memory is short; what can't leave is always there.
+    fixed_bytes = sum(lives[block].nbytes for block in idle - movable if lives[block].death is None)
+    kept = [block for block in lives if block not in idle]
+    index = {block: i for i, block in enumerate(kept)}
+    births: list[list[int]] = [[] for _ in ops]
+    for block in kept:
+        life = lives[block]
+        if life.birth is not None and life.order >= 0:
+            births[life.birth].append(index[block])
+    trace = Trace(
+        device=device,
+        ops=ops,
+        storages=tuple(_storage(block, lives[block], names, ops) for block in kept),
+        anchors=tuple(
+            Anchor(key=places.anchor_name(key), occurrence=occurrence, op=op)
+            for key, occurrence, op in zip(*recording["anchors"], strict=True)
+            if op < len(ops)
+        ),
+        base_bytes=recording["untracked_peak_bytes"] + fixed_bytes,
+    )
+    persistent = {i: block for block, i in index.items() if trace.storages[i].persistent}
+    return Recorded(trace=trace, blocks=persistent, births=births)
+
+
+def ideal_of(trace: Trace, faster: Trace) -> Trace:
+    """``trace`` with the shorter duration of each op in two recordings of the same ops."""
+    if [op.name for op in trace.ops] != [op.name for op in faster.ops]:
+        return trace
+    ops = tuple(
+        replace(op, duration_ns=min(op.duration_ns, other.duration_ns))
+        for op, other in zip(trace.ops, faster.ops, strict=True)
+    )
+    return replace(trace, ops=ops)
+
+
+def _ops(recording: Mapping[str, Any], places: Places) -> tuple[Op, ...]:
+    op_names = recording["op_names"]
+    return tuple(
+        Op(
+            name=op_names[name],
+            module=places.module_name(module),
+            phase=places.phase(phase),
+            duration_ns=duration_ns,
+            workspace_bytes=workspace_bytes,
+        )
+        for name, module, phase, duration_ns, workspace_bytes in zip(*recording["ops"], strict=True)
+    )
+
+
+def _lives(
+    recording: Mapping[str, Any], live_at_start: Sequence[tuple[int, int, bool]], op_count: int
+) -> dict[int, _Life]:
+    lives = {block: _Life(nbytes, None) for block, nbytes, _ in live_at_start}
+    orders: dict[int, int] = {}
+    for block, nbytes, op in zip(*recording["births"], strict=True):
+        lives[block] = _Life(nbytes, op, orders.get(op, 0))
+        orders[op] = orders.get(op, 0) + 1
+    for block, op, write in zip(*recording["uses"], strict=True):
+        life = lives.get(block)
+        if life is None:
+            continue  # made where no op of the training loop was running; served on demand
+        if not life.uses or life.uses[-1] != op:
+            life.uses.append(op)
+        if write and (not life.writes or life.writes[-1] != op):
+            life.writes.append(op)
+    for block, op in zip(*recording["deaths"], strict=True):
+        life = lives.get(block)
+        if life is not None:
+            last = life.uses[-1] if life.uses else -1
+            life.death = max(last, -1 if life.birth is None else life.birth, min(op, op_count - 1))
+    return lives
+
+
+def _storage(
+    block: int, life: _Life, names: Mapping[int, tuple[Kind, str]], ops: tuple[Op, ...]
+) -> Storage:
+    kind, name = names.get(block) or _unnamed(block, life, ops)
+    return Storage(
+        nbytes=life.nbytes,
+        kind=kind,
+        name=name,
+        birth=life.birth,
+        death=life.death,
+        uses=tuple(life.uses),
+        writes=tuple(life.writes),
+    )
+
+
+def _unnamed(block: int, life: _Life, ops: tuple[Op, ...]) -> tuple[Kind, str]:
+    if life.birth is None:
+        return ("buffer" if life.death is None else "activation"), f"storage {block}"
+    op = ops[life.birth]
+    name = f"{op.module}/{op.name.removeprefix('aten::')}#{life.birth}.{max(0, life.order)}"
+    return ("input" if op.phase == "other" else "activation"), name.removeprefix("/")

@@ -1,0 +1,415 @@
+"""The life of an offloaded run: profile, plan, run, closed; where iterations begin and end.
+
+In: models and settings, checked. Out: reports. There is one runtime per process, because there is one
+memory; further models join it. Must not know: how plans are found or how data moves.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+
+from teraio import _C, errors
+from teraio.engine import list_ops, raw_access, schedule
+from teraio.engine.places import Places
+from teraio.planner import plan as make_plan
+from teraio.profiler.hardware import FolderSpeed, hardware, stripe_weights
+from teraio.profiler.trace import Recorded, build_trace
+from teraio.records import Hardware, Kind, Plan, RunReport, StepReport
+from teraio.sizes import format_size
+
+log = logging.getLogger("teraio")
+
+_MEASURED_BYTES = 128 << 20
+# Smaller storages stay in memory: too many, and too little to gain.
+MIN_STORAGE_BYTES = 16 << 10
+# A list op gets at most this part of the budget at once.
+_LIST_OP_SHARE = 8
+# The plan keeps this part of the budget free for what differs a little from iteration to iteration.
+_PLAN_RESERVE = 0.01
+# Another profile is due when more ops than this part went unforeseen in so many iterations in a row.
+_DRIFT_SHARE = 0.02
+_DRIFT_ITERATIONS = 3
+
+
+
+class Runtime:
+    """One run under a memory budget. Create it, add models, close it."""
+
+    def __init__(
+        self,
+        *,
+        budget_bytes: int,
+        folders: Sequence[Path],
+        spill_bytes: int,
+        profile_iterations: int,
+        device: str,
+    ) -> None:
+        _C.set_error_types(errors.BudgetError, errors.SpillError)
+        measured = _C.open_spill([str(folder) for folder in folders], _MEASURED_BYTES)
+        speeds = [
+            FolderSpeed(folder=folder, **speed)
+            for folder, speed in zip(folders, measured, strict=True)
+        ]
+        weights = stripe_weights(speeds)
+        self.budget_bytes = budget_bytes
+        self.hardware: Hardware = hardware(budget_bytes, speeds, weights)
+        self.phase: Literal["profile", "run", "closed"] = "profile"
+        self.recorded: Recorded | None = None
+        self.plan: Plan | None = None
+        self.steps: list[StepReport] = []
+        self._device = device
+        self._profile_iterations = profile_iterations
+        self._profiled = 0
+        self._drifting = 0
+        self._patience = _DRIFT_ITERATIONS
+        self._manual = False
+        self._places = Places()
+        self._models: dict[int, weakref.ref[torch.nn.Module]] = {}
+        self._module_ids: dict[int, int] = {}
+        self._parameters: dict[int, str] = {}  # id(parameter) -> name
+        self._optimizers: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
+        self._closing: weakref.ref[torch.optim.Optimizer] | None = None
+        self._gradients: dict[int, tuple[Kind, str]] = {}
+        self._live_at_start: list[tuple[int, int, bool]] = []
+        self._module_hooks: list[Any] = []
+        self._progress = _Progress(profile_iterations)
+        _C.start(weights, spill_bytes, budget_bytes, MIN_STORAGE_BYTES)
+        raw_access.install()
+        list_ops.install(budget_bytes // _LIST_OP_SHARE)
+        self._optimizer_hooks = [
+            register_optimizer_step_pre_hook(self._before_step),
+            register_optimizer_step_post_hook(self._after_step),
+        ]
+        for speed in speeds:
+            log.info(
+                "spill folder %s: read %.2f GB/s, write %.2f GB/s%s",
+                speed.folder,
+                speed.read_bytes_per_s / 1e9,
+                speed.write_bytes_per_s / 1e9,
+                "" if speed.direct else " (buffered: the file system has no direct I/O)",
+            )
+
+    # ------------------------------------------------------------ models
+
+    def add_model(self, model: torch.nn.Module) -> None:
+        """Moves the model's storages under the budget, and profiles (again) with it."""
+        prefix = "" if not self._models else f"model{len(self._models) + 1}."
+        for name, module in model.named_modules():
+            self._module_ids[id(module)] = self._places.add_module(prefix + (name or _root_name(model)))
+        for name, parameter in model.named_parameters():
+            self._parameters[id(parameter)] = prefix + name
+            _C.adopt(parameter, prefix + name)
+            if parameter.grad is not None:
+                _C.adopt(parameter.grad, f"{prefix}{name}:grad")
+        for name, buffer in model.named_buffers():
+            _C.adopt(buffer, prefix + name)
+        key = id(model)
+        self._models[key] = weakref.ref(model)
+        weakref.finalize(model, self._model_died, key).atexit = False
+        _C.mark_training_thread()
+        self._start_profile(self._profile_iterations)
+
+    def has_model(self, model: torch.nn.Module) -> bool:
+        """Whether the model is offloaded by this runtime."""
+        return id(model) in self._models
+
+    def remove_model(self, model: torch.nn.Module) -> None:
+        """The last model to go closes the run."""
+        self._forget(id(model))
+
+    def _model_died(self, key: int) -> None:
+        if key in self._models and self.phase != "closed":
+            self._forget(key)
+
+    def _forget(self, key: int) -> None:
+        self._models.pop(key, None)
+        if not self._models:
+            self.close()
+
+    def close(self) -> None:
+        """Brings everything back into memory and removes every hook."""
+        if self.phase == "closed":
+            return
+        self.phase = "closed"
+        self._progress.stop()
+        for hook in self._optimizer_hooks:
+            hook.remove()
+        self._remove_module_hooks()
+        list_ops.uninstall()
+        raw_access.uninstall()
+        _C.stop()
+        log.info("closed: everything is back in memory")
+
+    def report(self) -> RunReport:
+        """The state of the run."""
+        return RunReport(
+            budget_bytes=self.budget_bytes,
+            phase=self.phase,
+            hardware=self.hardware,
+            trace=self.recorded.trace if self.recorded else None,
+            plan=self.plan,
+            steps=tuple(self.steps),
+        )
+
+    # ------------------------------------------------------------ iterations
+
+    @contextmanager
+    def iteration(self) -> Iterator[None]:
+        """One iteration; optimizer steps inside don't end it."""
+        self._manual = True
+        _C.mark_training_thread()
+        yield
+        self._end_iteration()
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        if not self._trains(optimizer):
+            return
+        _C.begin_optimizer()
+        if self.phase == "profile":
+            self._gradients = {
+                block: ("gradient", f"{name}:grad") for block, name in _grads(self._named(optimizer))
+            }
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        if not self._trains(optimizer):
+            return
+        _C.end_optimizer()
+        # With several optimizers, an iteration ends with the step of the one that came up last.
+        if optimizer not in self._optimizers:
+            self._optimizers.add(optimizer)
+            if self._closing is not None and self._closing() is not None:
+                self._start_profile(self._profile_iterations)
+            self._closing = weakref.ref(optimizer)
+        if not self._manual and self._closing is not None and self._closing() is optimizer:
+            self._end_iteration()
+
+    def _trains(self, optimizer: torch.optim.Optimizer) -> bool:
+        if optimizer in self._optimizers:
+            return True
+        mine = any(id(parameter) in self._parameters for parameter, _ in _parameters(optimizer))
+        if mine:
+            for state in optimizer.state.values():
+                for value in state.values():
+                    if isinstance(value, torch.Tensor):
+                        _C.adopt(value, "")
+        return mine
+
+    def _end_iteration(self) -> None:
+        stats = _C.end_iteration()
+        self.steps.append(
+            StepReport(
+                iteration=len(self.steps),
+                phase="profile" if self.phase == "profile" else "run",
+                duration_s=stats["duration_ns"] / 1e9,
+                stall_s=stats["stall_ns"] / 1e9,
+                peak_bytes=stats["peak_bytes"],
+                read_bytes=stats["read_bytes"],
+                written_bytes=stats["written_bytes"],
+                ops=stats["ops"],
+                drift_ops=stats["drift_ops"],
+            )
+        )
+        if self.phase == "profile":
+            self._profiled_one()
+        elif self.phase == "run":
+            self._watch_drift(self.steps[-1])
+
+    # ------------------------------------------------------------ profile, plan, drift
+
+    def _start_profile(self, iterations: int) -> None:
+        self.phase = "profile"
+        self.plan = None
+        self._profiled = self._profile_iterations - iterations
+        _C.unfollow()
+        self._add_module_hooks()
+        self._progress.start(self._profiled)
+        if iterations == 1:
+            self._record()
+
+    def _record(self) -> None:
+        self._live_at_start = _C.live_blocks()
+        _C.record(True)
+
+    def _profiled_one(self) -> None:
+        self._profiled += 1
+        self._progress.advance(self._profiled)
+        left = self._profile_iterations - self._profiled
+        if left == 1:
+            self._record()
+        elif left <= 0:
+            self._make_plan()
+
+    def _make_plan(self) -> None:
+        recording = _C.take_recording()
+        recorded = build_trace(
+            recording, self._live_at_start, self._names(), self._places, self._device
+        )
+        trace = recorded.trace
+        log.info(
+            "profiled %d ops and %d storages, %s in all",
+            len(trace.ops),
+            len(trace.storages),
+            format_size(sum(storage.nbytes for storage in trace.storages)),
+        )
+        begin = time.perf_counter()
+        budget = int(self.budget_bytes * (1 - _PLAN_RESERVE))
+        plan = make_plan(trace, hardware_with(self.hardware, budget))
+        log.info(
+            "planned in %.2f s: %d moves, %s to write and %s to read per iteration, spill space %s; "
+            "predicted %.3f s per iteration, ideal %.3f s (%.0f %%)",
+            time.perf_counter() - begin,
+            len(plan.moves),
+            format_size(plan.written_bytes),
+            format_size(plan.read_bytes),
+            format_size(plan.spill_bytes),
+            plan.predicted_s,
+            plan.ideal_s,
+            100 * plan.ideal_s / plan.predicted_s if plan.predicted_s else 100,
+        )
+        self.recorded, self.plan = recorded, plan
+        self.phase = "run"
+        self._progress.stop()
+        if plan.moves:
+            _C.reserve_spill(plan.spill_bytes)
+            schedule.follow(trace, plan, recorded.blocks, recorded.births, self._places)
+        else:
+            self._remove_module_hooks()  # all fits: nothing to follow
+
+    def _watch_drift(self, step: StepReport) -> None:
+        moves = bool(self.plan and self.plan.moves)
+        drifted = step.drift_ops > _DRIFT_SHARE * step.ops if moves else step.written_bytes > 0
+        self._drifting = self._drifting + 1 if drifted else 0
+        if self._drifting >= self._patience:
+            log.info("%d iterations in a row differed from the plan: profiling again", self._drifting)
+            self._drifting = 0
+            self._patience *= 2  # a program that never repeats itself is not profiled for ever
+            self._start_profile(1)
+
+    # ------------------------------------------------------------ names
+
+    def _names(self) -> dict[int, tuple[Kind, str]]:
+        names: dict[int, tuple[Kind, str]] = dict(self._gradients)
+        for reference in self._models.values():
+            model = reference()
+            if model is None:
+                continue
+            for name, buffer in model.named_buffers():
+                names[_C.block_id(buffer)] = ("buffer", name)
+        for optimizer in self._optimizers:
+            for name, parameter in self._named(optimizer):
+                for key, value in optimizer.state.get(parameter, {}).items():
+                    if isinstance(value, torch.Tensor):
+                        names[_C.block_id(value)] = ("optimizer_state", f"{name}:{key}")
+        for reference in self._models.values():
+            model = reference()
+            if model is None:
+                continue
+            for parameter in model.parameters():
+                names[_C.block_id(parameter)] = ("parameter", self._parameters[id(parameter)])
+        names.pop(0, None)
+        return names
+
+    def _named(self, optimizer: torch.optim.Optimizer) -> list[tuple[str, torch.Tensor]]:
+        return [
+            (self._parameters.get(id(parameter), position), parameter)
+            for parameter, position in _parameters(optimizer)
+        ]
+
+    # ------------------------------------------------------------ module hooks
+
+    def _add_module_hooks(self) -> None:
+        if not self._module_hooks:
+            self._module_hooks = [
+                register_module_forward_pre_hook(self._enter_hook()),
+                register_module_forward_hook(self._exit_hook(), always_call=True),
+            ]
+
+    def _remove_module_hooks(self) -> None:
+        for hook in self._module_hooks:
+            hook.remove()
+        self._module_hooks = []
+
+    def _enter_hook(self) -> Callable[[torch.nn.Module, Any], None]:
+        ids, enter = self._module_ids, _C.enter_module
+
+        def hook(module: torch.nn.Module, _args: Any) -> None:
+            number = ids.get(id(module))
+            if number is not None:
+                enter(number)
+
+        return hook
+
+    def _exit_hook(self) -> Callable[[torch.nn.Module, Any, Any], None]:
+        ids, leave = self._module_ids, _C.exit_module
+
+        def hook(module: torch.nn.Module, _args: Any, _result: Any) -> None:
+            if id(module) in ids:
+                leave()
+
+        return hook
+
+
+class _Progress:
+    """A line on a terminal that says how far profiling is; nothing where stderr is no terminal."""
+
+    def __init__(self, iterations: int) -> None:
+        self._iterations = iterations
+        self._status: Any = None
+
+    def start(self, done: int) -> None:
+        if not sys.stderr.isatty() or self._status is not None:
+            return
+        from rich.console import Console
+
+        self._status = Console(stderr=True).status("")
+        self._status.start()
+        self.advance(done)
+
+    def advance(self, done: int) -> None:
+        if self._status is not None:
+            now = min(done + 1, self._iterations)
+            self._status.update(f"teraio: profiling, iteration {now} of {self._iterations}")
+
+    def stop(self) -> None:
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
+
+
+def hardware_with(known: Hardware, budget_bytes: int) -> Hardware:
+    """The same hardware with another budget."""
+    return Hardware(name=known.name, budget_bytes=budget_bytes, tiers=known.tiers)
+
+
+def _root_name(model: torch.nn.Module) -> str:
+    return type(model).__name__
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> Iterator[tuple[torch.Tensor, str]]:
+    """The parameters of an optimizer, and what to call those that no offloaded model has."""
+    for g, group in enumerate(optimizer.param_groups):
+        for i, parameter in enumerate(group["params"]):
+            yield parameter, f"group{g}.{i}"
+
+
+def _grads(named: list[tuple[str, torch.Tensor]]) -> Iterator[tuple[int, str]]:
+    for name, parameter in named:
+        if parameter.grad is not None:
+            yield _C.block_id(parameter.grad), name
