@@ -6,7 +6,7 @@ In: a Trace and a Hardware. Out: a Plan. Must not know: torch, files, the engine
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -36,7 +36,7 @@ __all__ = [
 
 # A plan this close to the bound is not worth another try.
 _GOOD_ENOUGH = 1.002
-_OPS_FOR_ALL_TRIES = 20_000
+_MANY_OPS = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,8 @@ def plan(trace: Trace, hardware: Hardware) -> Plan:
         unlimited_peak_bytes=peak,
         peak_bytes=max(best.simulation.peak_bytes, trace.base_bytes),
         ideal_s=ideal_s(trace),
-        bound_s=bound,
+        # Both are sums of many numbers: where they are equal, rounding must not turn them round.
+        bound_s=min(bound, best.simulation.iteration_s),
         predicted_s=best.simulation.iteration_s,
         spill_bytes=best.spill_bytes,
         read_bytes=best.simulation.read_bytes,
@@ -96,16 +97,17 @@ def _tries(trace: Trace, hardware: Hardware) -> Iterator[_Try]:
         )
         return _Try(moves, spill_bytes, simulate(trace, hardware, moves))
 
-    found = attempt(ideal, Tuning())
+    many = len(trace.ops) > _MANY_OPS
+    tuning = Tuning(nearly=0.8 if many else 0.9)
+    found = attempt(ideal, tuning)
     yield found
-    rounds = 3 if len(trace.ops) <= _OPS_FOR_ALL_TRIES else 1
-    for _ in range(rounds):
+    for _ in range(1 if many else 3):
         # While the device stalls the channels work on: plan again with the time they really have.
-        found = attempt(ideal + _stalled_s(found.simulation, len(ideal)), Tuning())
+        found = attempt(ideal + _stalled_s(found.simulation, len(ideal)), tuning)
         yield found
-    if rounds > 1:
-        yield attempt(ideal, Tuning(benefit_power=0.7))
-        yield attempt(ideal, Tuning(benefit_power=1.5))
+    if not many:
+        yield attempt(ideal, replace(tuning, benefit_power=0.7))
+        yield attempt(ideal, replace(tuning, benefit_power=1.5))
 
 
 def _stalled_s(simulation: Simulation, n: int) -> Seconds:

@@ -15,6 +15,7 @@ out, which can only lower the bound.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,15 +60,14 @@ class _Rates:
 
 @dataclass(frozen=True, slots=True)
 class _Uses:
-    """Every use of every storage in two iterations in a row, sorted by op.
+    """Uses of storages in two iterations in a row, sorted by op.
 
-    ``born`` is the op that makes the data (-1: it is always there), ``last`` its last use.
+    ``since`` is the use before of the same storage, or what stands for it: -1 for what is always
+    there, ``op`` itself for what is only made here. ``last`` is the last use of all.
     """
 
     op: _Ints
-    storage: _Ints
-    written: npt.NDArray[np.bool_]
-    born: _Ints
+    since: _Ints
     last: _Ints
     nbytes: _Ints
 
@@ -87,7 +87,7 @@ def lower_bound_s(trace: Trace, hardware: Hardware) -> float:
     n = len(trace.ops)
     durations = np.fromiter((op.duration_ns for op in trace.ops), np.float64, n) * 1e-9
     clock = np.concatenate(([0.0], np.cumsum(np.tile(durations, 2))))
-    uses = _uses(trace)
+    reads, writes = _uses(trace)
     starts = np.unique(np.linspace(0, n, min(n, _STARTS) + 1).astype(np.int64)[:-1])
     ends = np.append(starts[1:], n)
     best = np.zeros(len(starts) + 1)
@@ -96,8 +96,8 @@ def lower_bound_s(trace: Trace, hardware: Hardware) -> float:
         start = int(starts[i])
         stretches = np.append(ends[i:], start + n)
         least = rates.seconds(
-            _excess(_bytes_read(uses, start, stretches), room),
-            _excess(_bytes_written(uses, start, stretches), room),
+            _excess(_bytes_read(reads, start, stretches), room),
+            _excess(_bytes_written(writes, start, stretches), room),
         )
         lost = least - (clock[stretches] - clock[start])
         whole = max(whole, ideal + float(lost[-1]))
@@ -105,52 +105,57 @@ def lower_bound_s(trace: Trace, hardware: Hardware) -> float:
     return max(whole, ideal + float(best[0]))
 
 
-def _uses(trace: Trace) -> _Uses:
+def _uses(trace: Trace) -> tuple[_Uses, _Uses]:
+    """All uses, and the writes among them."""
     n = len(trace.ops)
-    rows: list[tuple[int, int, bool, int, int, int]] = []
-    for index, storage in enumerate(trace.storages):
-        changed = set(storage.writes)
-        if storage.birth is not None:
-            changed.add(storage.birth)
-        for lap in range(2):
-            shift = lap * n
-            item = index + lap * len(trace.storages) * (not storage.persistent)
-            born = -1 if storage.birth is None else storage.birth + shift
-            if storage.birth is None and lap and not storage.persistent:
-                born = shift
-            last = 3 * n if storage.persistent else storage.uses[-1] + shift if storage.uses else 0
-            rows.extend(
-                (op + shift, item, op in changed, born, last, storage.nbytes) for op in storage.uses
-            )
-    rows.sort()
-    table = np.array(rows, dtype=np.int64).reshape(-1, 6)
-    return _Uses(table[:, 0], table[:, 1], table[:, 2] != 0, table[:, 3], table[:, 4], table[:, 5])
+    reads: list[tuple[int, int, int, int]] = []
+    writes: list[tuple[int, int, int, int]] = []
+    for storage in trace.storages:
+        for rows, ops in ((reads, storage.uses), (writes, storage.writes)):
+            if storage.persistent:
+                ops = (*ops, *(op + n for op in ops))
+                rows += _rows(ops, -1, 3 * n, storage.nbytes)
+            elif ops:
+                for lap in (0, n):
+                    first = -1 if storage.birth is None and not lap else ops[0] + lap
+                    shifted = [op + lap for op in ops]
+                    rows += _rows(shifted, first, storage.uses[-1] + lap, storage.nbytes)
+    return _table(reads), _table(writes)
+
+
+def _rows(
+    ops: Sequence[int], first_since: int, last: int, nbytes: int
+) -> Iterator[tuple[int, int, int, int]]:
+    for op, since in zip(ops, (first_since, *ops), strict=False):
+        yield op, since, last, nbytes
+
+
+def _table(rows: list[tuple[int, int, int, int]]) -> _Uses:
+    table = np.array(rows, dtype=np.int64).reshape(-1, 4)
+    table = table[np.argsort(table[:, 0], kind="stable")]
+    return _Uses(table[:, 0], table[:, 1], table[:, 2], table[:, 3])
 
 
 def _excess(nbytes: _Ints, room: int) -> _Floats:
     return np.maximum(nbytes - room, 0).astype(np.float64)
 
 
-def _bytes_read(uses: _Uses, start: int, ends: _Ints) -> _Ints:
+def _bytes_read(reads: _Uses, start: int, ends: _Ints) -> _Ints:
     """Bytes older than ``start`` that are used from there to before each of ``ends``."""
-    pick = (uses.op >= start) & (uses.born < start)
-    ops, storages, nbytes = uses.op[pick], uses.storage[pick], uses.nbytes[pick]
-    _, firsts = np.unique(storages, return_index=True)
-    return _up_to(ops[firsts], nbytes[firsts], ends)
+    first = (reads.op >= start) & (reads.since < start)
+    return _up_to(reads.op[first], reads.nbytes[first], ends)
 
 
-def _bytes_written(uses: _Uses, start: int, ends: _Ints) -> _Ints:
+def _bytes_written(writes: _Uses, start: int, ends: _Ints) -> _Ints:
     """Bytes changed from ``start`` to before each of ``ends`` that are used later."""
-    pick = (uses.op >= start) & uses.written
-    ops, storages, last = uses.op[pick], uses.storage[pick], uses.last[pick]
-    _, firsts = np.unique(storages, return_index=True)
-    changed, until, nbytes = ops[firsts], last[firsts], uses.nbytes[pick][firsts]
-    alive = until > changed
-    gone = _up_to(until[alive], nbytes[alive], ends)
-    return _up_to(changed[alive], nbytes[alive], ends) - gone
+    kept = (writes.op >= start) & (writes.last > writes.op)
+    kept &= (writes.since < start) | (writes.since == writes.op)
+    op, last, nbytes = writes.op[kept], writes.last[kept], writes.nbytes[kept]
+    order = np.argsort(last, kind="stable")
+    return _up_to(op, nbytes, ends) - _up_to(last[order], nbytes[order], ends)
 
 
 def _up_to(ops: _Ints, nbytes: _Ints, ends: _Ints) -> _Ints:
-    order = np.argsort(ops, kind="stable")
-    sums = np.concatenate((np.zeros(1, np.int64), np.cumsum(nbytes[order])))
-    return sums[np.searchsorted(ops[order], ends, side="left")]
+    """Sums of the bytes of ``ops``, which ascend, before each of ``ends``."""
+    sums = np.concatenate((np.zeros(1, np.int64), np.cumsum(nbytes)))
+    return sums[np.searchsorted(ops, ends, side="left")]

@@ -28,7 +28,6 @@ from teraio.records import Hardware, Trace
 
 _CELLS = 4096
 _SMALL_BYTES = 64 << 10
-_CLOSE = 0.9
 _ALIGNMENT = 4096
 
 Seconds = npt.NDArray[np.float64]
@@ -49,9 +48,14 @@ class Choice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tuning:
-    """What variants of a plan differ in."""
+    """What variants of a plan differ in.
+
+    ``nearly``: a period is taken if it is worth this part of what any other can be worth.
+    ``slack``: times that moves should have to spare, in parts of the iteration.
+    """
 
     benefit_power: float = 1.0
+    nearly: float = 0.9
     slack: tuple[float, ...] = (0.0005, 0.0025, 0.0125, 0.05)
 
 
@@ -147,7 +151,7 @@ class _Selection:
             candidate = self._look(period, excess, in_time)
             if candidate is None:
                 continue
-            if heap and candidate.value < -heap[0][0] * _CLOSE:
+            if heap and candidate.value < -heap[0][0] * self._tuning.nearly:
                 heapq.heappush(heap, (-candidate.value, order, period))
                 continue
             is_first = _copy(period) not in self._writer

@@ -21,7 +21,7 @@ from teraio.planner.memory import memory_by_op
 from teraio.records import Hardware, Move, Tier, Trace
 
 _ITERATIONS = 3
-_SHORTEST_STALL_S = 1e-9
+_SHORTEST_STALL_S = 1e-12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,15 +49,15 @@ def simulate(trace: Trace, hardware: Hardware, moves: Sequence[Move]) -> Simulat
     """Play some iterations of ``moves`` and tell what the last one did (seconds, bytes)."""
     machine = _Machine(trace, hardware, moves)
     stalls: list[Stall] = []
-    started = 0.0
     for _ in range(_ITERATIONS):
-        started, stalls = machine.now, machine.iteration()
+        stalls = machine.iteration()
+    stall_s = sum(stall.seconds for stall in stalls)
     sizes = [trace.storages[move.storage].nbytes for move in moves]
     reads = (n for n, move in zip(sizes, moves, strict=True) if move.needed_by is not None)
     writes = (n for n, move in zip(sizes, moves, strict=True) if move.write)
     return Simulation(
-        iteration_s=machine.now - started,
-        stall_s=sum(stall.seconds for stall in stalls),
+        iteration_s=sum(op.duration_ns for op in trace.ops) * 1e-9 + stall_s,
+        stall_s=stall_s,
         stalls=tuple(sorted(stalls, key=lambda stall: (-stall.seconds, stall.op))),
         peak_bytes=int(memory_by_op(trace, moves).max(initial=0)),
         read_bytes=sum(reads),
@@ -130,7 +130,7 @@ class _Machine:
     """The device and the links, iteration after iteration."""
 
     def __init__(self, trace: Trace, hardware: Hardware, moves: Sequence[Move]) -> None:
-        self._n = len(trace.ops)
+        self._n = max(1, len(trace.ops))
         self._moves = moves
         self._nbytes = [trace.storages[move.storage].nbytes for move in moves]
         links = {tier.name: _Link(tier) for tier in hardware.tiers}

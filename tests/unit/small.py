@@ -1,0 +1,76 @@
+"""Traces of a few ops, written out by hand in tests.
+
+In: short descriptions. Out: records. Must not know: the planner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from teraio.records import Extent, Hardware, Move, Op, Storage, Tier, Trace
+
+
+def storage(
+    uses: Sequence[int],
+    writes: Sequence[int] = (),
+    *,
+    nbytes: int = 1000,
+    birth: int | None = None,
+    death: int | None = None,
+    name: str = "s",
+) -> Storage:
+    """A storage; persistent unless told."""
+    return Storage(
+        nbytes=nbytes,
+        kind="parameter",
+        name=name,
+        birth=birth,
+        death=death,
+        uses=tuple(uses),
+        writes=tuple(writes),
+    )
+
+
+def trace(durations_ms: Sequence[float], *storages: Storage) -> Trace:
+    """A trace of ops with these durations."""
+    ops = tuple(
+        Op(name=f"op{i}", module="m", phase="other", duration_ns=round(ms * 1e6))
+        for i, ms in enumerate(durations_ms)
+    )
+    return Trace(device="cpu", ops=ops, storages=storages, anchors=(), base_bytes=0)
+
+
+def machine(budget_bytes: int = 0, *, both: float = 2e6, latency_s: float = 0.0) -> Hardware:
+    """One tier that reads and writes a million bytes per second: 1,000 bytes take 1 ms."""
+    tier = Tier(
+        name="ssd",
+        capacity_bytes=1 << 30,
+        read_bytes_per_s=1e6,
+        write_bytes_per_s=1e6,
+        mixed_bytes_per_s=both,
+        latency_s=latency_s,
+    )
+    return Hardware(name="small", budget_bytes=budget_bytes, tiers=(tier,))
+
+
+def move(
+    index: int,
+    offload_after: int,
+    gone_before: int,
+    fetch_after: int | None,
+    needed_by: int | None,
+    *,
+    write: bool = True,
+    offset: int = 0,
+) -> Move:
+    """A move to the tier of ``machine``."""
+    return Move(
+        storage=index,
+        tier="ssd",
+        extent=Extent(offset=offset, nbytes=4096),
+        write=write,
+        offload_after=offload_after,
+        gone_before=gone_before,
+        fetch_after=fetch_after,
+        needed_by=needed_by,
+    )
