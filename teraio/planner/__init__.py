@@ -99,14 +99,14 @@ def _tries(trace: Trace, hardware: Hardware) -> Iterator[_Try]:
 
     many = len(trace.ops) > _MANY_OPS
     tuning = Tuning(nearly=0.8 if many else 0.9)
+    patient = replace(tuning, patience=10.0)
     found = attempt(ideal, tuning)
     yield found
-    for _ in range(1 if many else 3):
+    for other in (patient,) if many else (patient, patient, replace(patient, headroom=0.03)):
         # While the device stalls the channels work on: plan again with the time they really have.
-        found = attempt(ideal + _stalled_s(found.simulation, len(ideal)), tuning)
+        found = attempt(ideal + _stalled_s(found.simulation, len(ideal)), other)
         yield found
     if not many:
-        yield attempt(ideal, replace(tuning, benefit_power=0.7))
         yield attempt(ideal, replace(tuning, benefit_power=1.5))
 
 

@@ -67,7 +67,7 @@ def _move(choice: Choice, extent: Extent, write: bool, n: int) -> Move:
         tier=choice.tier,
         extent=extent,
         write=write,
-        offload_after=period.after,
+        offload_after=choice.leave % n,
         gone_before=choice.first % n,
         fetch_after=(choice.first + choice.length - 1) % n if comes_back else None,
         needed_by=period.before,

@@ -5,19 +5,21 @@ In: a Trace. Out: bytes, or a BudgetError that names the op in the way. Must not
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from teraio.errors import BudgetError
 from teraio.planner.memory import Bytes, live_by_op, pieces
-from teraio.planner.periods import inactive_periods
+from teraio.planner.periods import Period, inactive_periods
 from teraio.records import Trace
 
 
-def least_by_op(trace: Trace) -> Bytes:
-    """Bytes in memory during each op with everything moved away that can be."""
+def least_by_op(trace: Trace, periods: Iterable[Period]) -> Bytes:
+    """Bytes in memory during each op with everything away in all inactive periods."""
     n = len(trace.ops)
     steps = np.zeros(n + 1, dtype=np.int64)
-    for period in inactive_periods(trace):
+    for period in periods:
         nbytes = trace.storages[period.storage].nbytes
         for low, high in pieces(period.after + 1, period.length, n):
             steps[low] -= nbytes
@@ -27,12 +29,12 @@ def least_by_op(trace: Trace) -> Bytes:
 
 def least_budget(trace: Trace) -> int:
     """The least budget in bytes that a plan for ``trace`` can meet."""
-    return int(least_by_op(trace).max(initial=trace.base_bytes))
+    return int(least_by_op(trace, inactive_periods(trace)).max(initial=trace.base_bytes))
 
 
 def check_budget(trace: Trace, budget_bytes: int) -> None:
     """Raise BudgetError, naming the op that needs most, if no plan can meet ``budget_bytes``."""
-    by_op = least_by_op(trace)
+    by_op = least_by_op(trace, inactive_periods(trace))
     if not len(by_op) or int(by_op.max()) <= budget_bytes:
         return
     index = int(by_op.argmax())

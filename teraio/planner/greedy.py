@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from teraio.errors import BudgetError
 from teraio.planner.channels import ChannelTime, Reservation
+from teraio.planner.feasibility import least_by_op
 from teraio.planner.memory import Bytes, Profile, live_by_op, pieces
 from teraio.planner.periods import Period, age, writers
 from teraio.records import Hardware, Trace
@@ -37,11 +38,12 @@ Seconds = npt.NDArray[np.float64]
 class Choice:
     """One period in use: memory is free during ``length`` ops from ``first`` on.
 
-    ``first`` may be past the last op: then it lies in the next iteration.
+    Leaving starts after op ``leave``. Both may be past the last op: then in the next iteration.
     """
 
     period: Period
     tier: str
+    leave: int
     first: int
     length: int
 
@@ -52,9 +54,14 @@ class Tuning:
 
     ``nearly``: a period is taken if it is worth this part of what any other can be worth.
     ``slack``: times that moves should have to spare, in parts of the iteration.
+    ``patience``: how early a write begins, in multiples of the time it takes alone. A write that
+    waits until it must begin leaves the tier to reads that are more urgent.
+    ``headroom``: part of the budget that the choice leaves free, for moves to have time to spare.
     """
 
     benefit_power: float = 1.0
+    patience: float = float("inf")
+    headroom: float = 0.0
     nearly: float = 0.9
     slack: tuple[float, ...] = (0.0005, 0.0025, 0.0125, 0.05)
 
@@ -116,8 +123,11 @@ def _copy(period: Period) -> _Copy:
 class _Selection:
     """Takes periods until memory fits the budget, by cell."""
 
-    def __init__(self, trace: Trace, hardware: Hardware, op_s: Seconds, tuning: Tuning) -> None:
+    def __init__(
+        self, trace: Trace, hardware: Hardware, op_s: Seconds, tuning: Tuning, target_bytes: int
+    ) -> None:
         self._trace, self._hardware, self._tuning = trace, hardware, tuning
+        self.target_bytes = target_bytes
         self._op_s = op_s
         self.chosen: dict[Period, _Candidate] = {}
         self._tier_of: dict[int, int] = {}
@@ -135,11 +145,11 @@ class _Selection:
         self._weight /= self._weight.sum()
 
     def cover(self, memory: Bytes, periods: Iterable[Period], in_time: bool) -> Bytes:
-        """Take periods while memory by op exceeds the budget; returns the excess left by cell.
+        """Take periods while memory by op exceeds the target; returns the excess left by cell.
 
         ``in_time``: only as far as the channels can carry the data while it is not needed.
         """
-        excess = self.grid.tops(memory) - self._hardware.budget_bytes
+        excess = self.grid.tops(memory) - self.target_bytes
         heap = self._first_look(excess, periods)
         siblings: dict[_Copy, list[tuple[int, Period]]] = {}
         for _, order, period in heap:
@@ -284,7 +294,9 @@ def choose(
     capacity of the tiers is too small; that the budget can be met at all is checked before.
     """
     memory = live_by_op(trace)
-    selection = _Selection(trace, hardware, op_s, tuning)
+    target_bytes = int(hardware.budget_bytes * (1.0 - tuning.headroom))
+    target_bytes = max(target_bytes, int(least_by_op(trace, periods).max()))
+    selection = _Selection(trace, hardware, op_s, tuning, target_bytes)
     large = [p for p in periods if trace.storages[p.storage].nbytes >= _SMALL_BYTES]
     left = selection.cover(memory, large, in_time=True)
     planned = {p: selection.grid_span(c) for p, c in selection.chosen.items()}
@@ -294,7 +306,7 @@ def choose(
     timing = _Timing(trace, hardware, memory, op_s, selection, planned, in_time)
     timing.drop_needless()
     timing.share_out_room(tuning.slack)
-    return timing.choices(periods)
+    return timing.choices(periods, tuning.patience)
 
 
 def _force(
@@ -317,7 +329,7 @@ def _force(
 
     for most_cells in (_CELLS, len(trace.ops)):
         for periods in wider_and_wider:
-            if left_by_op().max() <= hardware.budget_bytes:
+            if left_by_op().max() <= selection.target_bytes:
                 return
             selection.use_grid(most_cells)
             selection.cover(left_by_op(), periods, in_time=False)
@@ -344,6 +356,7 @@ class _Timing:
         in_time: bool,
     ) -> None:
         self._n, self._budget = len(trace.ops), hardware.budget_bytes
+        self._target = selection.target_bytes
         self._nbytes = {p: trace.storages[p.storage].nbytes for p in selection.chosen}
         self._tier = {tier.name: tier for tier in hardware.tiers}
         self._name = {p: selection.tier_name(p) for p in selection.chosen}
@@ -365,7 +378,7 @@ class _Timing:
                 continue
             low, end = self._away[period]
             nbytes = self._nbytes[period]
-            if self._profile.top(low, end - low) + nbytes <= self._budget:
+            if self._profile.top(low, end - low) + nbytes <= self._target:
                 self._profile.add(low, end - low, nbytes)
                 del self._away[period]
 
@@ -422,11 +435,29 @@ class _Timing:
             self._profile.add(low, room, nbytes)
             self._away[period] = low + room, end
 
-    def choices(self, order: Iterable[Period]) -> tuple[Choice, ...]:
+    def choices(self, order: Iterable[Period], patience: float) -> tuple[Choice, ...]:
         """The choices as they stand."""
+        writing = writers(self._away, self._n)
         return tuple(
-            Choice(period=p, tier=self._name[p], first=low, length=end - low)
+            Choice(
+                period=p,
+                tier=self._name[p],
+                leave=self._leave(p, patience) if p in writing else p.after,
+                first=low,
+                length=end - low,
+            )
             for p in order
             if p in self._away
             for low, end in [self._away[p]]
         )
+
+    def _leave(self, period: Period, patience: float) -> int:
+        """The last op after which a write still has ``patience`` times the time it takes."""
+        low, _ = self._away[period]
+        tier = self._tier[self._name[period]]
+        write_s = tier.latency_s + self._nbytes[period] / tier.write_bytes_per_s
+        begin_s = self._clock[low] - patience * write_s
+        op = int(np.searchsorted(self._clock, begin_s, "right")) - 2
+        # What is carried into the next iteration goes by another name there: it leaves before.
+        last = low - 1 if period.before is not None else min(low - 1, self._n - 1)
+        return min(max(period.after, op), last)

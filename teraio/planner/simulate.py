@@ -130,7 +130,7 @@ class _Machine:
     """The device and the links, iteration after iteration."""
 
     def __init__(self, trace: Trace, hardware: Hardware, moves: Sequence[Move]) -> None:
-        self._n = max(1, len(trace.ops))
+        self._n = len(trace.ops)
         self._moves = moves
         self._nbytes = [trace.storages[move.storage].nbytes for move in moves]
         links = {tier.name: _Link(tier) for tier in hardware.tiers}
@@ -152,6 +152,8 @@ class _Machine:
 
     def _uninterrupted(self, trace: Trace) -> list[tuple[int, int, float]]:
         """Ops in runs between which nothing happens: first op, last op, seconds."""
+        if not self._n:
+            return []
         starts = {0, *self._gates, *self._needed}
         starts.update((op + 1) % self._n for op in (*self._leaving, *self._coming))
         firsts = sorted(starts)

@@ -1,13 +1,14 @@
 """Traces of a few ops, written out by hand in tests.
 
-In: short descriptions. Out: records. Must not know: the planner.
+In: short descriptions. Out: records. Must not know: how plans are made.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from teraio.records import Extent, Hardware, Move, Op, Storage, Tier, Trace
+from teraio.planner.memory import live_by_op, memory_by_op
+from teraio.records import Extent, Hardware, Move, Op, Plan, Storage, Tier, Trace
 
 
 def storage(
@@ -73,4 +74,21 @@ def move(
         gone_before=gone_before,
         fetch_after=fetch_after,
         needed_by=needed_by,
+    )
+
+
+def plan_of(on: Trace, moves: Sequence[Move], spill_bytes: int = 1 << 20) -> Plan:
+    """A plan with honest totals."""
+    sizes = [(on.storages[m.storage].nbytes, m) for m in moves]
+    return Plan(
+        budget_bytes=1 << 30,
+        moves=tuple(moves),
+        unlimited_peak_bytes=int(live_by_op(on).max()),
+        peak_bytes=int(memory_by_op(on, moves).max()),
+        ideal_s=0.0,
+        bound_s=0.0,
+        predicted_s=0.0,
+        spill_bytes=spill_bytes,
+        read_bytes=sum(nbytes for nbytes, m in sizes if m.needed_by is not None),
+        written_bytes=sum(nbytes for nbytes, m in sizes if m.write),
     )

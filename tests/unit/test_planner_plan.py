@@ -21,8 +21,11 @@ from teraio.planner import (
     simulate,
     validate,
 )
+from teraio.planner.extents import moves_with_extents
+from teraio.planner.greedy import Tuning, choose
 from teraio.records import Extent, Hardware, Move, Plan, Storage, Tier, Trace
 from tests.unit import strategies
+from tests.unit.small import plan_of
 from tests.unit.traces import HOST, MIB, SSD, hardware, transformer_trace
 
 
@@ -47,6 +50,27 @@ def test_any_budget_from_the_least_on_gives_a_valid_plan_within_it(
     validate(trace, machine, made)
     assert memory_by_op(trace, made.moves).max() <= machine.budget_bytes
     assert made.peak_bytes == memory_by_op(trace, made.moves).max()
+
+
+TUNINGS = [
+    Tuning(patience=10.0),
+    Tuning(patience=1.0, headroom=0.2, slack=(0.1, 1.0)),
+    Tuning(benefit_power=2.0, nearly=0.3, slack=()),
+]
+
+
+@given(cases(), st.sampled_from(TUNINGS), st.floats(0.0, 1e-3))
+@settings(max_examples=300, deadline=None)
+def test_every_way_of_planning_keeps_the_rules(
+    case: tuple[Trace, Hardware], tuning: Tuning, stalled_s: float
+) -> None:
+    trace, machine = case
+    op_s = np.array([op.duration_ns * 1e-9 + stalled_s for op in trace.ops])
+    choices = choose(trace, machine, inactive_periods(trace), op_s, tuning)
+    moves, spill_bytes = moves_with_extents(trace, machine, choices)
+    made = plan_of(trace, moves, spill_bytes)
+    validate(trace, machine, made)
+    assert made.peak_bytes <= machine.budget_bytes
 
 
 @given(cases())

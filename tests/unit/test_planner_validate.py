@@ -9,28 +9,10 @@ from typing import Any
 import pytest
 
 from teraio.errors import PlanError
-from teraio.planner import live_by_op, memory_by_op, plan, validate
+from teraio.planner import live_by_op, plan, validate
 from teraio.records import Extent, Hardware, Move, Plan, Trace
-from tests.unit.small import machine, move, storage, trace
+from tests.unit.small import machine, move, plan_of, storage, trace
 from tests.unit.traces import hardware, transformer_trace
-
-
-def plan_of(on: Trace, moves: list[Move], spill_bytes: int = 1 << 20) -> Plan:
-    """A plan with honest totals."""
-    sizes = [(on.storages[m.storage].nbytes, m) for m in moves]
-    return Plan(
-        budget_bytes=1 << 30,
-        moves=tuple(moves),
-        unlimited_peak_bytes=int(live_by_op(on).max()),
-        peak_bytes=int(memory_by_op(on, moves).max()),
-        ideal_s=0.0,
-        bound_s=0.0,
-        predicted_s=0.0,
-        spill_bytes=spill_bytes,
-        read_bytes=sum(nbytes for nbytes, m in sizes if m.needed_by is not None),
-        written_bytes=sum(nbytes for nbytes, m in sizes if m.write),
-    )
-
 
 BIG = machine(1 << 30)
 # Ops 0..9; 0: a weight, 1 and 2: activations, 3: freed late, 4 and 5: a carried gradient,
