@@ -8,12 +8,26 @@
 
 #include <algorithm>
 #include <atomic>
+#include <string>
 #include <string_view>
 #include <unordered_map>
+#include <variant>
 #include <vector>
 
 #include "allocator.h"
 #include "engine.h"
+
+// The public accessors copy the whole schema, or only give the name.
+namespace {
+using Function = std::variant<std::string, at::RecordFunction::schema_ref_t>;
+const Function& function_of(const at::RecordFunction& op);
+
+template <Function at::RecordFunction::* Member>
+struct Reach {
+  friend const Function& function_of(const at::RecordFunction& op) { return op.*Member; }
+};
+template struct Reach<&at::RecordFunction::fn_>;
+}  // namespace
 
 namespace teraio::observer {
 namespace {
@@ -22,7 +36,7 @@ constexpr uint32_t kNoModule = ~uint32_t{0};
 
 // What an operator's schema says about its operands.
 struct OpInfo {
-  const char* name = nullptr;
+  const c10::Argument* arguments = nullptr;
   uint32_t id = 0;
   std::vector<bool> written;  // per argument
   std::vector<bool> viewed;   // per argument: the result is another view of it, its data is not touched
@@ -31,26 +45,36 @@ struct OpInfo {
 // These write running statistics without saying so in their schema.
 bool writes_undeclared(std::string_view name) { return name.find("batch_norm") != std::string_view::npos; }
 
-OpInfo describe(const at::RecordFunction& op) {
+OpInfo describe(const c10::FunctionSchema& schema) {
   OpInfo info;
-  info.name = op.name();
-  info.id = Engine::instance().intern(info.name);
-  const auto schema = op.operator_schema();
-  if (!schema) return info;
-  for (const auto& argument : schema->arguments()) {
+  info.arguments = schema.arguments().data();
+  info.id = Engine::instance().intern(schema.name());
+  for (const auto& argument : schema.arguments()) {
     const auto* alias = argument.alias_info();
-    info.written.push_back((alias != nullptr && alias->isWrite()) || writes_undeclared(info.name));
+    info.written.push_back((alias != nullptr && alias->isWrite()) || writes_undeclared(schema.name()));
     info.viewed.push_back(alias != nullptr && !alias->isWrite());
   }
   return info;
 }
 
-// Keyed by the address of the name: it is the operator's own, and lives as long as the operator.
-const OpInfo& info_of(const at::RecordFunction& op) {
+// [Note: what is an op]
+// RecordFunction also reports stretches of a program that have a name but no schema: autograd's evaluation of a
+// node (which may run hooks, or the recomputation of a whole layer), Python's autograd functions. Their operands
+// would stay pinned much too long, and the ops inside are reported anyway. So only calls with a schema count.
+const c10::FunctionSchema* schema_of(const at::RecordFunction& op) {
+  const auto* schema = std::get_if<at::RecordFunction::schema_ref_t>(&function_of(op));
+  return schema == nullptr ? nullptr : &schema->get();
+}
+
+const OpInfo& info_of(const c10::FunctionSchema& schema) {
   static thread_local std::unordered_map<const void*, OpInfo> known;
-  const char* name = op.name();
-  auto found = known.find(name);
-  if (found == known.end()) found = known.emplace(name, describe(op)).first;
+  auto found = known.find(&schema);
+  // A library that is unloaded may leave its operator's address to another one.
+  if (found != known.end() && found->second.arguments != schema.arguments().data()) {
+    known.erase(found);
+    found = known.end();
+  }
+  if (found == known.end()) found = known.emplace(&schema, describe(schema)).first;
   return found->second;
 }
 
@@ -118,8 +142,10 @@ Place place_of_op() {
 }
 
 std::unique_ptr<at::ObserverContext> on_start(const at::RecordFunction& op) {
+  const c10::FunctionSchema* schema = schema_of(op);
+  if (schema == nullptr) return nullptr;
   Frame& frame = Engine::frame();
-  const OpInfo& info = info_of(op);
+  const OpInfo& info = info_of(*schema);
   if (frame.depth++ == 0) {
     frame.name = info.id;
     if (!frame.training && torch::autograd::get_current_node()) frame.training = true;
@@ -137,7 +163,8 @@ std::unique_ptr<at::ObserverContext> on_start(const at::RecordFunction& op) {
   return nullptr;
 }
 
-void on_end(const at::RecordFunction& /*op*/, at::ObserverContext* /*context*/) {
+void on_end(const at::RecordFunction& op, at::ObserverContext* /*context*/) {
+  if (schema_of(op) == nullptr) return;
   Frame& frame = Engine::frame();
   if (--frame.depth == 0) Engine::instance().end(frame, place_of_op);
 }
