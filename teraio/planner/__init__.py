@@ -37,6 +37,7 @@ __all__ = [
 # A plan this close to the bound is not worth another try.
 _GOOD_ENOUGH = 1.002
 _MANY_OPS = 20_000
+_VERY_MANY_OPS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,8 @@ def _tries(trace: Trace, hardware: Hardware) -> Iterator[_Try]:
         return _Try(moves, spill_bytes, simulate(trace, hardware, moves))
 
     many = len(trace.ops) > _MANY_OPS
-    tuning = Tuning(nearly=0.8 if many else 0.9)
+    nearly = 0.6 if len(trace.ops) > _VERY_MANY_OPS else 0.8 if many else 0.9
+    tuning = Tuning(nearly=nearly)
     patient = replace(tuning, patience=10.0)
     found = attempt(ideal, tuning)
     yield found

@@ -154,7 +154,8 @@ class _Selection:
         siblings: dict[_Copy, list[tuple[int, Period]]] = {}
         for _, order, period in heap:
             siblings.setdefault(_copy(period), []).append((order, period))
-        while heap and excess.max() > 0:
+        over = bool(excess.max() > 0)
+        while heap and over:
             _, order, period = heapq.heappop(heap)
             if period in self.chosen:
                 continue
@@ -166,6 +167,7 @@ class _Selection:
                 continue
             is_first = _copy(period) not in self._writer
             self._take(candidate, excess)
+            over = bool(excess.max() > 0)
             if is_first:
                 # What the first period of a copy paid for, the others have free of charge.
                 for item, other in siblings[_copy(period)]:
