@@ -5,6 +5,7 @@ In: $TERAIO_SSD or the build folder. Out: fixtures. Must not know: single tests.
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from teraio import api
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -20,6 +23,16 @@ ROOT = Path(__file__).resolve().parents[2]
 def _one_thread() -> None:
     # More gain nothing for models this small, and where cores are shared OpenMP's barriers spin.
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _no_run_left_over(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test that fails in the middle of a run must not make the next one fail as well."""
+    yield
+    runtime = api._runtime
+    if "engine" not in request.fixturenames and runtime is not None:
+        runtime.close()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")
