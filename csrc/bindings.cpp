@@ -269,6 +269,7 @@ PYBIND11_MODULE(_C, m) {
     return with_block(object, false,
                       [](Block* block, c10::StorageImpl* storage) { return engine().send_away(block, storage); });
   });
+  m.def("stress", [](unsigned max_delay_us) { engine().stress(max_delay_us); });
   m.def("publish", [](const py::handle& object) {
     return with_block(object, uintptr_t{0}, [](Block* block, c10::StorageImpl* storage) {
       return reinterpret_cast<uintptr_t>(engine().publish(block, storage));

@@ -62,10 +62,9 @@ void Engine::stop() {
   Lock lock(mutex_);
   if (!active_) return;
   budget_ = ~uint64_t{0};
-  schedule_.reset();
+  unfollow_locked();
   recording_.reset();
   watching_ = false;
-  fetch_queue_.clear();
   std::string failure;
   for (size_t i = 0; i < blocks_.size(); ++i) {
     const uint64_t id = blocks_[i]->id;
@@ -84,7 +83,6 @@ void Engine::stop() {
     if (block->state != State::kResident) continue;
     if (c10::StorageImpl* storage = owner(block)) guard::open(*storage);
     block->guarded = false;
-    block->trace_index = -1;
   }
   active_ = false;
   auto spill = std::move(spill_);
@@ -153,10 +151,7 @@ void Engine::storage_died(Block* block) {
   block->dead = true;
   block->storage.reset();
   logical_ -= static_cast<int64_t>(block->nbytes);
-  if (block->trace_index >= 0) {
-    bound_[static_cast<size_t>(block->trace_index)] = nullptr;
-    block->trace_index = -1;
-  }
+  unbind(block);
   if (recording_) {
     const auto op = static_cast<int64_t>(recording_->ops.size());
     recording_->deaths.push_back({block->id, frame().depth > 0 ? op : op - 1});
@@ -176,6 +171,7 @@ char* Engine::take_memory(Block* block) {
   } else {
     memory = static_cast<char*>(pages_.take(block->nbytes));
   }
+  if (poison_) std::memset(memory, 0xFF, block->nbytes);
   used_ += block->nbytes;
   note_peak();
   // Pages kept for reuse are memory too: together with what is in use they stay within the budget.
@@ -185,6 +181,7 @@ char* Engine::take_memory(Block* block) {
 }
 
 void Engine::give_memory(Block* block) {
+  if (poison_) std::memset(block->memory, 0xFF, block->nbytes);
   if (block->address == nullptr) {
     pages_.give(block->memory, block->nbytes);
   } else if (block->dead) {
@@ -406,10 +403,23 @@ void Engine::count_use(Frame& f, const Place& place) {
   const uint32_t last = schedule_->birth_offsets[static_cast<size_t>(at) + 1];
   for (const auto& pinned : f.pinned) {
     if (!pinned.born || pinned.block->dead || next == last) continue;
-    const int32_t storage = schedule_->births[next++];
-    pinned.block->trace_index = storage;
-    bound_[static_cast<size_t>(storage)] = pinned.block;
+    bind(pinned.block, schedule_->births[next++]);
   }
+}
+
+// A block is bound to at most one storage of the trace, and the other way round.
+void Engine::bind(Block* block, int32_t storage) {
+  Block*& slot = bound_[static_cast<size_t>(storage)];
+  if (slot != nullptr) slot->trace_index = -1;
+  unbind(block);
+  block->trace_index = storage;
+  slot = block;
+}
+
+void Engine::unbind(Block* block) {
+  if (block->trace_index < 0) return;
+  bound_[static_cast<size_t>(block->trace_index)] = nullptr;
+  block->trace_index = -1;
 }
 
 // ---------------------------------------------------------------- moving
@@ -668,9 +678,7 @@ IterationStats Engine::end_iteration() {
   if (schedule_) {
     schedule_->restart();
     for (size_t s = 0; s < bound_.size(); ++s) {
-      if (bound_[s] == nullptr || schedule_->persistent[s]) continue;
-      bound_[s]->trace_index = -1;
-      bound_[s] = nullptr;
+      if (bound_[s] != nullptr && !schedule_->persistent[s]) unbind(bound_[s]);
     }
   }
   return stats;
@@ -703,10 +711,7 @@ void Engine::follow(std::unique_ptr<Schedule> schedule, const std::vector<std::p
   for (const auto& [storage, id] : bound) {
     const auto found = place_of_block_.find(id);
     if (found == place_of_block_.end()) continue;
-    Block* block = blocks_[found->second];
-    if (block->dead) continue;
-    block->trace_index = storage;
-    bound_[static_cast<size_t>(storage)] = block;
+    if (!blocks_[found->second]->dead) bind(blocks_[found->second], storage);
   }
   watching_ = true;
 }
@@ -719,7 +724,7 @@ void Engine::unfollow() {
 
 void Engine::unfollow_locked() {
   for (Block* block : bound_) {
-    if (block != nullptr) block->trace_index = -1;
+    if (block != nullptr) unbind(block);
   }
   bound_.clear();
   schedule_.reset();
@@ -819,6 +824,12 @@ State Engine::state_of(Block* block) {
   const std::lock_guard<std::mutex> lock(mutex_);
   drain();
   return block->state;
+}
+
+void Engine::stress(unsigned max_delay_us) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  poison_ = max_delay_us > 0;
+  if (spill_) spill_->set_delay(max_delay_us);
 }
 
 Engine::Totals Engine::totals() {

@@ -119,6 +119,8 @@ class Engine {
   // An address that stays the storage's own for life, wherever its data is. Brings the data in.
   void* publish(Block* block, c10::StorageImpl* storage);
   State state_of(Block* block);
+  // Seeks races: transfers are delayed at random, and memory that is taken or given back is filled with NaN.
+  void stress(unsigned max_delay_us);
 
   struct Totals {
     uint64_t used, budget, leaving, cached, spill_reserved, blocks, away;
@@ -170,6 +172,8 @@ class Engine {
   Block* victim() const;
   void start_waiting_fetches();
   void run_due_actions();
+  void bind(Block* block, int32_t storage);
+  void unbind(Block* block);
   void anchor_locked(uint64_t key);
   void unfollow_locked();
 
@@ -193,6 +197,7 @@ class Engine {
 
   std::unique_ptr<SpillSpace> spill_;
   PagePool pages_;
+  bool poison_ = false;
   uint64_t budget_ = ~uint64_t{0};
   uint64_t used_ = 0;              // bytes of blocks that hold memory
   std::atomic<int64_t> small_{0};  // bytes of allocations too small to be blocks

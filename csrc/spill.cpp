@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <chrono>
 #include <cstring>
+#include <random>
 
 #include "errors.h"
 #include "pages.h"
@@ -306,6 +307,10 @@ void SpillSpace::run(Channel& channel) {
 
 void SpillSpace::move(const Piece& piece) {
   Transfer& transfer = *piece.transfer;
+  if (const unsigned max_us = max_delay_us_) {
+    static thread_local std::minstd_rand random(std::random_device{}());
+    ::usleep(static_cast<useconds_t>(random() % max_us));
+  }
   uint64_t at = 0;
   const int error = move_all(files_[piece.file].fd, transfer.direction == Transfer::Direction::kWrite,
                              transfer.memory + piece.memory_offset, piece.nbytes, piece.file_offset, &at);

@@ -2,6 +2,7 @@
 // threads that read and write it.
 // In: memory ranges and extents. Out: finished transfers. Must not know: storages, budgets, plans, Python.
 #pragma once
+#include <atomic>
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
@@ -73,6 +74,8 @@ class SpillSpace {
   void free(const Extent& extent);
 
   void submit(Transfer* transfer, bool urgent);
+  // Delays every request at random by up to this long: for tests that seek races.
+  void set_delay(unsigned max_us) { max_delay_us_ = max_us; }
   // Moves what of it has not begun to the front of the queue.
   void promote(Transfer* transfer);
 
@@ -111,6 +114,7 @@ class SpillSpace {
   std::mutex mutex_;
   Channel reads_, writes_;
   bool stopping_ = false;
+  std::atomic<unsigned> max_delay_us_{0};
   std::vector<std::thread> threads_;
 };
 

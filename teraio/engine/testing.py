@@ -29,3 +29,8 @@ def send_away(*tensors: torch.Tensor) -> int:
 def state(tensor: torch.Tensor) -> str:
     """``resident``, ``leaving``, ``away``, ``coming``; ``foreign`` for memory that isn't teraio's."""
     return str(_C.state(tensor))
+
+
+def stress(max_delay_us: int) -> None:
+    """Seeks races: delays each transfer at random by up to ``max_delay_us``, fills freed memory with NaN."""
+    _C.stress(max_delay_us)
