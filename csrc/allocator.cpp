@@ -34,7 +34,12 @@ class BlockAllocator final : public c10::Allocator {
     }
     void* memory = nullptr;
     if (posix_memalign(&memory, kAlignment, nbytes) != 0) throw std::bad_alloc();
-    Engine::instance().small_allocated(malloc_usable_size(memory));
+    try {
+      Engine::instance().small_allocated(malloc_usable_size(memory));
+    } catch (...) {
+      std::free(memory);
+      throw;
+    }
     return {memory, memory, &small_released, cpu};
   }
 

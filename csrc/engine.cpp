@@ -144,6 +144,15 @@ void Engine::small_allocated(size_t nbytes) {
   int64_t peak = small_peak_.load();
   while (small > peak && !small_peak_.compare_exchange_weak(peak, small)) {
   }
+  if (used() <= budget_) return;
+  const GilRelease gil;
+  Lock lock(mutex_);
+  try {
+    make_room(0, lock);
+  } catch (...) {
+    small_ -= static_cast<int64_t>(nbytes);
+    throw;
+  }
 }
 
 void Engine::storage_died(Block* block) {
@@ -425,7 +434,10 @@ void Engine::unbind(Block* block) {
 // ---------------------------------------------------------------- moving
 
 void Engine::wait(Lock& lock) {
-  drain();
+  if (!done_.empty()) {  // what the caller waits for may be here already
+    drain();
+    return;
+  }
   const int64_t begin = now_ns();
   const uint64_t seen = events_;
   ++waiters_;

@@ -88,6 +88,7 @@ class Engine {
   // `pin_to_frame` the running op keeps it. Throws BudgetError, SpillError or std::bad_alloc.
   Block* allocate(size_t nbytes, bool pin_to_frame = true);
   void storage_died(Block* block);
+  // Counts an allocation too small to be a block. Throws as allocate() does; then it is not counted.
   void small_allocated(size_t nbytes);
   void small_freed(size_t nbytes) { small_ -= static_cast<int64_t>(nbytes); }
 
@@ -185,7 +186,7 @@ class Engine {
   std::string describe(const Block* block) const;
   std::string describe_guard(const Block* block) const;
   std::string over_budget(uint64_t nbytes) const;
-  uint64_t used() const { return used_ + static_cast<uint64_t>(std::max<int64_t>(0, small_.load())); }
+  uint64_t used() const { return used_.load() + static_cast<uint64_t>(std::max<int64_t>(0, small_.load())); }
   void note_peak();
   void notify();
 
@@ -198,8 +199,8 @@ class Engine {
   std::unique_ptr<SpillSpace> spill_;
   PagePool pages_;
   bool poison_ = false;
-  uint64_t budget_ = ~uint64_t{0};
-  uint64_t used_ = 0;              // bytes of blocks that hold memory
+  std::atomic<uint64_t> budget_{~uint64_t{0}};
+  std::atomic<uint64_t> used_{0};  // bytes of blocks that hold memory
   std::atomic<int64_t> small_{0};  // bytes of allocations too small to be blocks
   std::atomic<int64_t> small_peak_{0};
   int64_t logical_ = 0;            // bytes of all live blocks, wherever they are

@@ -86,7 +86,7 @@ class Runtime:
         self._parameters: dict[int, str] = {}  # id(parameter) -> name
         self._optimizers: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
         self._closing: weakref.ref[torch.optim.Optimizer] | None = None
-        self._gradients: dict[int, tuple[Kind, str]] = {}
+        self._gradients: list[dict[int, tuple[Kind, str]]] = []  # the newest first
         self._live_at_start: list[tuple[int, int, bool]] = []
         self._module_hooks: list[Any] = []
         self._progress = _Progress(profile_iterations)
@@ -183,9 +183,14 @@ class Runtime:
             return
         _C.begin_optimizer()
         if self.phase == "profile":
-            self._gradients = {
-                block: ("gradient", f"{name}:grad") for block, name in _grads(self._named(optimizer))
-            }
+            # Those of the iteration before are still there when this one begins.
+            self._gradients[1:] = self._gradients[:1]
+            self._gradients[:1] = [
+                {
+                    block: ("gradient", f"{name}:grad")
+                    for block, name in _grads(self._named(optimizer))
+                }
+            ]
 
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if not self._trains(optimizer):
@@ -305,7 +310,9 @@ class Runtime:
     # ------------------------------------------------------------ names
 
     def _names(self) -> dict[int, tuple[Kind, str]]:
-        names: dict[int, tuple[Kind, str]] = dict(self._gradients)
+        names: dict[int, tuple[Kind, str]] = {}
+        for gradients in reversed(self._gradients):
+            names.update(gradients)
         for reference in self._models.values():
             model = reference()
             if model is None:
