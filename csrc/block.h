@@ -43,6 +43,7 @@ struct Block {
   uint64_t version = 1;
   uint64_t copied_version = 0;
   std::optional<Extent> extent;
+  uint64_t checksum = 0;  // of the copy
   Transfer* transfer = nullptr;
   uint64_t transfer_version = 0;
 

@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <cstring>
 
@@ -107,12 +108,15 @@ void Engine::reserve_spill(uint64_t nbytes) {
 
 // ---------------------------------------------------------------- memory
 
+void Engine::raise_if_failed(const Frame& f) {
+  if (f.error.empty()) return;
+  if (f.over_budget) throw BudgetError(f.error);
+  throw SpillError(f.error);
+}
+
 Block* Engine::allocate(size_t nbytes, bool pin_to_frame) {
   Frame& f = frame();
-  if (!f.error.empty()) {
-    if (f.over_budget) throw BudgetError(f.error);
-    throw SpillError(f.error);
-  }
+  raise_if_failed(f);
   auto block = std::make_unique<Block>();
   block->nbytes = round_up(nbytes, kPage);
   std::optional<GilRelease> gil;
@@ -139,6 +143,7 @@ Block* Engine::allocate(size_t nbytes, bool pin_to_frame) {
 }
 
 void Engine::small_allocated(size_t nbytes) {
+  raise_if_failed(frame());
   const int64_t small = small_ += static_cast<int64_t>(nbytes);
   if (!active() || forked_) return;
   int64_t peak = small_peak_.load();
@@ -569,14 +574,22 @@ void Engine::drain() {
 void Engine::finish(Transfer* transfer) {
   Block* block = static_cast<Block*>(transfer->user);
   const bool write = transfer->direction == Transfer::Direction::kWrite;
+  if (!write && transfer->error == 0 && transfer->checksum != block->checksum) {
+    transfer->error = EBADMSG;
+    transfer->error_offset = transfer->extent.offset;
+    transfer->error_path = "one of the `ssd` folders";
+  }
   const int error = transfer->error;
+  if (write) block->checksum = transfer->checksum;
   block->transfer = nullptr;
   --in_flight_;
   if (error != 0) {
     block->failure = std::string(write ? "writing " : "reading ") + describe(block) + (write ? " to" : " from") +
                      " the spill file in " + transfer->error_path + " failed at offset " +
                      std::to_string(transfer->error_offset) + ": " +
-                     (error == ENODATA ? "the file is shorter than what was written to it" : std::strerror(error)) +
+                     (error == ENODATA   ? "the file is shorter than what was written to it"
+                      : error == EBADMSG ? "the file holds other bytes than were written to it"
+                                         : std::strerror(error)) +
                      " (errno " + std::to_string(error) + "). " +
                      (write ? "The data is still in memory. Free space there or pass another folder as `ssd`."
                             : "Check the drive; if it is the file system that failed, pass another folder as `ssd`.");

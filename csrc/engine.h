@@ -148,6 +148,7 @@ class Engine {
   static constexpr uint32_t kNoModule = ~uint32_t{0};
   using Lock = std::unique_lock<std::mutex>;
 
+  static void raise_if_failed(const Frame& frame);
   void pin(Frame& frame, const Operand& operand);
   void open(Block* block, c10::StorageImpl* storage);
   void link(Block* block, c10::StorageImpl* storage);

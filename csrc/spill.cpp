@@ -59,6 +59,19 @@ int move_all(int fd, bool write, char* memory, size_t nbytes, uint64_t offset, u
   return 0;
 }
 
+uint64_t sample_checksum(const char* memory, size_t nbytes, size_t memory_offset) {
+  uint64_t sum = 0;
+  for (size_t page = 0; page < nbytes; page += kPage) {
+    const uint64_t number = (memory_offset + page) / kPage;
+    uint64_t word = 0;
+    // Another cache line of each page, so that what repeats page by page is seen too.
+    std::memcpy(&word, memory + page + number % (kPage / 64) * 64, sizeof word);
+    word = (word ^ number) * 0x9E3779B97F4A7C15ull;
+    sum += word ^ (word >> 29);
+  }
+  return sum;
+}
+
 }  // namespace
 
 SpillSpace::SpillSpace(std::function<void(Transfer*)> done) : done_(std::move(done)) {}
@@ -312,8 +325,10 @@ void SpillSpace::move(const Piece& piece) {
     ::usleep(static_cast<useconds_t>(random() % max_us));
   }
   uint64_t at = 0;
-  const int error = move_all(files_[piece.file].fd, transfer.direction == Transfer::Direction::kWrite,
-                             transfer.memory + piece.memory_offset, piece.nbytes, piece.file_offset, &at);
+  char* memory = transfer.memory + piece.memory_offset;
+  const int error = move_all(files_[piece.file].fd, transfer.direction == Transfer::Direction::kWrite, memory,
+                             piece.nbytes, piece.file_offset, &at);
+  const uint64_t checksum = sample_checksum(memory, piece.nbytes, piece.memory_offset);
   bool last = false;
   {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -322,6 +337,7 @@ void SpillSpace::move(const Piece& piece) {
       transfer.error_path = files_[piece.file].path;
       transfer.error_offset = at;
     }
+    transfer.checksum += checksum;
     last = --transfer.pieces_left == 0;
   }
   if (last) done_(&transfer);

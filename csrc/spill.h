@@ -36,6 +36,8 @@ struct Transfer {
   std::string error_path;
   uint64_t error_offset = 0;
   size_t pieces_left = 0;
+  // Over a sample of the bytes, eight of each page: tells a file that lost or mixed up what was written to it.
+  uint64_t checksum = 0;
 };
 
 struct FolderSpeed {

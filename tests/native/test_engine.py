@@ -1,0 +1,245 @@
+"""Claims about single storages under the native engine: where they are, and who may reach them."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import teraio
+from teraio import _C
+from teraio.engine.testing import send_away, state, stress
+
+KIB = 1 << 10
+MIB = 1 << 20
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[nn.Module]:
+    """An engine with a budget of 8 MiB, and the module that keeps it running."""
+    torch.manual_seed(0)
+    module = teraio.offload(nn.Linear(128, 128), memory_budget=8 * MIB, ssd=tmp_path)
+    yield module
+    stress(0)
+    if _C.active():
+        teraio.restore(module)
+
+
+def used() -> int:
+    return int(_C.totals()["used"])
+
+
+def test_an_op_brings_back_what_it_needs(engine: nn.Module) -> None:
+    tensor = torch.arange(64 * KIB, dtype=torch.float32)
+    expected = tensor.sum().item()
+    assert send_away(tensor) == 1
+    assert state(tensor) == "away"
+    assert tensor.sum().item() == expected
+    assert state(tensor) == "resident"
+
+
+def test_views_share_one_storage_and_their_making_fetches_nothing(engine: nn.Module) -> None:
+    tensor = torch.randn(256, 256)
+    view = tensor.t()[3:7]
+    expected = view.clone()
+    send_away(tensor)
+    again = tensor.t()[3:7]
+    assert state(tensor) == "away"
+    assert torch.equal(again, expected)
+    assert torch.equal(view, expected)
+
+
+def test_a_write_to_an_away_storage_is_kept(engine: nn.Module) -> None:
+    tensor = torch.zeros(64 * KIB)
+    send_away(tensor)
+    tensor.add_(1)
+    send_away(tensor)
+    tensor[5] = 7
+    send_away(tensor)
+    assert tensor.sum().item() == 64 * KIB + 6
+
+
+def test_a_clean_storage_leaves_without_being_written_again(engine: nn.Module) -> None:
+    tensor = torch.randn(256 * KIB)
+    send_away(tensor)
+    _C.end_iteration()
+    tensor.sum()
+    send_away(tensor)
+    stats = _C.end_iteration()
+    assert stats["read_bytes"] == MIB
+    assert stats["written_bytes"] == 0
+
+
+def test_memory_counts_to_the_byte(engine: nn.Module) -> None:
+    before = used()
+    tensor = torch.empty(MIB, dtype=torch.uint8)
+    assert used() - before == MIB
+    tensor.zero_()
+    send_away(tensor)
+    assert used() == before
+    del tensor
+    assert used() == before
+
+
+def test_storages_leave_when_the_budget_is_full_and_it_is_never_exceeded(engine: nn.Module) -> None:
+    tensors = [torch.full((256 * KIB,), float(i)) for i in range(32)]
+    for i, tensor in enumerate(tensors):
+        assert used() <= 8 * MIB
+        assert tensor[17].item() == i
+    assert _C.end_iteration()["peak_bytes"] <= 8 * MIB
+
+
+def test_an_op_that_can_never_fit_says_what_would(engine: nn.Module) -> None:
+    with pytest.raises(teraio.BudgetError, match=r"op aten::\w+ needs .*memory_budget=\d+"):
+        torch.zeros(4 * MIB)
+    assert torch.zeros(MIB).sum().item() == 0
+
+
+def test_an_op_whose_operands_do_not_fit_fails_and_loses_nothing(engine: nn.Module) -> None:
+    left, right = torch.ones(3 * MIB // 2), None
+    send_away(left)
+    right = torch.ones(3 * MIB // 2)
+    with pytest.raises(RuntimeError, match="BudgetError|needs"):
+        left.add_(right)
+    assert left.sum().item() == right.sum().item() == 3 * MIB // 2
+
+
+def test_numpy_keeps_the_memory_and_sees_and_makes_changes(engine: nn.Module) -> None:
+    tensor = torch.ones(64 * KIB)
+    send_away(tensor)
+    array = tensor.numpy()
+    assert not _C.send_away(tensor)
+    array[3] = 9
+    assert tensor[3].item() == 9
+    del array
+    gc.collect()
+    assert send_away(tensor) == 1
+    assert tensor[3].item() == 9
+
+
+def test_an_address_stays_the_storages_own(engine: nn.Module) -> None:
+    tensors = [torch.full((256 * KIB,), float(i)) for i in range(20)]
+    addresses = [tensor.data_ptr() for tensor in tensors]
+    assert len(set(addresses)) == len(tensors)
+    assert addresses == [tensor.data_ptr() for tensor in tensors]
+    for i, tensor in enumerate(tensors):
+        value = ctypes.c_float.from_address(tensor.data_ptr()).value
+        assert value == i
+        ctypes.c_float.from_address(tensor.data_ptr()).value = -1.0
+    for tensor in tensors:
+        send_away(tensor)
+        assert tensor[0].item() == -1
+
+
+def test_code_without_ops_gets_an_error_not_garbage(engine: nn.Module) -> None:
+    tensor = torch.ones(64 * KIB)
+    send_away(tensor)
+    raw = torch._C.TensorBase.numpy  # as a C extension would: past the safe methods
+    with pytest.raises(RuntimeError, match=r"teraio\.resident"):
+        raw(tensor)
+    with teraio.resident(tensor):
+        assert raw(tensor)[0] == 1
+
+
+def test_other_threads_reach_everything(engine: nn.Module) -> None:
+    tensors = [torch.full((256 * KIB,), float(i)) for i in range(24)]
+    wrong: list[int] = []
+
+    def read(offset: int) -> None:
+        for turn in range(40):
+            i = (turn * 5 + offset) % len(tensors)
+            if tensors[i].sum().item() != i * 256 * KIB:
+                wrong.append(i)
+
+    stress(500)
+    threads = [threading.Thread(target=read, args=(k,)) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_a_failed_read_names_the_cause_and_a_later_one_works(
+    engine: nn.Module, tmp_path: Path
+) -> None:
+    tensor = torch.ones(64 * KIB)
+    send_away(tensor)
+    fd = next(
+        int(name)
+        for name in os.listdir("/proc/self/fd")
+        if str(tmp_path) in _target(Path("/proc/self/fd") / name)
+    )
+    size = os.fstat(fd).st_size
+    content = os.pread(os.open(f"/proc/self/fd/{fd}", os.O_RDONLY), size, 0)
+    os.ftruncate(fd, 0)
+    with pytest.raises(teraio.SpillError, match=r"errno.*Check the drive"):
+        tensor.sum()
+    writer = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY)
+    os.pwrite(writer, content, 0)
+    assert tensor.sum().item() == 64 * KIB
+
+
+def _target(link: Path) -> str:
+    try:
+        return os.readlink(link)
+    except OSError:
+        return ""
+
+
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    steps=st.lists(
+        st.tuples(
+            st.sampled_from(["make", "drop", "write", "read", "mix", "view", "away", "copy"]),
+            st.integers(0, 11),
+            st.integers(0, 11),
+        ),
+        max_size=60,
+    )
+)
+def test_any_sequence_of_ops_gives_what_it_gives_without_teraio(
+    engine: nn.Module, steps: list[tuple[str, int, int]]
+) -> None:
+    stress(200)
+    ours: dict[int, torch.Tensor] = {}
+    plain: dict[int, list[float]] = {}
+    for number, (what, a, b) in enumerate(steps):
+        if what == "make":
+            ours[a] = torch.full((256 * KIB,), float(number))
+            plain[a] = [float(number)] * 2
+        elif what == "drop":
+            ours.pop(a, None)
+            plain.pop(a, None)
+        elif a in ours and what == "write":
+            ours[a].mul_(2)
+            plain[a] = [value * 2 for value in plain[a]]
+        elif a in ours and what == "view":
+            ours[a].view(2, -1)[1].add_(1)
+            plain[a] = [plain[a][0], plain[a][1] + 1]
+        elif a in ours and what == "away":
+            send_away(ours[a])
+        elif a in ours and b in ours and what == "mix":
+            ours[a].sub_(ours[b])
+            plain[a] = [x - y for x, y in zip(plain[a], plain[b], strict=True)]
+        elif a in ours and what == "copy":
+            ours[b] = ours[a].clone()
+            plain[b] = list(plain[a])
+        if a in ours:
+            halves = ours[a].view(2, -1)
+            assert [halves[0, 0].item(), halves[1, -1].item()] == plain[a]
+        assert used() <= 8 * MIB
+    for key, tensor in ours.items():
+        halves = tensor.view(2, -1)
+        assert halves.eq(torch.tensor(plain[key]).view(2, 1)).all()
