@@ -5,7 +5,9 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <mutex>
 #include <new>
+#include <unordered_map>
 
 #include "engine.h"
 
@@ -17,10 +19,45 @@ constexpr uint8_t kPriority = 100;
 
 void block_released(void* context) { Engine::instance().storage_died(static_cast<Block*>(context)); }
 
+// [Note: fresh memory]
+// Libraries that allocate without a storage (oneDNN's scratchpads) demand that a pointer's context be the pointer,
+// and free it by pointer alone. So memory is handed out that way, and its block is found by address. The first
+// time a storage is seen, its context becomes the block, whatever its address will be from then on.
+struct FreshBlocks {
+  std::mutex mutex;
+  std::unordered_map<void*, Block*> by_memory;
+
+  void add(Block* block) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    by_memory.emplace(block->memory, block);
+  }
+  Block* take(void* memory) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    const auto found = by_memory.find(memory);
+    if (found == by_memory.end()) return nullptr;
+    Block* block = found->second;
+    by_memory.erase(found);
+    return block;
+  }
+};
+
+FreshBlocks& fresh_blocks() {
+  static auto* blocks = new FreshBlocks;
+  return *blocks;
+}
+
 void small_released(void* memory) {
   if (memory == nullptr) return;
   Engine::instance().small_freed(malloc_usable_size(memory));
   std::free(memory);
+}
+
+void fresh_released(void* memory) {
+  if (Block* block = fresh_blocks().take(memory)) {
+    block_released(block);
+  } else {
+    small_released(memory);
+  }
 }
 
 class BlockAllocator final : public c10::Allocator {
@@ -30,7 +67,8 @@ class BlockAllocator final : public c10::Allocator {
     if (nbytes == 0) return {nullptr, nullptr, &small_released, cpu};
     if (nbytes >= Engine::instance().min_block()) {
       Block* block = Engine::instance().allocate(nbytes);
-      return {block->memory, block, &block_released, cpu};
+      fresh_blocks().add(block);
+      return {block->memory, block->memory, &fresh_released, cpu};
     }
     void* memory = nullptr;
     if (posix_memalign(&memory, kAlignment, nbytes) != 0) throw std::bad_alloc();
@@ -43,8 +81,7 @@ class BlockAllocator final : public c10::Allocator {
     return {memory, memory, &small_released, cpu};
   }
 
-  // A block is not its memory's address, so the raw interface can't be served.
-  at::DeleterFnPtr raw_deleter() const override { return nullptr; }
+  at::DeleterFnPtr raw_deleter() const override { return &fresh_released; }
 
   void copy_data(void* to, const void* from, size_t nbytes) const override { std::memcpy(to, from, nbytes); }
 };
@@ -61,8 +98,15 @@ void install_allocator() { c10::SetCPUAllocator(&allocator(), kPriority); }
 void uninstall_allocator() { c10::SetCPUAllocator(c10::GetDefaultCPUAllocator(), kPriority); }
 
 Block* block_of(c10::StorageImpl* storage) {
-  const at::DataPtr& data = storage->_mutable_data_ptr_no_checks();
-  return data.get_deleter() == &block_released ? static_cast<Block*>(data.get_context()) : nullptr;
+  at::DataPtr& data = storage->_mutable_data_ptr_no_checks();
+  if (data.get_deleter() == &block_released) return static_cast<Block*>(data.get_context());
+  if (data.get_deleter() != &fresh_released) return nullptr;
+  Block* block = fresh_blocks().take(data.get());
+  if (block != nullptr) {
+    void* memory = data.release_context();
+    data = at::DataPtr(memory, block, &block_released, data.device());
+  }
+  return block;
 }
 
 Block* rehome(c10::StorageImpl* storage) {

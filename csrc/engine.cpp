@@ -577,7 +577,7 @@ void Engine::finish(Transfer* transfer) {
   if (!write && transfer->error == 0 && transfer->checksum != block->checksum) {
     transfer->error = EBADMSG;
     transfer->error_offset = transfer->extent.offset;
-    transfer->error_path = "one of the `ssd` folders";
+    transfer->error_path = spill_->folders_of(transfer);
   }
   const int error = transfer->error;
   if (write) block->checksum = transfer->checksum;
@@ -786,8 +786,9 @@ void Engine::release(Block* block, bool written) {
   const std::lock_guard<std::mutex> lock(mutex_);
   if (written) mark_written(block);
   Frame* frame = block->frame;
-  unpin(block);
-  if (block->pins > 0) block->frame = frame;
+  const bool last = block->pins == 1;
+  unpin(block);  // the last pin of a dead block takes the block along
+  if (!last) block->frame = frame;
   notify();
 }
 

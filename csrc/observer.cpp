@@ -78,14 +78,17 @@ const OpInfo& info_of(const c10::FunctionSchema& schema) {
   return found->second;
 }
 
+void add(std::vector<Operand>& operands, c10::StorageImpl* storage, bool data, bool write) {
+  if (Block* block = block_of(storage)) operands.push_back({block, storage, data, write});
+}
+
 void add(std::vector<Operand>& operands, Frame& frame, const at::Tensor& tensor, bool data, bool write) {
   if (!tensor.defined()) return;
   if (!tensor.has_storage()) {
     frame.opaque = frame.opaque || tensor.layout() != at::kStrided;
     return;
   }
-  c10::StorageImpl* storage = tensor.storage().unsafeGetStorageImpl();
-  if (Block* block = block_of(storage)) operands.push_back({block, storage, data, write});
+  add(operands, tensor.storage().unsafeGetStorageImpl(), data, write);
 }
 
 void add(std::vector<Operand>& operands, Frame& frame, const c10::IValue& value, bool data, bool write) {
@@ -93,6 +96,8 @@ void add(std::vector<Operand>& operands, Frame& frame, const c10::IValue& value,
     add(operands, frame, value.toTensor(), data, write);
   } else if (value.isList()) {
     for (const c10::IValue& element : value.toListRef()) add(operands, frame, element, data, write);
+  } else if (value.isStorage()) {
+    add(operands, value.toStorage().unsafeGetStorageImpl(), data, write);
   }
 }
 

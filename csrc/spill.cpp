@@ -11,6 +11,7 @@
 #include <chrono>
 #include <cstring>
 #include <random>
+#include <set>
 
 #include "errors.h"
 #include "pages.h"
@@ -20,7 +21,7 @@ namespace {
 
 constexpr uint64_t kStripeUnit = uint64_t{1} << 20;
 constexpr size_t kRequest = size_t{8} << 20;
-constexpr int kThreadsPerChannel = 2;
+constexpr size_t kThreadsPerChannel = 2;
 
 [[noreturn]] void fail(const std::string& what, const std::string& path, int error, const std::string& remedy) {
   throw SpillError(what + " " + path + ": " + std::strerror(error) + " (errno " + std::to_string(error) + "). " +
@@ -121,9 +122,11 @@ FolderSpeed SpillSpace::measure(size_t folder, size_t nbytes) {
   File& file = files_.at(folder);
   nbytes = round_up(nbytes, kRequest);
   reserve_file(file, nbytes);
+  // The memory is used again and again: the test is to tell about the drive, not to need much itself.
+  const size_t span = std::min(nbytes, 2 * kThreadsPerChannel * kRequest);
   PagePool pool;
-  char* memory = static_cast<char*>(pool.take(nbytes));
-  std::memset(memory, 1, nbytes);
+  char* memory = static_cast<char*>(pool.take(span));
+  std::memset(memory, 1, span);
   std::atomic<int> error{0};
   // Each thread takes every second request of its part [from, to).
   const auto pass = [&](bool write, size_t from, size_t to, std::vector<std::thread>& threads) {
@@ -131,7 +134,7 @@ FolderSpeed SpillSpace::measure(size_t folder, size_t nbytes) {
       threads.emplace_back([&, write, from, to, t] {
         for (size_t at = from + t * kRequest; at < to; at += kThreadsPerChannel * kRequest) {
           uint64_t where = 0;
-          const int e = move_all(file.fd, write, memory + at, std::min(kRequest, to - at), at, &where);
+          const int e = move_all(file.fd, write, memory + at % span, std::min(kRequest, to - at), at, &where);
           if (e != 0) error = e;
         }
       });
@@ -156,8 +159,8 @@ FolderSpeed SpillSpace::measure(size_t folder, size_t nbytes) {
   uint64_t where = 0;
   for (size_t i = 0; i < 8; ++i) move_all(file.fd, false, memory, kPage, i * (nbytes / 8) / kPage * kPage, &where);
   const double latency_s = seconds_since(start) / 8;
-  pool.give(memory, nbytes);
-  pool.trim(nbytes);
+  pool.give(memory, span);
+  pool.trim(span);
   if (error != 0) fail("the speed test failed in", file.path, error, "Pass another folder as `ssd`.");
   const double n = static_cast<double>(nbytes);
   return {n / read_s, n / write_s, n / mixed_s, latency_s};
@@ -182,8 +185,8 @@ void SpillSpace::start(const std::vector<unsigned>& weights) {
     pattern_.push_back(best);
     unit_rank_.push_back(pattern_units_[best]++);
   }
-  const int threads = kThreadsPerChannel * static_cast<int>(files_.size());
-  for (int i = 0; i < threads; ++i) {
+  const size_t threads = kThreadsPerChannel * files_.size();
+  for (size_t i = 0; i < threads; ++i) {
     threads_.emplace_back([this] { run(reads_); });
     threads_.emplace_back([this] { run(writes_); });
   }
@@ -285,6 +288,14 @@ std::vector<SpillSpace::Piece> SpillSpace::pieces_of(Transfer* transfer) const {
     at += n;
   }
   return pieces;
+}
+
+std::string SpillSpace::folders_of(Transfer* transfer) const {
+  std::set<std::string> paths;
+  for (const Piece& piece : pieces_of(transfer)) paths.insert(files_[piece.file].path);
+  std::string joined;
+  for (const auto& path : paths) joined += (joined.empty() ? "" : ", ") + path;
+  return joined;
 }
 
 void SpillSpace::submit(Transfer* transfer, bool urgent) {

@@ -75,6 +75,9 @@ class SpillSpace {
   bool allocate_at(const Extent& extent);
   void free(const Extent& extent);
 
+  // The folders that hold a transfer's extent, for messages.
+  std::string folders_of(Transfer* transfer) const;
+
   void submit(Transfer* transfer, bool urgent);
   // Delays every request at random by up to this long: for tests that seek races.
   void set_delay(unsigned max_us) { max_delay_us_ = max_us; }

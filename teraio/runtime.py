@@ -135,8 +135,12 @@ class Runtime:
         self._forget(id(model))
 
     def _model_died(self, key: int) -> None:
-        if key in self._models and self.phase != "closed":
+        if key not in self._models or self.phase == "closed":
+            return
+        try:
             self._forget(key)
+        except errors.SpillError as error:  # nobody is there to catch it
+            log.error("closing the run of a deleted model: %s", error)
 
     def _forget(self, key: int) -> None:
         self._models.pop(key, None)
