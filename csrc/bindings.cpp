@@ -253,13 +253,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("block_id", [](const py::handle& object) {
     return with_block(object, uint64_t{0}, [](Block* block, c10::StorageImpl*) { return block->id; });
   });
-  m.def("block_ids", [](const py::iterable& objects) {
-    std::vector<uint64_t> ids;
-    for (const auto& object : objects) {
-      ids.push_back(with_block(object, uint64_t{0}, [](Block* block, c10::StorageImpl*) { return block->id; }));
-    }
-    return ids;
-  });
   m.def("state", [](const py::handle& object) -> std::string {
     return with_block(object, "foreign", [](Block* block, c10::StorageImpl*) {
       return state_name(engine().state_of(block));

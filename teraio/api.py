@@ -1,6 +1,7 @@
 """The public functions: argument checks and wiring, nothing else.
 
-In: what users pass. Out: the same model, now under a budget, and reports. Must not know: how it is done.
+In: what users pass. Out: the same model, now under a budget, and reports. Must not know: how it is
+done.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import TypeVar
 
 import torch
 
-from teraio import _C
+import teraio._C as _C
 from teraio.engine.folders import check_folder, spill_folders
 from teraio.errors import ConfigurationError
 from teraio.profiler.hardware import free_memory_bytes, memory_bytes
@@ -39,27 +40,34 @@ def offload(
 ) -> _Model:
     """Puts training of ``model`` under a memory budget; returns the same object.
 
-    Storages that are not in use move to files in the ``ssd`` folders and come back when they are used;
-    every result stays the same to the last bit. ``memory_budget`` is the memory that tensors may take,
-    as bytes, ``"24GiB"`` or ``"60%"`` of the machine's memory; by default what is free, less a reserve.
-    ``ssd`` is one folder per drive; by default ``$TERAIO_SSD`` (colon-separated), else the user's cache
-    folder. The first ``profile_iterations`` (at least 2: the first makes the optimizer's states) are
+    Storages that are not in use move to files in the ``ssd`` folders and come back when they are
+    used;
+    every result stays the same to the last bit. ``memory_budget`` is the memory that tensors may
+    take,
+    as bytes, ``"24GiB"`` or ``"60%"`` of the machine's memory; by default what is free, less a
+    reserve.
+    ``ssd`` is one folder per drive; by default ``$TERAIO_SSD`` (colon-separated), else the user's
+    cache
+    folder. The first ``profile_iterations`` (at least 2: the first makes the optimizer's states)
+    are
     watched to make the plan. A further model shares the budget of the first.
 
-    Raises ConfigurationError for arguments that can't be used and SpillError for folders that can't.
+    Raises ConfigurationError for arguments that can't be used and SpillError for folders that
+    can't.
     """
     global _runtime
     if not isinstance(model, torch.nn.Module):
         raise ConfigurationError(f"offload() takes a torch.nn.Module, not {type(model).__name__}.")
     if profile_iterations < 2:
         raise ConfigurationError(
-            f"profile_iterations={profile_iterations}: pass 2 or more; the first iteration makes the "
-            "optimizer's states, so it is not like the others."
+            f"profile_iterations={profile_iterations}: pass 2 or more; the first iteration makes "
+            "the optimizer's states, so it is not like the others."
         )
     devices = {tensor.device.type for tensor in (*model.parameters(), *model.buffers())}
     if devices - {"cpu"}:
         raise ConfigurationError(
-            f"the model is on {', '.join(sorted(devices))}; this version offloads models on the CPU only."
+            f"the model is on {', '.join(sorted(devices))}; "
+            "this version offloads models on the CPU only."
         )
     budget = None
     if memory_budget is not None:
@@ -69,11 +77,13 @@ def offload(
     if _runtime is not None and _runtime.phase != "closed":
         if _runtime.has_model(model):
             raise ConfigurationError(
-                "this model is offloaded already; call teraio.restore(model) before offloading it anew."
+                "this model is offloaded already; call teraio.restore(model) before offloading it "
+                "anew."
             )
         if budget not in (None, _runtime.budget_bytes):
             raise ConfigurationError(
-                f"another model runs under a budget of {format_size(_runtime.budget_bytes)}, and models of "
+                f"another model runs under a budget of {format_size(_runtime.budget_bytes)}, and "
+                f"models of "
                 "one process share it; leave memory_budget out, or restore the other model first."
             )
         _runtime.add_model(model)
@@ -99,7 +109,8 @@ def offload(
 
 
 def restore(model: torch.nn.Module) -> None:
-    """Ends offloading of ``model``: with the last one everything is back in memory, hooks and files gone."""
+    """Ends offloading of ``model``: with the last one everything is back in memory, hooks and
+    files gone."""
     _runtime_of(model).remove_model(model)
 
 
@@ -109,7 +120,8 @@ def report(model: torch.nn.Module) -> RunReport:
 
 
 def iteration(model: torch.nn.Module) -> AbstractContextManager[None]:
-    """``with teraio.iteration(model): ...`` marks one iteration of a loop that no optimizer step ends."""
+    """``with teraio.iteration(model): ...`` marks one iteration of a loop that no optimizer step
+    ends."""
     return _runtime_of(model).iteration()
 
 

@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Callable
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_args
+from typing import Any, NoReturn, TypeVar, cast, get_args
 
 from teraio.errors import FileFormatError
 from teraio.records import (
@@ -82,8 +82,7 @@ def load(path: str | os.PathLike[str], kind: type[Record]) -> Record:
         record = read(_open_document(_parse(_unpack(Path(path))), name))
     except _Fault as fault:
         raise FileFormatError(f"{os.fspath(path)}: {fault}") from None
-    assert isinstance(record, kind)
-    return record
+    return cast(Record, record)
 
 
 def _replace(target: Path, data: bytes) -> None:

@@ -1,6 +1,7 @@
 """The life of an offloaded run: profile, plan, run, closed; where iterations begin and end.
 
-In: models and settings, checked. Out: reports. There is one runtime per process, because there is one
+In: models and settings, checked. Out: reports. There is one runtime per process, because there is
+one
 memory; further models join it. Must not know: how plans are found or how data moves.
 """
 
@@ -25,7 +26,8 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-from teraio import _C, errors
+import teraio._C as _C
+from teraio import errors
 from teraio.engine import list_ops, raw_access, schedule
 from teraio.engine.places import Places
 from teraio.planner import plan as make_plan
@@ -43,10 +45,10 @@ MIN_STORAGE_BYTES = 16 << 10
 _LIST_OP_SHARE = 8
 # The plan keeps this part of the budget free for what differs a little from iteration to iteration.
 _PLAN_RESERVE = 0.01
-# Another profile is due when more ops than this part went unforeseen in so many iterations in a row.
+# Another profile is due when more ops than this part went unforeseen in so many iterations in a
+# row.
 _DRIFT_SHARE = 0.02
 _DRIFT_ITERATIONS = 3
-
 
 
 class Runtime:
@@ -112,7 +114,9 @@ class Runtime:
         """Moves the model's storages under the budget, and profiles (again) with it."""
         prefix = "" if not self._models else f"model{len(self._models) + 1}."
         for name, module in model.named_modules():
-            self._module_ids[id(module)] = self._places.add_module(prefix + (name or _root_name(model)))
+            self._module_ids[id(module)] = self._places.add_module(
+                prefix + (name or _root_name(model))
+            )
         for name, parameter in model.named_parameters():
             self._parameters[id(parameter)] = prefix + name
             _C.adopt(parameter, prefix + name)
@@ -281,8 +285,8 @@ class Runtime:
         budget = int(self.budget_bytes * (1 - _PLAN_RESERVE))
         plan = make_plan(trace, hardware_with(self.hardware, budget))
         log.info(
-            "planned in %.2f s: %d moves, %s to write and %s to read per iteration, spill space %s; "
-            "predicted %.3f s per iteration, ideal %.3f s (%.0f %%)",
+            "planned in %.2f s: %d moves, %s to write and %s to read per iteration, "
+            "spill space %s; predicted %.3f s per iteration, ideal %.3f s (%.0f %%)",
             time.perf_counter() - begin,
             len(plan.moves),
             format_size(plan.written_bytes),
@@ -306,7 +310,9 @@ class Runtime:
         drifted = step.drift_ops > _DRIFT_SHARE * step.ops if moves else step.written_bytes > 0
         self._drifting = self._drifting + 1 if drifted else 0
         if self._drifting >= self._patience:
-            log.info("%d iterations in a row differed from the plan: profiling again", self._drifting)
+            log.info(
+                "%d iterations in a row differed from the plan: profiling again", self._drifting
+            )
             self._drifting = 0
             self._patience *= 2  # a program that never repeats itself is not profiled for ever
             self._start_profile(1)

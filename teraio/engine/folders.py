@@ -16,8 +16,11 @@ ENVIRONMENT = "TERAIO_SSD"
 _IN_MEMORY = ("tmpfs", "ramfs", "devtmpfs")
 
 
-def spill_folders(ssd: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None) -> list[Path]:
-    """The folders to spill to: as passed, else ``$TERAIO_SSD`` (colon-separated), else the user's cache."""
+def spill_folders(
+    ssd: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None,
+) -> list[Path]:
+    """The folders to spill to: as passed, else ``$TERAIO_SSD`` (colon-separated), else the user's
+    cache."""
     if ssd is None:
         named = os.environ.get(ENVIRONMENT)
         if not named:
@@ -36,7 +39,9 @@ def spill_folders(ssd: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 def check_folder(folder: Path, *, allow_tmpfs: bool) -> None:
     """Raises SpillError for a folder that can't hold spill files."""
     if not folder.exists():
-        raise SpillError(f"the spill folder {folder} does not exist; create it or pass another as `ssd`.")
+        raise SpillError(
+            f"the spill folder {folder} does not exist; create it or pass another as `ssd`."
+        )
     if not folder.is_dir():
         raise SpillError(f"the spill folder {folder} is not a folder; pass one as `ssd`.")
     if not os.access(folder, os.W_OK | os.X_OK):
@@ -44,7 +49,8 @@ def check_folder(folder: Path, *, allow_tmpfs: bool) -> None:
     kind = file_system(folder)
     if kind in _IN_MEMORY and not allow_tmpfs:
         raise SpillError(
-            f"the spill folder {folder} is on {kind}, which is memory itself, so nothing would be saved; "
+            f"the spill folder {folder} is on {kind}, which is memory itself, so nothing would be "
+            f"saved; "
             "pass a folder on an SSD as `ssd`, or allow_tmpfs=True to use it all the same."
         )
 

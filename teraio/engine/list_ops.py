@@ -1,6 +1,7 @@
 """Ops on whole lists of tensors, run in parts where their operands together would not fit.
 
-``_foreach_*`` and ``_fused_*`` name all parameters at once, so all of them would have to be resident at
+``_foreach_*`` and ``_fused_*`` name all parameters at once, so all of them would have to be
+resident at
 once. They work element by element over the list, so parts of the list give the same numbers.
 In: a limit in bytes. Out: patched functions of the torch module. Must not know: plans, budgets.
 """
@@ -18,7 +19,8 @@ _originals: dict[str, Callable[..., Any]] = {}
 
 
 def install(limit_bytes: int) -> None:
-    """From now on, no list op has more than ``limit_bytes`` of operands at once (or one list element)."""
+    """From now on, no list op has more than ``limit_bytes`` of operands at once (or one list
+    element)."""
     uninstall()
     for name in dir(torch):
         if name.startswith(_PREFIXES):
@@ -39,7 +41,8 @@ def _in_parts(op: Callable[..., Any], limit_bytes: int) -> Callable[..., Any]:
         values = [*args, *kwargs.values()]
         lists = [value for value in values if _is_tensor_list(value)]
         count = len(lists[0]) if lists else 0
-        # Lists that don't run along with the first one (scalars do) mean something else: leave them whole.
+        # Lists that don't run along with the first one (scalars do) mean something else: leave
+        # them whole.
         if count < 2 or any(len(value) != count for value in lists):
             return op(*args, **kwargs)
         sizes = [sum(_nbytes(value[i]) for value in lists) for i in range(count)]

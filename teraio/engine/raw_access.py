@@ -1,6 +1,7 @@
 """Ways to a tensor's raw memory that are no ops: ``numpy()``, ``data_ptr()``, writing a checkpoint.
 
-While a storage may be away, these must bring it in first and keep it there as long as the memory is in
+While a storage may be away, these must bring it in first and keep it there as long as the memory
+is in
 use. In: PyTorch's methods. Out: the same methods, safe. Must not know: plans, budgets.
 """
 
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 
-from teraio import _C
+import teraio._C as _C
 
 _originals: list[tuple[type, str, Callable[..., Any] | None]] = []
 
@@ -71,7 +72,8 @@ def _writes(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _shares_memory(original: Callable[..., Any]) -> Callable[..., Any]:
-    """The result is a window on the tensor's memory: the memory stays as long as the window is open."""
+    """The result is a window on the tensor's memory: the memory stays as long as the window is
+    open."""
 
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         hold = _C.Hold(self, True)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from teraio import _C
+import teraio._C as _C
 from teraio.engine.places import Places
 from teraio.records import Plan, Trace
 
 
-def follow(trace: Trace, plan: Plan, blocks: Mapping[int, int], births: list[list[int]], places: Places) -> None:
+def follow(
+    trace: Trace, plan: Plan, blocks: Mapping[int, int], births: list[list[int]], places: Places
+) -> None:
     """Makes the engine carry out ``plan`` from the next iteration on.
 
     ``blocks`` maps storages of the trace that live from iteration to iteration to their block ids;
@@ -30,7 +32,9 @@ def follow(trace: Trace, plan: Plan, blocks: Mapping[int, int], births: list[lis
     needed = {(move.storage, move.fetch_after): move.needed_by for move in plan.moves}
     count = len(trace.ops)
     for op, due in enumerate(actions):
-        due.sort(key=lambda action: (action[1], ((needed.get((action[0], op)) or 0) - op - 1) % count))
+        due.sort(
+            key=lambda action: (action[1], ((needed.get((action[0], op)) or 0) - op - 1) % count)
+        )
     _C.follow(
         [op.name for op in trace.ops],
         [places.module_id(op.module) for op in trace.ops],

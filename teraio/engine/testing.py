@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from teraio import _C
+import teraio._C as _C
 
 # Ops whose schema doesn't say that they write an input, though they do (running statistics).
 UNDECLARED_WRITES = ("batch_norm",)
@@ -27,10 +27,12 @@ def send_away(*tensors: torch.Tensor) -> int:
 
 
 def state(tensor: torch.Tensor) -> str:
-    """``resident``, ``leaving``, ``away``, ``coming``; ``foreign`` for memory that isn't teraio's."""
+    """``resident``, ``leaving``, ``away``, ``coming``; ``foreign`` for memory that isn't
+    teraio's."""
     return str(_C.state(tensor))
 
 
 def stress(max_delay_us: int) -> None:
-    """Seeks races: delays each transfer at random by up to ``max_delay_us``, fills freed memory with NaN."""
+    """Seeks races: delays each transfer at random by up to ``max_delay_us``, fills freed memory
+    with NaN."""
     _C.stress(max_delay_us)

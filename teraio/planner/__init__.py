@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 
@@ -77,13 +78,13 @@ def plan(trace: Trace, hardware: Hardware) -> Plan:
 
 
 def _best_try(trace: Trace, hardware: Hardware, bound: float) -> _Try:
-    best: _Try | None = None
-    for found in _tries(trace, hardware):
-        if best is None or found.simulation.iteration_s < best.simulation.iteration_s:
+    tries = _tries(trace, hardware)
+    best = next(tries)
+    for found in chain((best,), tries):
+        if found.simulation.iteration_s < best.simulation.iteration_s:
             best = found
         if best.simulation.iteration_s <= bound * _GOOD_ENOUGH:
             break
-    assert best is not None
     return best
 
 

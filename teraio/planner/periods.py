@@ -63,7 +63,8 @@ def writers(periods: Iterable[Period], n: int) -> frozenset[Period]:
 
 def age(period: Period, n: int) -> int:
     """Ops from the write of the data to the start of the period; the youngest one writes."""
-    assert period.written_at is not None
+    if period.written_at is None:
+        return n  # nothing was written
     return (period.after - period.written_at) % n if period.written_at >= 0 else period.after
 
 

@@ -147,7 +147,8 @@ class _Machine:
 
     def _time_to_need(self, index: int) -> int:
         move = self._moves[index]
-        assert move.needed_by is not None and move.fetch_after is not None
+        if move.needed_by is None or move.fetch_after is None:
+            return self._n
         return (move.needed_by - move.fetch_after) % self._n
 
     def _uninterrupted(self, trace: Trace) -> list[tuple[int, int, float]]:

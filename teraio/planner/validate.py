@@ -114,7 +114,8 @@ class _Checker:
 
     def _returning(self, index: int, storage: Storage) -> _Away:
         move, n = self._plan.moves[index], self._n
-        assert move.fetch_after is not None and move.needed_by is not None
+        if move.fetch_after is None or move.needed_by is None:
+            raise self._error(index, "it comes back, but not for an op")
         left = move.offload_after
         gone = left + 1 + (move.gone_before - left - 1) % n
         last_away = gone + (move.fetch_after - move.gone_before) % n
@@ -159,8 +160,7 @@ class _Checker:
                 heir = self._trace.storages[self._carried_to[move.storage]]
                 if heir.uses:
                     raise self._error(index, "it is used in the next iteration", heir.uses[0])
-                assert heir.death is not None
-                last = n + heir.death
+                last = n + (heir.death or 0)
         gone = gone if gone > left else gone + n
         if left < (storage.birth or 0) or gone > last or last - left > n:
             raise self._error(index, "it moves outside of the storage's life", gone)

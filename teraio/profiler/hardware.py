@@ -20,7 +20,8 @@ _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.lim
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FolderSpeed:
-    """What one spill folder does, in bytes/s; ``direct`` tells whether the page cache is bypassed."""
+    """What one spill folder does, in bytes/s; ``direct`` tells whether the page cache is
+    bypassed."""
 
     folder: Path
     direct: bool
@@ -31,14 +32,16 @@ class FolderSpeed:
 
 
 def stripe_weights(speeds: Sequence[FolderSpeed]) -> list[int]:
-    """Parts of each stripe that go to each folder, in proportion to its speed with reads and writes mixed."""
+    """Parts of each stripe that go to each folder, in proportion to its speed with reads and
+    writes mixed."""
     fastest = max(speed.mixed_bytes_per_s for speed in speeds)
     whole = 1 if len(speeds) == 1 else _MOST_PARTS
     return [max(1, round(whole * speed.mixed_bytes_per_s / fastest)) for speed in speeds]
 
 
 def hardware(budget_bytes: int, speeds: Sequence[FolderSpeed], weights: Sequence[int]) -> Hardware:
-    """The budget and one SSD tier striped over the folders; a stripe is as fast as its slowest part."""
+    """The budget and one SSD tier striped over the folders; a stripe is as fast as its slowest
+    part."""
     total = sum(weights)
 
     def striped(rates: Sequence[float]) -> float:
@@ -62,7 +65,8 @@ def free_bytes(folder: Path) -> int:
 
 
 def memory_bytes() -> int:
-    """Memory that this process may use at most: of the machine, or of its control group if that is less."""
+    """Memory that this process may use at most: of the machine, or of its control group if that is
+    less."""
     total = int(psutil.virtual_memory().total)
     for path in _CGROUP_LIMITS:
         try:

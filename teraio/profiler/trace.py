@@ -1,6 +1,7 @@
 """From the native core's recording of one iteration to a Trace.
 
-In: columns of events, and names of known storages. Out: a Trace, and which of its storages are which
+In: columns of events, and names of known storages. Out: a Trace, and which of its storages are
+which
 blocks of this process. Must not know: plans, budgets.
 """
 
@@ -18,7 +19,8 @@ from teraio.records import Anchor, Kind, Op, Storage, Trace
 class Recorded:
     """A Trace, and what ties it to this process.
 
-    ``blocks`` maps storages that live from iteration to iteration to block ids; ``births`` lists per op
+    ``blocks`` maps storages that live from iteration to iteration to block ids; ``births`` lists
+    per op
     the storages it makes, in order.
     """
 
@@ -31,7 +33,9 @@ class Recorded:
 class _Life:
     nbytes: int
     birth: int | None
-    order: int = -1  # among the births of its op; -1: the op did not make it where the engine saw it
+    order: int = (
+        -1
+    )  # among the births of its op; -1: the op did not make it where the engine saw it
     death: int | None = None
     uses: list[int] = field(default_factory=list)
     writes: list[int] = field(default_factory=list)
@@ -46,7 +50,8 @@ def build_trace(
 ) -> Recorded:
     """The Trace of a recording (see ``_C.take_recording``).
 
-    ``live_at_start`` lists (block id, bytes, movable) of the storages that were there when it began;
+    ``live_at_start`` lists (block id, bytes, movable) of the storages that were there when it
+    began;
     ``names`` gives kind and name of the blocks that are known by name.
     """
     ops = _ops(recording, places)

@@ -108,7 +108,7 @@ def test_an_op_whose_operands_do_not_fit_fails_and_loses_nothing(engine: nn.Modu
     left, right = torch.ones(3 * MIB // 2), None
     send_away(left)
     right = torch.ones(3 * MIB // 2)
-    with pytest.raises(RuntimeError, match="BudgetError|needs"):
+    with pytest.raises(RuntimeError, match=r"BudgetError|needs"):
         left.add_(right)
     assert left.sum().item() == right.sum().item() == 3 * MIB // 2
 
