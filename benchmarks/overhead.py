@@ -150,7 +150,7 @@ def measure(name: str, rounds: int, block_seconds: float) -> Overhead:
 
 def table(results: list[Overhead]) -> Table:
     result = Table(title="Overhead when everything fits")
-    for head in ("model", "before, ms", "plain, ms", "teraio, ms", "ratio", "traced ops", "us per traced op"):
+    for head in ("model", "before, ms", "plain, ms", "teraio, ms", "ratio", "traced", "us each"):
         result.add_column(head, justify="left" if head == "model" else "right")
     for one in results:
         result.add_row(
