@@ -10,6 +10,7 @@ in bytes, trace durations in integer nanoseconds, times of plans and reports in 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import median
 from typing import Literal
 
 Phase = Literal["forward", "backward", "optimizer", "other"]
@@ -197,3 +198,17 @@ class RunReport:
     def bound_s(self) -> float | None:
         """Seconds per iteration that no plan can beat."""
         return self.plan.bound_s if self.plan else None
+
+    def where_time_goes(self) -> str:
+        """One sentence: seconds per iteration under the plan, and what beside the ideal they hold."""
+        steps = [step for step in self.steps if step.phase == "run"]
+        if self.plan is None or not steps:
+            return "no iteration has run under a plan yet"
+        duration_s = median(step.duration_s for step in steps)
+        stall_s = median(step.stall_s for step in steps)
+        other_s = duration_s - stall_s - self.plan.ideal_s
+        return (
+            f"{duration_s:.3f} s per iteration: {self.plan.ideal_s:.3f} s ideal, "
+            f"{stall_s:.3f} s waiting for data to move, {other_s:+.3f} s ops that ran slower or "
+            "faster than in the profile"
+        )

@@ -243,3 +243,19 @@ def test_any_sequence_of_ops_gives_what_it_gives_without_teraio(
     for key, tensor in ours.items():
         halves = tensor.view(2, -1)
         assert halves.eq(torch.tensor(plain[key]).view(2, 1)).all()
+
+
+def test_large_storages_are_striped_over_all_folders(tmp_path: Path) -> None:
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder in folders:
+        folder.mkdir()
+    module = teraio.offload(nn.Linear(128, 128), memory_budget=64 * MIB, ssd=folders)
+    try:
+        tensors = [torch.randn(8 * MIB // 4 + i * 4096) for i in range(5)]
+        sums = [tensor.double().sum().item() for tensor in tensors]
+        stress(300)
+        assert send_away(*tensors) == len(tensors)
+        assert [tensor.double().sum().item() for tensor in tensors] == sums
+    finally:
+        stress(0)
+        teraio.restore(module)
