@@ -200,7 +200,7 @@ class RunReport:
         return self.plan.bound_s if self.plan else None
 
     def where_time_goes(self) -> str:
-        """One sentence: seconds per iteration under the plan, and what beside the ideal they hold."""
+        """Seconds per iteration under the plan, and what they hold beside the ideal, in words."""
         steps = [step for step in self.steps if step.phase == "run"]
         if self.plan is None or not steps:
             return "no iteration has run under a plan yet"
