@@ -246,7 +246,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("start", &start);
   m.def("stop", &stop);
   m.def("active", [] { return engine().active(); });
-  m.def("set_budget", [](uint64_t budget) { engine().set_budget(budget); });
   m.def("reserve_spill", [](uint64_t nbytes) { engine().reserve_spill(nbytes); });
 
   m.def("adopt", &adopt);

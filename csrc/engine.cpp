@@ -93,13 +93,6 @@ void Engine::stop() {
   if (!failure.empty()) throw SpillError(failure);
 }
 
-void Engine::set_budget(uint64_t budget) {
-  const GilRelease gil;
-  Lock lock(mutex_);
-  budget_ = budget;
-  make_room(0, lock);
-}
-
 void Engine::reserve_spill(uint64_t nbytes) {
   const GilRelease gil;
   const Lock lock(mutex_);
@@ -768,9 +761,7 @@ void Engine::adopt(Block* block, c10::StorageImpl* storage, std::string name) {
   guard::close(*storage);
 }
 
-void Engine::hold(Block* block, c10::StorageImpl* storage) {
-  const GilRelease gil;
-  Lock lock(mutex_);
+void Engine::hold_locked(Block* block, c10::StorageImpl* storage, Lock& lock) {
   link(block, storage);
   ++block->pins;
   try {
@@ -780,6 +771,12 @@ void Engine::hold(Block* block, c10::StorageImpl* storage) {
     throw;
   }
   open(block, storage);
+}
+
+void Engine::hold(Block* block, c10::StorageImpl* storage) {
+  const GilRelease gil;
+  Lock lock(mutex_);
+  hold_locked(block, storage, lock);
 }
 
 void Engine::release(Block* block, bool written) {
@@ -818,15 +815,7 @@ bool Engine::send_away(Block* block, c10::StorageImpl* storage) {
 void* Engine::publish(Block* block, c10::StorageImpl* storage) {
   const GilRelease gil;
   Lock lock(mutex_);
-  link(block, storage);
-  ++block->pins;
-  try {
-    fetch_now(block, lock);
-  } catch (...) {
-    unpin(block);
-    throw;
-  }
-  open(block, storage);
+  hold_locked(block, storage, lock);
   if (block->address == nullptr && !block->exempt) {
     if (block->pins == 1 && block->transfer == nullptr) {
       void* address = ::mmap(nullptr, block->nbytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

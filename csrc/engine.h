@@ -80,7 +80,6 @@ class Engine {
   // Brings everything back (over the budget if need be), opens all guards, closes the spill space.
   void stop();
   bool active() const { return active_.load(std::memory_order_relaxed); }
-  void set_budget(uint64_t budget);
   uint64_t min_block() const { return min_block_; }
 
   // --- memory ---
@@ -161,6 +160,7 @@ class Engine {
   // and must look again at everything they knew before the call.
   void make_resident(Frame& frame, Lock& lock);
   void fetch_now(Block* block, Lock& lock);
+  void hold_locked(Block* block, c10::StorageImpl* storage, Lock& lock);
   void make_room(uint64_t nbytes, Lock& lock);
   void wait(Lock& lock);
 

@@ -13,6 +13,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -283,7 +284,7 @@ class Runtime:
         )
         begin = time.perf_counter()
         budget = int(self.budget_bytes * (1 - _PLAN_RESERVE))
-        plan = make_plan(trace, hardware_with(self.hardware, budget))
+        plan = make_plan(trace, replace(self.hardware, budget_bytes=budget))
         log.info(
             "planned in %.2f s: %d moves, %s to write and %s to read per iteration, "
             "spill space %s; predicted %.3f s per iteration, ideal %.3f s (%.0f %%)",
@@ -408,11 +409,6 @@ class _Progress:
         if self._status is not None:
             self._status.stop()
             self._status = None
-
-
-def hardware_with(known: Hardware, budget_bytes: int) -> Hardware:
-    """The same hardware with another budget."""
-    return Hardware(name=known.name, budget_bytes=budget_bytes, tiers=known.tiers)
 
 
 def _root_name(model: torch.nn.Module) -> str:

@@ -8,7 +8,7 @@ blocks of this process. Must not know: plans, budgets.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from teraio.engine.places import Places
@@ -80,17 +80,6 @@ def build_trace(
     )
     persistent = {i: block for block, i in index.items() if trace.storages[i].persistent}
     return Recorded(trace=trace, blocks=persistent, births=births)
-
-
-def ideal_of(trace: Trace, faster: Trace) -> Trace:
-    """``trace`` with the shorter duration of each op in two recordings of the same ops."""
-    if [op.name for op in trace.ops] != [op.name for op in faster.ops]:
-        return trace
-    ops = tuple(
-        replace(op, duration_ns=min(op.duration_ns, other.duration_ns))
-        for op, other in zip(trace.ops, faster.ops, strict=True)
-    )
-    return replace(trace, ops=ops)
 
 
 def _ops(recording: Mapping[str, Any], places: Places) -> tuple[Op, ...]:
