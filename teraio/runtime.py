@@ -63,7 +63,9 @@ class Runtime:
         spill_bytes: int,
         profile_iterations: int,
         device: str,
+        on_trace: Callable[[], None] | None = None,
     ) -> None:
+        """``on_trace`` is called when a trace is recorded; with it the run makes no plan."""
         _C.set_error_types(errors.BudgetError, errors.SpillError)
         measured = _C.open_spill([str(folder) for folder in folders], _MEASURED_BYTES)
         speeds = [
@@ -78,6 +80,7 @@ class Runtime:
         self.plan: Plan | None = None
         self.steps: list[StepReport] = []
         self._device = device
+        self._on_trace = on_trace
         self._profile_iterations = profile_iterations
         self._profiled = 0
         self._drifting = 0
@@ -134,6 +137,10 @@ class Runtime:
     def has_model(self, model: torch.nn.Module) -> bool:
         """Whether the model is offloaded by this runtime."""
         return id(model) in self._models
+
+    def knows_module(self, module: torch.nn.Module) -> bool:
+        """Whether the module is one of an offloaded model."""
+        return id(module) in self._module_ids
 
     def remove_model(self, model: torch.nn.Module) -> None:
         """The last model to go closes the run."""
@@ -268,9 +275,16 @@ class Runtime:
         if left == 1:
             self._record()
         elif left <= 0:
-            self._make_plan()
+            self._progress.stop()
+            self.phase = "run"
+            self.recorded = self._take_recording()
+            if self._on_trace is None:
+                self._make_plan(self.recorded)
+            else:
+                self._remove_module_hooks()
+                self._on_trace()
 
-    def _make_plan(self) -> None:
+    def _take_recording(self) -> Recorded:
         recording = _C.take_recording()
         recorded = build_trace(
             recording, self._live_at_start, self._names(), self._places, self._device
@@ -282,6 +296,10 @@ class Runtime:
             len(trace.storages),
             format_size(sum(storage.nbytes for storage in trace.storages)),
         )
+        return recorded
+
+    def _make_plan(self, recorded: Recorded) -> None:
+        trace = recorded.trace
         begin = time.perf_counter()
         budget = int(self.budget_bytes * (1 - _PLAN_RESERVE))
         plan = make_plan(trace, replace(self.hardware, budget_bytes=budget))
@@ -297,9 +315,7 @@ class Runtime:
             plan.ideal_s,
             100 * plan.ideal_s / plan.predicted_s if plan.predicted_s else 100,
         )
-        self.recorded, self.plan = recorded, plan
-        self.phase = "run"
-        self._progress.stop()
+        self.plan = plan
         if plan.moves:
             _C.reserve_spill(plan.spill_bytes)
             schedule.follow(trace, plan, recorded.blocks, recorded.births, self._places)
@@ -307,7 +323,9 @@ class Runtime:
             self._remove_module_hooks()  # all fits: nothing to follow
 
     def _watch_drift(self, step: StepReport) -> None:
-        moves = bool(self.plan and self.plan.moves)
+        if self.plan is None:
+            return
+        moves = bool(self.plan.moves)
         drifted = step.drift_ops > _DRIFT_SHARE * step.ops if moves else step.written_bytes > 0
         self._drifting = self._drifting + 1 if drifted else 0
         if self._drifting >= self._patience:
@@ -409,6 +427,16 @@ class _Progress:
         if self._status is not None:
             self._status.stop()
             self._status = None
+
+
+def check_devices(model: torch.nn.Module) -> None:
+    """Raises ConfigurationError for a model that is not on the CPU."""
+    devices = {tensor.device.type for tensor in (*model.parameters(), *model.buffers())}
+    if devices - {"cpu"}:
+        raise ConfigurationError(
+            f"the model is on {', '.join(sorted(devices))}; "
+            "this version offloads models on the CPU only."
+        )
 
 
 def _root_name(model: torch.nn.Module) -> str:

@@ -45,7 +45,8 @@ FORBIDDEN = {
     ),
     "teraio.engine": ("teraio.api", "teraio.planner", "teraio.profiler", "teraio.runtime"),
     "teraio.profiler": ("teraio.api", "teraio.planner", "teraio.runtime"),
-    "teraio.runtime": ("teraio.api",),
+    "teraio.runtime": ("teraio.api", "teraio.watch"),
+    "teraio.watch": ("teraio.api", "teraio.planner", "teraio.files"),
 }
 
 
