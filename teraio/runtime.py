@@ -433,7 +433,7 @@ def check_devices(model: torch.nn.Module) -> None:
     """Raises ConfigurationError for a model that is not on the CPU."""
     devices = {tensor.device.type for tensor in (*model.parameters(), *model.buffers())}
     if devices - {"cpu"}:
-        raise ConfigurationError(
+        raise errors.ConfigurationError(
             f"the model is on {', '.join(sorted(devices))}; "
             "this version offloads models on the CPU only."
         )

@@ -1,0 +1,169 @@
+"""``teraio plan``: a plan for a trace, or for a model that is nowhere in memory.
+
+In: the command line. Out: tables or JSON on standard output, and a plan file. Must not know: how
+plans are found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from teraio.records import Hardware, Trace
+    from teraio.reports.planning import Alternative
+    from teraio.reports.subject import Subject
+
+_EXAMPLES = """
+[bold]Examples[/bold]
+
+  teraio plan run.trace --budget 50%
+
+  teraio plan run.trace --budget 24GiB --ssd /mnt/nvme0 --ssd /mnt/nvme1 -o run.plan --explain
+
+  teraio plan run.trace --hardware h100-nvl --ssd 4 --host 64GiB
+"""
+
+
+def add_to(app: typer.Typer) -> None:
+    """Registers the command."""
+    app.command("plan", epilog=_EXAMPLES)(_plan)
+
+
+def _plan(
+    file: Annotated[Path, typer.Argument(help="A trace.")],
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="Memory for tensors: 24GiB, or 50% of what the iteration takes without a limit. "
+            "Default: what the machine has."
+        ),
+    ] = None,
+    hardware: Annotated[
+        str,
+        typer.Option(
+            metavar="this|PRESET|FILE",
+            help="This machine, measured now; another one by name; or one saved by doctor.",
+        ),
+    ] = "this",
+    ssd: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FOLDER|COUNT", help="A folder per drive of this machine; else how many drives."
+        ),
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Host memory as a tier, for a GPU.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Save the plan, with what it is for.")
+    ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="What binds, what costs most, what would help.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="JSON for programs.")] = False,
+) -> None:
+    """Plan what leaves memory when, and predict what that gives."""
+    from teraio.cli.console import out, write
+    from teraio.cli.inputs import check_folder_of, load_trace
+
+    if output is not None:
+        check_folder_of(output)
+    trace = load_trace(file)
+    machine = _machine(trace, budget, hardware, ssd or [], host)
+    subject = _planned(trace, machine, file.stem)
+
+    from teraio.reports.as_json import as_json
+    from teraio.reports.planning import planning
+    from teraio.reports.planning_text import explanation_text, planning_text
+
+    facts = planning(subject)
+    others = _alternatives(subject, max(1, len(ssd or []))) if explain else []
+    if output is not None:
+        _save(subject, output)
+    if json:
+        write(as_json({"plan": facts, "alternatives": others} if explain else facts))
+        return
+    out().print(planning_text(facts, f"Plan for {file.name}"))
+    if explain:
+        out().print()
+        out().print(explanation_text(facts, others))
+    if output is not None:
+        out().print(f"\nsaved: {output}", markup=False)
+
+
+def _machine(
+    trace: Trace, budget: str | None, hardware: str, ssd: list[str], host: str | None
+) -> Hardware:
+    from teraio.cli.console import notes
+    from teraio.cli.machines import THIS, machine
+    from teraio.planner import live_by_op
+    from teraio.sizes import parse_size
+
+    budget_bytes = None
+    if budget is not None:
+        peak = int(live_by_op(trace).max())
+        budget_bytes = parse_size(budget, whole=peak, what="--budget")
+    if hardware != THIS:
+        return machine(hardware, ssd, host, budget_bytes)
+    with notes().status("teraio: measuring the drives of this machine"):
+        return machine(hardware, ssd, host, budget_bytes)
+
+
+def _planned(trace: Trace, hardware: Hardware, name: str) -> Subject:
+    from teraio.cli.console import notes
+    from teraio.planner import plan
+    from teraio.reports.subject import Subject
+
+    with notes().status("teraio: planning"):
+        return Subject(name=name, trace=trace, hardware=hardware, plan=plan(trace, hardware))
+
+
+def _save(subject: Subject, path: Path) -> None:
+    from teraio.files import save
+    from teraio.records import RunReport
+
+    if subject.hardware is None:
+        return
+    save(
+        RunReport(
+            budget_bytes=subject.hardware.budget_bytes,
+            phase="planned",
+            hardware=subject.hardware,
+            trace=subject.trace,
+            plan=subject.plan,
+            steps=(),
+        ),
+        path,
+    )
+
+
+def _alternatives(subject: Subject, drives: int) -> list[Alternative]:
+    """The same trace planned for a little more of each thing."""
+    from teraio.cli.machines import one_more_drive
+    from teraio.reports.planning import Alternative
+
+    hardware, plan = subject.hardware, subject.plan
+    if hardware is None or plan is None or not plan.moves:
+        return []
+    more = int(hardware.budget_bytes * 1.1)
+    changes: list[tuple[str, Callable[[], Hardware]]] = [
+        ("10 % more memory", lambda: replace(hardware, budget_bytes=more)),
+        ("one more SSD", lambda: one_more_drive(hardware, drives)),
+    ]
+    found = []
+    for change, make in changes:
+        other = _planned(subject.trace, make(), subject.name).plan
+        if other is not None:
+            found.append(
+                Alternative(
+                    change=change,
+                    predicted_s=other.predicted_s,
+                    saved_s=plan.predicted_s - other.predicted_s,
+                )
+            )
+    return found
