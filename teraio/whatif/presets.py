@@ -1,0 +1,181 @@
+"""Machines by name: what presets.toml says of accelerators, links and drives, as a Hardware.
+
+In: names, counts. Out: Accelerator, Drive, Hardware. Must not know: torch, traces, plans.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from teraio.errors import ConfigurationError
+from teraio.records import Hardware, Tier
+
+# Of the memory that the driver reports: the CUDA context, kernels, cuBLAS workspaces, and what the
+# caching allocator loses to fragments.
+_RESERVED_BYTES = 3 << 30
+_SSD_LATENCY_S = 100e-6
+_HOST_LATENCY_S = 10e-6
+DEFAULT_DRIVE = {"gen4": "samsung-990-pro-4tb", "gen5": "micron-9550-max-6tb"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accelerator:
+    """A GPU. ``flops`` are dense FLOP/s by arithmetic: "fp32", "tf32", "bf16".
+
+    ``link_bytes_per_s`` is what copies over its PCIe link reach each way, ``memory_bytes`` what its
+    driver reports.
+    """
+
+    key: str
+    name: str
+    memory_bytes: int
+    multiprocessors: int
+    flops: Mapping[str, float]
+    memory_bytes_per_s: float
+    link_generation: str
+    link_bytes_per_s: float
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drive:
+    """One SSD at its rated sequential speeds (bytes/s) and endurance (bytes)."""
+
+    key: str
+    name: str
+    link_generation: str
+    capacity_bytes: int
+    read_bytes_per_s: float
+    write_bytes_per_s: float
+    rated_write_bytes: int
+    source: str
+
+
+def accelerators() -> Mapping[str, Accelerator]:
+    """All accelerators, by the name that ``hardware`` takes."""
+    return _load()[0]
+
+
+def drives() -> Mapping[str, Drive]:
+    """All drives, by the name that ``hardware`` takes."""
+    return _load()[1]
+
+
+def accelerator(key: str) -> Accelerator:
+    """The accelerator called ``key``. Raises ConfigurationError, naming all, for another one."""
+    return _named(accelerators(), key, "accelerator")
+
+
+def hardware(
+    accelerator_key: str,
+    *,
+    ssds: int = 4,
+    drive: str | None = None,
+    host_bytes: int = 0,
+    memory_budget_bytes: int | None = None,
+    ssd_bytes_per_s: float | None = None,
+) -> Hardware:
+    """What one GPU of a kind may use: memory, ``ssds`` drives of its own, and host memory.
+
+    ``drive`` is a name of ``drives()``; by default one of the generation of the GPU's link. The
+    budget is by default what the GPU has, less 3 GiB for what is no tensor. ``ssd_bytes_per_s`` sets
+    the speed of all drives together, read and write alike, whatever their number.
+
+    The GPU's link limits all tiers together; the SSDs come first, and host memory gets the rest.
+    Reads and writes of drives share what the faster of both would be alone, since no maker rates
+    both at once. Raises ConfigurationError for names and numbers that can't be.
+    """
+    device = accelerator(accelerator_key)
+    if ssds < 0 or host_bytes < 0 or (ssds == 0 and host_bytes == 0):
+        raise ConfigurationError(
+            f"ssds={ssds} and host_bytes={host_bytes} leave no place to move storages to; pass "
+            "ssds=1 or more, or some host memory."
+        )
+    chosen = _named(drives(), drive or DEFAULT_DRIVE[device.link_generation], "drive")
+    tiers = []
+    link = device.link_bytes_per_s
+    if ssds:
+        tiers.append(_ssd_tier(chosen, ssds, device, ssd_bytes_per_s))
+        link -= max(tiers[0].read_bytes_per_s, tiers[0].write_bytes_per_s)
+    if host_bytes:
+        tiers.append(_host_tier(host_bytes, link, device))
+    budget = memory_budget_bytes
+    return Hardware(
+        name=f"{device.name}, {ssds} x {chosen.name}" if ssds else device.name,
+        budget_bytes=device.memory_bytes - _RESERVED_BYTES if budget is None else budget,
+        tiers=tuple(tiers),
+    )
+
+
+def _ssd_tier(drive: Drive, count: int, device: Accelerator, bytes_per_s: float | None) -> Tier:
+    link = device.link_bytes_per_s
+    read = min(count * drive.read_bytes_per_s if bytes_per_s is None else bytes_per_s, link)
+    write = min(count * drive.write_bytes_per_s if bytes_per_s is None else bytes_per_s, link)
+    return Tier(
+        name="ssd",
+        capacity_bytes=count * drive.capacity_bytes,
+        read_bytes_per_s=read,
+        write_bytes_per_s=write,
+        mixed_bytes_per_s=max(read, write),
+        latency_s=_SSD_LATENCY_S,
+    )
+
+
+def _host_tier(host_bytes: int, left_of_link: float, device: Accelerator) -> Tier:
+    # A link that the drives fill leaves a little: they are rarely all busy in the same direction.
+    each_way = max(left_of_link, 0.1 * device.link_bytes_per_s)
+    return Tier(
+        name="host",
+        capacity_bytes=host_bytes,
+        read_bytes_per_s=each_way,
+        write_bytes_per_s=each_way,
+        mixed_bytes_per_s=2 * each_way,
+        latency_s=_HOST_LATENCY_S,
+    )
+
+
+def _named(known: Mapping[str, Any], key: str, what: str) -> Any:
+    if key not in known:
+        raise ConfigurationError(
+            f"there is no {what} called {key!r}; the known ones are {', '.join(sorted(known))}."
+        )
+    return known[key]
+
+
+@cache
+def _load() -> tuple[Mapping[str, Accelerator], Mapping[str, Drive]]:
+    data = tomllib.loads(files(__package__).joinpath("presets.toml").read_text(encoding="utf-8"))
+    links = data["link"]
+    gpus = {
+        key: Accelerator(
+            key=key,
+            name=entry["name"],
+            memory_bytes=entry["memory_mib"] << 20,
+            multiprocessors=entry["multiprocessors"],
+            flops=entry["flops"],
+            memory_bytes_per_s=entry["memory_bytes_per_s"],
+            link_generation=entry["link"],
+            link_bytes_per_s=links[entry["link"]]["usable_bytes_per_s"],
+            source=entry["source"],
+        )
+        for key, entry in data["accelerator"].items()
+    }
+    ssds = {
+        key: Drive(
+            key=key,
+            name=entry["name"],
+            link_generation=entry["link"],
+            capacity_bytes=int(entry["capacity_tb"] * 1e12),
+            read_bytes_per_s=entry["read_bytes_per_s"],
+            write_bytes_per_s=entry["write_bytes_per_s"],
+            rated_write_bytes=int(entry["rated_tb_written"] * 1e12),
+            source=entry["source"],
+        )
+        for key, entry in data["drive"].items()
+    }
+    return gpus, ssds
