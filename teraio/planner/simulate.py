@@ -13,7 +13,7 @@ Each tier has one write and one read channel, first come, first served.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -25,8 +25,24 @@ _SHORTEST_STALL_S = 1e-12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Transfer:
+    """Move ``move`` (its index) wrote or read from ``start_s`` to ``end_s`` of the iteration.
+
+    A transfer that began in the iteration before starts below 0.
+    """
+
+    move: int
+    write: bool
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Simulation:
-    """One iteration of the steady state; the longest of ``stalls`` comes first."""
+    """One iteration of the steady state; the longest of ``stalls`` comes first.
+
+    ``transfers`` are those that end in it, by tier and direction.
+    """
 
     iteration_s: float
     stall_s: float
@@ -34,13 +50,16 @@ class Simulation:
     peak_bytes: int
     read_bytes: int
     written_bytes: int
+    transfers: tuple[Transfer, ...]
 
 
 def simulate(trace: Trace, hardware: Hardware, moves: Sequence[Move]) -> Simulation:
     """Play some iterations of ``moves`` and tell what the last one did (seconds, bytes)."""
     machine = _Machine(trace, hardware, moves)
     stalls: list[Stall] = []
+    begin_s = 0.0
     for _ in range(_ITERATIONS):
+        begin_s = machine.now
         stalls = machine.iteration()
     stall_s = sum(stall.seconds for stall in stalls)
     sizes = [trace.storages[move.storage].nbytes for move in moves]
@@ -53,6 +72,7 @@ def simulate(trace: Trace, hardware: Hardware, moves: Sequence[Move]) -> Simulat
         peak_bytes=int(memory_by_op(trace, moves).max(initial=0)),
         read_bytes=sum(reads),
         written_bytes=sum(writes),
+        transfers=tuple(machine.transfers_since(begin_s)),
     )
 
 
@@ -63,15 +83,18 @@ class _Channel:
         self._bytes_per_s, self._latency_s = bytes_per_s, latency_s
         self.queue: deque[int] = deque()
         self.left_s = 0.0
+        self.begun_s = 0.0
+        self.done: list[tuple[int, float, float]] = []  # move, begin, end
         self.waiting: set[int] = set()
         self._alone_s: dict[int, float] = {}
 
-    def put(self, move: int, nbytes: int) -> None:
+    def put(self, move: int, nbytes: int, now_s: float) -> None:
         self._alone_s[move] = nbytes / self._bytes_per_s + self._latency_s
         self.waiting.add(move)
         self.queue.append(move)
         if len(self.queue) == 1:
             self.left_s = self._alone_s[move]
+            self.begun_s = now_s
 
     def hurry(self, move: int) -> None:
         """Put a waiting transfer next after the one under way."""
@@ -79,8 +102,11 @@ class _Channel:
             self.queue.remove(move)
             self.queue.insert(1, move)
 
-    def finish_first(self) -> None:
-        self.waiting.discard(self.queue.popleft())
+    def finish_first(self, now_s: float) -> None:
+        move = self.queue.popleft()
+        self.waiting.discard(move)
+        self.done.append((move, self.begun_s, now_s))
+        self.begun_s = now_s
         self.left_s = self._alone_s[self.queue[0]] if self.queue else 0.0
 
 
@@ -112,7 +138,7 @@ class _Link:
         self._now += step_s
         for channel in busy:
             if channel.left_s <= step_s * speed * (1 + 1e-12):
-                channel.finish_first()
+                channel.finish_first(self._now)
             else:
                 channel.left_s -= step_s * speed
 
@@ -162,14 +188,27 @@ class _Machine:
             for move in self._gates.get(first, ()):
                 self._wait(first, move, self._link[move].write, stalls)
             for move in self._coming.get((first - 1) % self._n, ()):
-                self._link[move].read.put(move, self._nbytes[move])
+                self._link[move].read.put(move, self._nbytes[move], self.now)
             for move in self._needed.get(first, ()):
                 self._link[move].read.hurry(move)
                 self._wait(first, move, self._link[move].read, stalls)
             self._let_pass(duration_s)
             for move in self._leaving.get(last, ()):
-                self._link[move].write.put(move, self._nbytes[move])
+                self._link[move].write.put(move, self._nbytes[move], self.now)
         return stalls
+
+    def transfers_since(self, begin_s: float) -> Iterator[Transfer]:
+        """The transfers that ended after ``begin_s``, with times from there."""
+        for link in self._links:
+            for channel in (link.write, link.read):
+                for move, start_s, end_s in channel.done:
+                    if end_s > begin_s:
+                        yield Transfer(
+                            move=move,
+                            write=channel is link.write,
+                            start_s=start_s - begin_s,
+                            end_s=end_s - begin_s,
+                        )
 
     def _wait(self, op: int, move: int, channel: _Channel, stalls: list[Stall]) -> None:
         if move not in channel.waiting:
