@@ -202,8 +202,7 @@ std::unique_ptr<at::ObserverContext> on_start(const at::RecordFunction& op) {
     add(operands, frame, value, !known || !info.viewed[argument], known && info.written[argument]);
     ++argument;
   }
-  // A nested op without operands of ours changes nothing.
-  if (frame.depth == 1 || !operands.empty()) Engine::instance().begin(frame, operands);
+  Engine::instance().begin(frame, operands);
   return nullptr;
 }
 
