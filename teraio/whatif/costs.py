@@ -31,9 +31,10 @@ _BANDWIDTH_SHARE = 0.88
 # Tiles of matrix products (rows, columns), and their speed relative to the largest.
 _MATRIX_CORE_TILES = (((128, 256), 1.0), ((128, 128), 0.92), ((64, 128), 0.75), ((64, 64), 0.5))
 _PLAIN_CORE_TILES = (((128, 128), 1.0), ((64, 128), 0.93), ((64, 64), 0.8), ((32, 64), 0.55))
-# A product of this depth runs at half speed; with few tiles the depth is split this far down.
+# A product of this depth runs at half speed. Where tiles fill waves badly, the depth is split.
 _HALF_SPEED_DEPTH = 64
 _LEAST_SPLIT_DEPTH = 512
+_MOST_SPLITS = 16
 
 # Kernels that allocate, or are views without saying so.
 _FREE = ("empty", "new_empty", "_unsafe_view", "_local_scalar_dense", "set_", "resize_", "_reshape")
@@ -155,9 +156,9 @@ def _filled(product: Product, tile: tuple[int, int], multiprocessors: int) -> fl
     rows, columns = tile
     tiles = product.count * ceil(product.rows / rows) * ceil(product.columns / columns)
     inside = product.count * product.rows * product.columns / (tiles * rows * columns)
-    splits = max(1, min(multiprocessors // tiles, product.depth // _LEAST_SPLIT_DEPTH))
-    parts = tiles * splits
-    return inside * parts / (ceil(parts / multiprocessors) * multiprocessors)
+    most_splits = max(1, min(_MOST_SPLITS, product.depth // _LEAST_SPLIT_DEPTH))
+    waves = (tiles * splits / multiprocessors for splits in range(1, most_splits + 1))
+    return inside * max(wave / ceil(wave) for wave in waves)
 
 
 def _matrix(tensor: TensorShape) -> tuple[int, int]:

@@ -154,7 +154,7 @@ def _model(config: Config, job: Job) -> torch.nn.Module:
             **experts,
         )
     if job.checkpointing:
-        model.gradient_checkpointing_enable()  # type: ignore[operator]
+        model.activation_checkpointing_enable()  # type: ignore[operator]
     return model
 
 
