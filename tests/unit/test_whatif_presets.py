@@ -82,11 +82,11 @@ def test_the_budget_leaves_room_for_what_is_no_tensor() -> None:
 
 
 def test_unknown_names_are_answered_with_the_known_ones() -> None:
-    with pytest.raises(ConfigurationError, match="no accelerator called 'h100'.*h100-sxm"):
+    with pytest.raises(ConfigurationError, match=r"no accelerator called 'h100'.*h100-sxm"):
         hardware("h100")
-    with pytest.raises(ConfigurationError, match="no drive called 'floppy'.*samsung-990-pro-4tb"):
+    with pytest.raises(ConfigurationError, match=r"no drive called 'floppy'.*samsung-990-pro-4tb"):
         hardware("h200", drive="floppy")
-    with pytest.raises(ConfigurationError, match="no model configuration nowhere.*llama3-8b"):
+    with pytest.raises(ConfigurationError, match=r"no model configuration nowhere.*llama3-8b"):
         load_config("nowhere")
 
 
