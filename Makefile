@@ -32,7 +32,7 @@ $(VENV)/.torch:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "teraio needs Python 3.11 or newer; say which with PYTHON=python3.x")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet $(TORCH)
-	$(BIN)/pip install --quiet "setuptools>=77" wheel ninja
+	$(BIN)/pip install --quiet "setuptools>=77,<82" wheel ninja
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml

@@ -183,7 +183,7 @@ py::dict take_recording() {
 
 py::list shapes(const std::vector<calls::TensorShape>& tensors) {
   py::list list;
-  for (const auto& tensor : tensors) list.append(py::make_tuple(tensor.dtype, tensor.sizes, tensor.nbytes));
+  for (const auto& tensor : tensors) list.append(py::make_tuple(tensor.dtype, tensor.sizes, tensor.nbytes, tensor.written));
   return list;
 }
 

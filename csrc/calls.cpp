@@ -60,16 +60,16 @@ int64_t bytes_in_memory(const at::Tensor& tensor) {
   return tensor.numel() == 0 ? 0 : count * static_cast<int64_t>(tensor.element_size());
 }
 
-void add(std::vector<TensorShape>& shapes, const at::Tensor& tensor) {
+void add(std::vector<TensorShape>& shapes, const at::Tensor& tensor, bool written) {
   if (!tensor.defined() || !tensor.has_storage()) return;
-  shapes.push_back({c10::toString(tensor.scalar_type()), tensor.sizes().vec(), bytes_in_memory(tensor)});
+  shapes.push_back({c10::toString(tensor.scalar_type()), tensor.sizes().vec(), bytes_in_memory(tensor), written});
 }
 
-void add(std::vector<TensorShape>& shapes, const c10::IValue& value) {
+void add(std::vector<TensorShape>& shapes, const c10::IValue& value, bool written) {
   if (value.isTensor()) {
-    add(shapes, value.toTensor());
+    add(shapes, value.toTensor(), written);
   } else if (value.isList()) {
-    for (const c10::IValue& element : value.toListRef()) add(shapes, element);
+    for (const c10::IValue& element : value.toListRef()) add(shapes, element, written);
   }
 }
 
@@ -77,7 +77,7 @@ void add(std::string& key, const std::vector<TensorShape>& shapes) {
   for (const TensorShape& shape : shapes) {
     key += shape.dtype;
     for (const int64_t size : shape.sizes) key += ',' + std::to_string(size);
-    key += '/' + std::to_string(shape.nbytes) + ';';
+    key += '/' + std::to_string(shape.nbytes) + (shape.written ? '!' : ';');
   }
 }
 
@@ -108,20 +108,28 @@ void log(bool enabled) {
 
 bool logging() { return on.load(std::memory_order_relaxed); }
 
-void begin(const at::RecordFunction& op, const std::string& name, bool view) {
+void begin(const at::RecordFunction& op, const c10::FunctionSchema& schema) {
   Signature& running = thread_log().running;
-  running = {name, view, {}, {}, {}};
+  running = {schema.name(), false, {}, {}, {}};
+  auto argument = schema.arguments().begin();
   for (const c10::IValue& value : op.inputs()) {
+    const auto* alias = argument == schema.arguments().end() ? nullptr : argument++->alias_info();
+    const bool written = alias != nullptr && alias->isWrite();
+    running.view = running.view || (alias != nullptr && !written);
     if (value.isBool()) running.flags.push_back(value.toBool());
-    add(running.inputs, value);
+    add(running.inputs, value, written);
   }
 }
 
-void end(const at::RecordFunction& op) {
+void end(const at::RecordFunction& op, const c10::FunctionSchema& schema) {
   ThreadLog& log = thread_log();
   if (log.running.name.empty()) return;  // it began before the log did
   Signature ended = std::exchange(log.running, {});
-  for (const c10::IValue& value : op.outputs()) add(ended.outputs, value);
+  auto result = schema.returns().begin();
+  for (const c10::IValue& value : op.outputs()) {
+    const bool fresh = result == schema.returns().end() || result++->alias_info() == nullptr;
+    if (fresh) add(ended.outputs, value, true);
+  }
   const std::lock_guard<std::mutex> lock(known().mutex);
   log.calls.push_back(known().signatures.number(key_of(ended), [&] { return std::move(ended); }));
 }

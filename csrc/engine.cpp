@@ -138,6 +138,7 @@ void Engine::enroll(Block* block, Frame& f, bool pin_to_frame) {
   block->id = next_block_++;
   place_of_block_[block->id] = blocks_.size();
   blocks_.push_back(block);
+  if (pin_to_frame && f.depth > 0) enter(f);
   logical_ += static_cast<int64_t>(block->nbytes);
   block->last_use = op_counter_;
   if (pin_to_frame && (f.depth > 0 || (f.training && watching_))) {
@@ -306,13 +307,22 @@ void Engine::unpin(Block* block) {
   }
 }
 
+void Engine::enter(Frame& f) {
+  if (f.entered) return;
+  f.entered = true;
+  ++pinning_threads_;
+  f.logical_begin = f.logical_peak = logical_;
+}
+
 void Engine::begin(Frame& f, const std::vector<Operand>& operands) {
+  // What this frame has pinned stays pinned and open until it ends, so nested calls mostly find nothing to do.
+  const bool known = std::all_of(operands.begin(), operands.end(), [&](const Operand& operand) {
+    return !operand.write && operand.block->frame.load(std::memory_order_relaxed) == &f;
+  });
+  if (known) return;
   std::optional<GilRelease> gil;
   Lock lock(mutex_);
-  if (f.depth == 1) {
-    ++pinning_threads_;
-    f.logical_begin = f.logical_peak = logical_;
-  }
+  enter(f);
   if (!done_.empty()) drain();
   bool missing = false;
   for (const Operand& operand : operands) {
@@ -370,7 +380,8 @@ bool Engine::counts(const Frame& f) const { return f.training && watching_ && !f
 void Engine::end_locked(Frame& f, const std::optional<Place>& place) {
   if (!done_.empty()) drain();
   ++op_counter_;
-  --pinning_threads_;
+  if (f.entered) --pinning_threads_;
+  f.entered = false;
   if (place) count_use(f, *place);
   for (const auto& pinned : f.pinned) {
     if (f.opaque && !pinned.block->dead) {
@@ -485,7 +496,7 @@ void Engine::fetch_now(Block* block, Lock& lock) {
 // nothing can leave, nothing is on its way, and no other thread's op could end and unpin something.
 void Engine::make_room(uint64_t nbytes, Lock& lock) {
   const uint64_t failures = write_failures_;
-  const int self = frame().depth > 0 ? 1 : 0;
+  const int self = frame().entered ? 1 : 0;
   for (;;) {
     if (!done_.empty()) drain();
     if (used() + nbytes <= budget_) return;
@@ -565,6 +576,7 @@ void Engine::transfer(Block* block, Transfer::Direction direction, bool urgent) 
 void Engine::transfer_done(Transfer* transfer) {
   const std::lock_guard<std::mutex> lock(mutex_);
   done_.push_back(transfer);
+  any_done_ = true;
   changed_.notify_all();
 }
 
@@ -572,6 +584,7 @@ void Engine::drain() {
   if (done_.empty()) return;
   std::vector<Transfer*> done;
   done.swap(done_);
+  any_done_ = false;
   for (Transfer* transfer : done) finish(transfer);
   if (!fetch_queue_.empty()) start_waiting_fetches();
   notify();
@@ -893,8 +906,9 @@ std::string Engine::describe(const Block* block) const {
   return (block->name.empty() ? "a storage" : "the storage " + block->name) + " of " + mib(block->nbytes);
 }
 
+// Storages without a name are many and short-lived: formatting their size each time would cost more than the op.
 std::string Engine::describe_guard(const Block* block) const {
-  return "teraio moves " + describe(block) +
+  return "teraio moves " + (block->name.empty() ? std::string("this storage") : describe(block)) +
          " between memory and SSD; only PyTorch's ops can reach its data at any time. Wrap code that "
          "reads or writes raw memory in `with teraio.resident(tensor):`.";
 }

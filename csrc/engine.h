@@ -43,6 +43,7 @@ struct Frame {
     bool born;
   };
   int depth = 0;
+  bool entered = false;   // the engine counts it among the threads that may pin
   bool training = false;  // this thread's ops are what the trace and the plan are about
   bool opaque = false;    // an operand hides its storages (sparse, mkldnn)
   uint32_t name = 0;
@@ -96,6 +97,7 @@ class Engine {
   void small_freed(size_t nbytes) { small_ -= static_cast<int64_t>(nbytes); }
 
   // --- ops ---
+  // Both take no lock for ops, nested ones above all, of which there is nothing new to note.
   void begin(Frame& frame, const std::vector<Operand>& operands);
   // `place` is asked only for ops that count.
   template <class PlaceOf>
@@ -152,6 +154,7 @@ class Engine {
   using Lock = std::unique_lock<std::mutex>;
 
   static void raise_if_failed(const Frame& frame);
+  void enter(Frame& frame);
   void pin(Frame& frame, const Operand& operand);
   void open(Block* block, c10::StorageImpl* storage);
   void link(Block* block, c10::StorageImpl* storage);
@@ -215,12 +218,13 @@ class Engine {
   std::unordered_map<uint64_t, size_t> place_of_block_;
   uint64_t next_block_ = 1;
   std::vector<Transfer*> done_;
+  std::atomic<bool> any_done_{false};  // may be asked without the mutex
   uint64_t in_flight_ = 0;
   std::string write_failure_;  // why the last write failed; empty after one that worked
   uint64_t write_failures_ = 0;
   uint64_t events_ = 0;        // grows with every change that a waiting thread may wait for
   int waiters_ = 0;
-  int pinning_threads_ = 0;  // threads inside an op
+  int pinning_threads_ = 0;  // threads inside an op that has touched a block
   int waiting_threads_ = 0;  // those of them that wait for memory
 
   std::unordered_map<std::string, uint32_t> op_ids_;
@@ -249,6 +253,11 @@ class Engine {
 
 template <class PlaceOf>
 void Engine::end(Frame& frame, PlaceOf&& place_of) {
+  const bool untouched = !frame.entered && frame.pinned.empty();
+  if (untouched && !any_done_.load(std::memory_order_relaxed)) {
+    frame.opaque = false;
+    return;
+  }
   std::optional<Place> place;
   if (counts(frame)) place = place_of();
   const std::lock_guard<std::mutex> lock(mutex_);

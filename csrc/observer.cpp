@@ -174,16 +174,10 @@ Place place_of_op() {
   return stack.empty() ? Place{Phase::kOther, kNoModule} : Place{Phase::kForward, stack.back()};
 }
 
-void begin_kernel(const at::RecordFunction& op, const std::string& name, const OpInfo& info, int depth) {
-  kernel_depth = depth;
-  if (!calls::logging()) return;
-  calls::begin(op, name, std::find(info.viewed.begin(), info.viewed.end(), true) != info.viewed.end());
-}
-
-void end_kernel(const at::RecordFunction& op) {
+void end_kernel(const at::RecordFunction& op, const c10::FunctionSchema& schema) {
   kernel_depth = 0;
   for (const c10::IValue& value : op.outputs()) note_births(value);
-  if (calls::logging()) calls::end(op);
+  if (calls::logging()) calls::end(op, schema);
 }
 
 std::unique_ptr<at::ObserverContext> on_start(const at::RecordFunction& op) {
@@ -196,7 +190,10 @@ std::unique_ptr<at::ObserverContext> on_start(const at::RecordFunction& op) {
     if (!frame.training && torch::autograd::get_current_node()) frame.training = true;
   }
   if (kernel_depth > 0) return nullptr;
-  if (meta_watched && info.kernel) begin_kernel(op, schema->name(), info, frame.depth);
+  if (meta_watched && info.kernel) {
+    kernel_depth = frame.depth;
+    if (calls::logging()) calls::begin(op, *schema);
+  }
   static thread_local std::vector<Operand> operands;
   operands.clear();
   size_t argument = 0;
@@ -205,15 +202,15 @@ std::unique_ptr<at::ObserverContext> on_start(const at::RecordFunction& op) {
     add(operands, frame, value, !known || !info.viewed[argument], known && info.written[argument]);
     ++argument;
   }
-  // A nested op without operands of ours changes nothing.
-  if (frame.depth == 1 || !operands.empty()) Engine::instance().begin(frame, operands);
+  Engine::instance().begin(frame, operands);
   return nullptr;
 }
 
 void on_end(const at::RecordFunction& op, at::ObserverContext* /*context*/) {
-  if (schema_of(op) == nullptr) return;
+  const c10::FunctionSchema* schema = schema_of(op);
+  if (schema == nullptr) return;
   Frame& frame = Engine::frame();
-  if (kernel_depth == frame.depth) end_kernel(op);
+  if (kernel_depth == frame.depth) end_kernel(op, *schema);
   if (--frame.depth > 0) return;
   if (calls::logging() && Engine::instance().counts(frame)) frame.calls = calls::take_pattern();
   Engine::instance().end(frame, place_of_op);

@@ -35,7 +35,9 @@ def model(layers: int, hidden: int, sequence: int) -> LlamaForCausalLM:
 
 def batches(batch: int, sequence: int) -> Iterator[torch.Tensor]:
     """Without end: ``batch`` x ``sequence`` bytes of text."""
-    text = b"".join(path.read_bytes() for path in sorted(Path(argparse.__file__).parent.glob("*.py")))
+    text = b"".join(
+        path.read_bytes() for path in sorted(Path(argparse.__file__).parent.glob("*.py"))
+    )
     tokens = torch.frombuffer(bytearray(text), dtype=torch.uint8)
     each = batch * sequence
     while True:
@@ -63,7 +65,9 @@ def main() -> None:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        print(f"step {step}: loss {loss.item():.4f}, {time.perf_counter() - begin:.2f} s", flush=True)
+        print(
+            f"step {step}: loss {loss.item():.4f}, {time.perf_counter() - begin:.2f} s", flush=True
+        )
 
 
 if __name__ == "__main__":

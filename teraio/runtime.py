@@ -1,8 +1,7 @@
 """The life of an offloaded run: profile, plan, run, closed; where iterations begin and end.
 
 In: models and settings, checked. Out: reports. There is one runtime per process, because there is
-one
-memory; further models join it. Must not know: how plans are found or how data moves.
+one memory; further models join it. Must not know: how plans are found or how data moves.
 """
 
 from __future__ import annotations
@@ -30,6 +29,7 @@ from torch.optim.optimizer import (
 import teraio._C as _C
 from teraio import errors
 from teraio.engine import list_ops, raw_access, schedule
+from teraio.engine.foreign import own_memory
 from teraio.engine.places import Places
 from teraio.planner import plan as make_plan
 from teraio.profiler.hardware import FolderSpeed, hardware, stripe_weights
@@ -123,16 +123,33 @@ class Runtime:
             )
         for name, parameter in model.named_parameters():
             self._parameters[id(parameter)] = prefix + name
-            _C.adopt(parameter, prefix + name)
-            if parameter.grad is not None:
-                _C.adopt(parameter.grad, f"{prefix}{name}:grad")
-        for name, buffer in model.named_buffers():
-            _C.adopt(buffer, prefix + name)
+        self._adopt(_tensors_of(model, prefix))
         key = id(model)
         self._models[key] = weakref.ref(model)
         weakref.finalize(model, self._model_died, key).atexit = False
         _C.mark_training_thread()
         self._start_profile(self._profile_iterations)
+
+    def _adopt(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Lets tensors move from now on, under names for messages; says which can't."""
+        foreign = {
+            name: tensor
+            for name, tensor in tensors.items()
+            if not _C.adopt(tensor, name)
+            and tensor.device.type == self._device
+            and tensor.untyped_storage().nbytes() >= MIN_STORAGE_BYTES
+        }
+        own_memory(list(foreign.values()))
+        left = {name: tensor for name, tensor in foreign.items() if not _C.adopt(tensor, name)}
+        if left:
+            log.warning(
+                "%s of the model can't move and are not counted, because other code shares their "
+                "memory (numpy, shared memory, another allocator): %s%s. Replace them by clones "
+                "before teraio.offload to let them move.",
+                format_size(sum(tensor.untyped_storage().nbytes() for tensor in left.values())),
+                ", ".join(list(left)[:3]),
+                ", ..." if len(left) > 3 else "",
+            )
 
     def has_model(self, model: torch.nn.Module) -> bool:
         """Whether the model is offloaded by this runtime."""
@@ -437,6 +454,18 @@ def check_devices(model: torch.nn.Module) -> None:
             f"the model is on {', '.join(sorted(devices))}; "
             "this version offloads models on the CPU only."
         )
+
+
+def _tensors_of(model: torch.nn.Module, prefix: str) -> dict[str, torch.Tensor]:
+    """The model's parameters, gradients and buffers by name."""
+    found: dict[str, torch.Tensor] = {}
+    for name, parameter in model.named_parameters():
+        found[prefix + name] = parameter
+        if parameter.grad is not None:
+            found[f"{prefix}{name}:grad"] = parameter.grad
+    for name, buffer in model.named_buffers():
+        found[prefix + name] = buffer
+    return found
 
 
 def _root_name(model: torch.nn.Module) -> str:

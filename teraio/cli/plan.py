@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -26,6 +26,8 @@ _EXAMPLES = """
   teraio plan run.trace --budget 24GiB --ssd /mnt/nvme0 --ssd /mnt/nvme1 -o run.plan --explain
 
   teraio plan run.trace --hardware h100-nvl --ssd 4 --host 64GiB
+
+  teraio plan --model llama3-8b --batch 8 --sequence 2048 --hardware h100-nvl --ssd 4
 """
 
 
@@ -35,7 +37,27 @@ def add_to(app: typer.Typer) -> None:
 
 
 def _plan(
-    file: Annotated[Path, typer.Argument(help="A trace.")],
+    file: Annotated[
+        Path | None, typer.Argument(help="A trace, or a plan or report with a trace.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|CONFIG.JSON",
+            help="Instead of a trace: a model's configuration; nothing of it is loaded.",
+        ),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Of --model: sequences per iteration.")] = 8,
+    sequence: Annotated[int, typer.Option(min=1, help="Of --model: tokens per sequence.")] = 2048,
+    precision: Annotated[
+        str, typer.Option(help="Of --model: fp32, tf32, bf16 or bf16-mixed.")
+    ] = "bf16-mixed",
+    optimizer: Annotated[
+        str, typer.Option(help="Of --model: adamw-fused, adamw-foreach, adamw or sgd.")
+    ] = "adamw-fused",
+    checkpointing: Annotated[
+        bool, typer.Option("--checkpointing", help="Of --model: recompute layers in backward.")
+    ] = False,
     budget: Annotated[
         str | None,
         typer.Option(
@@ -70,12 +92,21 @@ def _plan(
     """Plan what leaves memory when, and predict what that gives."""
     from teraio.cli.console import out, write
     from teraio.cli.inputs import check_folder_of, load_trace
+    from teraio.errors import ConfigurationError
 
     if output is not None:
         check_folder_of(output)
-    trace = load_trace(file)
+    if (file is None) == (model is None):
+        raise ConfigurationError("pass either the file of a trace, or --model.")
+    if file is not None:
+        trace, title = load_trace(file), file.name
+    else:
+        title = Path(str(model)).stem
+        trace = _what_if(
+            str(model), (batch, sequence), precision, optimizer, checkpointing, hardware
+        )
     machine = _machine(trace, budget, hardware, ssd or [], host)
-    subject = _planned(trace, machine, file.stem)
+    subject = _planned(trace, machine, title)
 
     from teraio.reports.as_json import as_json
     from teraio.reports.planning import planning
@@ -88,12 +119,44 @@ def _plan(
     if json:
         write(as_json({"plan": facts, "alternatives": others} if explain else facts))
         return
-    out().print(planning_text(facts, f"Plan for {file.name}"))
+    out().print(planning_text(facts, f"Plan for {title}"))
     if explain:
         out().print()
         out().print(explanation_text(facts, others))
     if output is not None:
         out().print(f"\nsaved: {output}", markup=False)
+
+
+def _what_if(
+    model: str,
+    tokens: tuple[int, int],
+    precision: str,
+    optimizer: str,
+    checkpointing: bool,
+    hardware: str,
+) -> Trace:
+    from teraio.cli.console import notes
+    from teraio.cli.machines import THIS
+    from teraio.errors import ConfigurationError
+
+    if hardware == THIS:
+        from teraio.whatif import accelerators
+
+        raise ConfigurationError(
+            "--model needs the machine that trains it: --hardware with one of "
+            f"{', '.join(sorted(accelerators()))}."
+        )
+    with notes().status(f"teraio: tracing {model} on {hardware}, without either"):
+        from teraio.whatif import Job, trace_config
+
+        job = Job(
+            batch=tokens[0],
+            sequence=tokens[1],
+            precision=cast(Any, precision),  # checked there
+            optimizer=cast(Any, optimizer),
+            checkpointing=checkpointing,
+        )
+        return trace_config(model, job, accelerator=hardware)
 
 
 def _machine(

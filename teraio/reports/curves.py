@@ -49,7 +49,9 @@ def channel_use(transfers: Iterable[Busy], iteration_s: float, bins: int = _BINS
         by_channel.setdefault((busy.tier, busy.write), []).append(busy)
     return [
         Use(tier=tier, write=write, bytes_per_s=_rates(mine, edges))
-        for (tier, write), mine in sorted(by_channel.items(), key=lambda item: (item[0][0], not item[0][1]))
+        for (tier, write), mine in sorted(
+            by_channel.items(), key=lambda item: (item[0][0], not item[0][1])
+        )
     ]
 
 

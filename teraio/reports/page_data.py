@@ -74,9 +74,7 @@ def _tile(label: str, value: str, note: str) -> Data:
 def _tiles(subject: Subject, facts: Overview, plan: Planning | None) -> list[Data]:
     tiles = [
         _tile("Peak memory without a limit", format_size(facts.peak_bytes), _where(facts)),
-        _tile(
-            "In use at a time", share(facts.active_share, 1), "of the memory held, on average"
-        ),
+        _tile("In use at a time", share(facts.active_share, 1), "of the memory held, on average"),
     ]
     if plan is None:
         return [

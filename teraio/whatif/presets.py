@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import TypeVar
 
 from teraio.errors import ConfigurationError
 from teraio.records import Hardware, Tier
@@ -20,6 +20,7 @@ from teraio.records import Hardware, Tier
 _RESERVED_BYTES = 3 << 30
 _SSD_LATENCY_S = 100e-6
 _HOST_LATENCY_S = 10e-6
+_Machine = TypeVar("_Machine")
 DEFAULT_DRIVE = {"gen4": "samsung-990-pro-4tb", "gen5": "micron-9550-max-6tb"}
 
 
@@ -27,8 +28,9 @@ DEFAULT_DRIVE = {"gen4": "samsung-990-pro-4tb", "gen5": "micron-9550-max-6tb"}
 class Accelerator:
     """A GPU. ``flops`` are dense FLOP/s by arithmetic: "fp32", "tf32", "bf16".
 
-    ``link_bytes_per_s`` is what copies over its PCIe link reach each way, ``memory_bytes`` what its
-    driver reports.
+    ``matmul_share`` and ``attention_share`` are the parts of them that large matrix products and
+    flash attention reach. ``link_bytes_per_s`` is what copies over its PCIe link reach each way,
+    ``memory_bytes`` what its driver reports.
     """
 
     key: str
@@ -36,6 +38,8 @@ class Accelerator:
     memory_bytes: int
     multiprocessors: int
     flops: Mapping[str, float]
+    matmul_share: float
+    attention_share: float
     memory_bytes_per_s: float
     link_generation: str
     link_bytes_per_s: float
@@ -79,12 +83,13 @@ def hardware(
     host_bytes: int = 0,
     memory_budget_bytes: int | None = None,
     ssd_bytes_per_s: float | None = None,
+    max_write_bytes_per_day: float | None = None,
 ) -> Hardware:
     """What one GPU of a kind may use: memory, ``ssds`` drives of its own, and host memory.
 
     ``drive`` is a name of ``drives()``; by default one of the generation of the GPU's link. The
-    budget is by default what the GPU has, less 3 GiB for what is no tensor. ``ssd_bytes_per_s`` sets
-    the speed of all drives together, read and write alike, whatever their number.
+    budget is by default what the GPU has, less 3 GiB for what is no tensor. ``ssd_bytes_per_s``
+    sets the speed of all drives together, read and write alike, whatever their number.
 
     The GPU's link limits all tiers together; the SSDs come first, and host memory gets the rest.
     Reads and writes of drives share what the faster of both would be alone, since no maker rates
@@ -109,6 +114,7 @@ def hardware(
         name=f"{device.name}, {ssds} x {chosen.name}" if ssds else device.name,
         budget_bytes=device.memory_bytes - _RESERVED_BYTES if budget is None else budget,
         tiers=tuple(tiers),
+        max_write_bytes_per_day=max_write_bytes_per_day,
     )
 
 
@@ -123,6 +129,7 @@ def _ssd_tier(drive: Drive, count: int, device: Accelerator, bytes_per_s: float 
         write_bytes_per_s=write,
         mixed_bytes_per_s=max(read, write),
         latency_s=_SSD_LATENCY_S,
+        rated_write_bytes=count * drive.rated_write_bytes,
     )
 
 
@@ -139,7 +146,7 @@ def _host_tier(host_bytes: int, left_of_link: float, device: Accelerator) -> Tie
     )
 
 
-def _named(known: Mapping[str, Any], key: str, what: str) -> Any:
+def _named(known: Mapping[str, _Machine], key: str, what: str) -> _Machine:
     if key not in known:
         raise ConfigurationError(
             f"there is no {what} called {key!r}; the known ones are {', '.join(sorted(known))}."
@@ -158,6 +165,8 @@ def _load() -> tuple[Mapping[str, Accelerator], Mapping[str, Drive]]:
             memory_bytes=entry["memory_mib"] << 20,
             multiprocessors=entry["multiprocessors"],
             flops=entry["flops"],
+            matmul_share=entry["matmul_share"],
+            attention_share=entry["attention_share"],
             memory_bytes_per_s=entry["memory_bytes_per_s"],
             link_generation=entry["link"],
             link_bytes_per_s=links[entry["link"]]["usable_bytes_per_s"],

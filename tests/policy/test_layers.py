@@ -34,6 +34,7 @@ FORBIDDEN = {
         "teraio.profiler",
         "teraio.reports",
         "teraio.runtime",
+        "teraio.whatif",
     ),
     "teraio.reports": (
         "torch",
@@ -45,8 +46,12 @@ FORBIDDEN = {
     ),
     "teraio.engine": ("teraio.api", "teraio.planner", "teraio.profiler", "teraio.runtime"),
     "teraio.profiler": ("teraio.api", "teraio.planner", "teraio.runtime"),
-    "teraio.runtime": ("teraio.api", "teraio.watch"),
+    "teraio.runtime": ("teraio.api", "teraio.watch", "teraio.whatif"),
     "teraio.watch": ("teraio.api", "teraio.planner", "teraio.files"),
+    "teraio.whatif": ("teraio.api", "teraio.planner", "teraio.reports", "teraio.runtime"),
+    "teraio.whatif.presets": ("torch", "teraio._C", "teraio.engine", "teraio.profiler"),
+    "teraio.whatif.costs": ("torch", "teraio._C", "teraio.engine", "teraio.profiler"),
+    "teraio.whatif.configurations": ("torch", "teraio._C", "teraio.engine", "teraio.profiler"),
 }
 
 
