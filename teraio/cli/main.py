@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from teraio import __version__
-from teraio.cli import doctor, inspect, plan, profile
+from teraio.cli import compare, doctor, inspect, plan, profile, report
 from teraio.errors import TeraioError
 
 BAD_INPUT = 2
@@ -32,6 +32,8 @@ app = typer.Typer(
 profile.add_to(app)
 inspect.add_to(app)
 plan.add_to(app)
+compare.add_to(app)
+report.add_to(app)
 doctor.add_to(app)
 
 

@@ -55,8 +55,8 @@ def spaced(*parts: RenderableType) -> RenderableType:
 
 def _figures(body: list[list[Text]], column: int) -> bool:
     """Whether a column holds figures: one that starts with a digit, or nothing at all."""
-    cells = [row[column].plain.lstrip("+-<") for row in body if row[column].plain]
-    return bool(cells) and all(cell[0].isdigit() for cell in cells)
+    cells = [row[column].plain.lstrip("+-") for row in body if row[column].plain]
+    return bool(cells) and all(cell[:1].isdigit() or not cell for cell in cells)
 
 
 def bar(value: float, largest: float, width: int = _BAR_WIDTH) -> str:
