@@ -27,7 +27,7 @@ from torch.optim.optimizer import (
 )
 
 import teraio._C as _C
-from teraio import errors
+from teraio import errors, status
 from teraio.engine import list_ops, raw_access, schedule
 from teraio.engine.foreign import own_memory
 from teraio.engine.places import Places
@@ -96,6 +96,9 @@ class Runtime:
         self._live_at_start: list[tuple[int, int, bool]] = []
         self._module_hooks: list[Any] = []
         self._progress = _Progress(profile_iterations)
+        self._status = status.StatusFile()
+        self._started_s = time.time()
+        self._folders = tuple(str(folder) for folder in folders)
         _C.start(weights, spill_bytes, budget_bytes, MIN_STORAGE_BYTES)
         raw_access.install()
         list_ops.install(budget_bytes // _LIST_OP_SHARE)
@@ -187,6 +190,7 @@ class Runtime:
         self._remove_module_hooks()
         list_ops.uninstall()
         raw_access.uninstall()
+        self._status.close()
         _C.stop()
         log.info("closed: everything is back in memory")
 
@@ -268,6 +272,26 @@ class Runtime:
             self._profiled_one()
         elif self.phase == "run":
             self._watch_drift(self.steps[-1])
+        self._status.update(self._status_now)
+
+    def _status_now(self) -> status.RunStatus:
+        totals, tier = _C.totals(), self.hardware.tiers[0]
+        return status.RunStatus(
+            **status.this_process(),
+            started_s=self._started_s,
+            updated_s=time.time(),
+            folders=self._folders,
+            phase=self.phase,
+            budget_bytes=self.budget_bytes,
+            used_bytes=totals["used"],
+            away_bytes=totals["away"],
+            spill_bytes=totals["spill_reserved"],
+            read_bytes_per_s=tier.read_bytes_per_s,
+            write_bytes_per_s=tier.write_bytes_per_s,
+            predicted_s=self.plan.predicted_s if self.plan else None,
+            ideal_s=self.plan.ideal_s if self.plan else None,
+            steps=status.last_steps(self.steps),
+        )
 
     # ------------------------------------------------------------ profile, plan, drift
 

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from teraio import __version__
-from teraio.cli import compare, doctor, inspect, plan, profile, report
+from teraio.cli import compare, doctor, inspect, plan, profile, report, top
 from teraio.errors import TeraioError
 
 BAD_INPUT = 2
@@ -34,6 +34,7 @@ inspect.add_to(app)
 plan.add_to(app)
 compare.add_to(app)
 report.add_to(app)
+top.add_to(app)
 doctor.add_to(app)
 
 

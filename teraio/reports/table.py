@@ -27,6 +27,7 @@ def table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Ta
         title_justify="left",
         box=box.SIMPLE_HEAD,
         show_edge=False,
+        show_header=any(head.strip() for head in heads),
         pad_edge=False,
         padding=(0, 2, 0, 0),
     )

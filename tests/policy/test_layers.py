@@ -36,7 +36,11 @@ FORBIDDEN = {
         "teraio.runtime",
         "teraio.whatif",
     ),
+    "teraio.cli": ("torch", "teraio._C", "teraio.runtime", "teraio.watch"),
+    "teraio.status": ("torch", "teraio._C", "teraio.planner", "teraio.reports", "teraio.runtime"),
+    "teraio.doctor": ("teraio.api", "teraio.cli", "teraio.planner", "teraio.runtime"),
     "teraio.reports": (
+        "teraio.cli",
         "torch",
         "teraio._C",
         "teraio.api",
