@@ -11,6 +11,9 @@ from typing import Any
 
 
 def as_json(facts: Any) -> str:
-    """JSON with the members of the dataclass, ending in a line feed."""
-    plain = asdict(facts) if is_dataclass(facts) and not isinstance(facts, type) else facts
-    return json.dumps(plain, indent=2, ensure_ascii=False, default=str) + "\n"
+    """JSON with the members of dataclasses, ending in a line feed."""
+    return json.dumps(facts, indent=2, ensure_ascii=False, default=_plain) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)

@@ -7,8 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from teraio.errors import ConfigurationError
+from teraio.errors import ConfigurationError, PlanError
+from teraio.planner import validate
 from teraio.records import Hardware, Move, Plan, RunReport, StepReport, Trace
+
+# Sums of sizes stay exact in 64 bits.
+_MOST_BYTES = 1 << 62
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,15 +56,19 @@ def subject_of(record: object, name: str) -> Subject:
 
 
 def _checked(subject: Subject) -> Subject:
-    """A plan's moves must be about the trace beside it; a file may say anything."""
+    """A file may say anything: what reports rely on is checked here, once."""
     trace, n = subject.trace, len(subject.trace.ops)
-    if not n:
-        raise ConfigurationError(f"{subject.name} holds a trace without any op.")
-    tiers = {tier.name for tier in subject.hardware.tiers} if subject.hardware else set()
-    for move in subject.moves:
-        ops = (move.offload_after, move.gone_before, move.fetch_after or 0, move.needed_by or 0)
-        if move.storage >= len(trace.storages) or max(ops) >= n or move.tier not in tiers:
-            raise ConfigurationError(
-                f"{subject.name} holds a plan that is not for the trace beside it."
-            )
+    if not n or not any(op.duration_ns for op in trace.ops):
+        raise ConfigurationError(f"{subject.name} holds a trace without any op that takes time.")
+    workspace = max(op.workspace_bytes for op in trace.ops)
+    if trace.base_bytes + workspace + sum(s.nbytes for s in trace.storages) > _MOST_BYTES:
+        raise ConfigurationError(f"{subject.name} holds a trace with more bytes than can be.")
+    if subject.plan is None:
+        return subject
+    if subject.hardware is None:
+        raise ConfigurationError(f"{subject.name} holds a plan and no hardware that it is for.")
+    try:
+        validate(trace, subject.hardware, subject.plan)
+    except PlanError as error:
+        raise PlanError(f"{subject.name} holds a plan that breaks a rule: {error}") from None
     return subject

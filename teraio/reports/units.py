@@ -14,9 +14,9 @@ def seconds(value: float) -> str:
     """Text such as ``1.50 s``, ``12.3 ms`` or ``45 us``."""
     for factor, unit in ((1.0, "s"), (1e3, "ms"), (1e6, "us")):
         scaled = value * factor
-        if abs(scaled) >= 1 or unit == "us":
+        if abs(scaled) >= 0.9995 or unit == "us":
             break
-    digits = 0 if scaled == 0 or abs(scaled) >= 100 else 1 if abs(scaled) >= 10 else 2
+    digits = 0 if scaled == 0 or abs(scaled) >= 99.95 else 1 if abs(scaled) >= 9.995 else 2
     return f"{scaled:,.{digits}f} {unit if scaled else 's'}"
 
 
