@@ -17,9 +17,9 @@ from teraio.planner.feasibility import check_budget, least_budget
 from teraio.planner.greedy import Seconds, Tuning, choose
 from teraio.planner.memory import live_by_op, memory_by_op
 from teraio.planner.periods import Period, inactive_periods
-from teraio.planner.simulate import Simulation, Stall, simulate
+from teraio.planner.simulate import Simulation, simulate
 from teraio.planner.validate import validate
-from teraio.records import Hardware, Move, Plan, Trace
+from teraio.records import Hardware, Move, Plan, Stall, Trace
 
 __all__ = [
     "Period",

@@ -18,19 +18,10 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from teraio.planner.memory import memory_by_op
-from teraio.records import Hardware, Move, Tier, Trace
+from teraio.records import Hardware, Move, Stall, Tier, Trace
 
 _ITERATIONS = 3
 _SHORTEST_STALL_S = 1e-12
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stall:
-    """Op ``op`` waited ``seconds`` for memory or data of storage ``storage``."""
-
-    op: int
-    storage: int
-    seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,7 +177,15 @@ class _Machine:
         waited_s = self._link[move].run_until_done(channel, move) - self.now
         self._let_pass(waited_s)
         if waited_s > _SHORTEST_STALL_S:
-            stalls.append(Stall(op=op, storage=self._moves[move].storage, seconds=waited_s))
+            link = self._link[move]
+            stalls.append(
+                Stall(
+                    op=op,
+                    storage=self._moves[move].storage,
+                    waits_for="memory" if channel is link.write else "data",
+                    seconds=waited_s,
+                )
+            )
 
     def _let_pass(self, seconds: float) -> None:
         self.now += seconds
