@@ -533,7 +533,7 @@ Block* Engine::victim() const {
   return best;
 }
 
-void Engine::start_leaving(Block* block, bool urgent) {
+void Engine::start_leaving(Block* block, bool urgent, std::optional<uint64_t> planned_offset) {
   if (block->transfer != nullptr) {  // its copy is still being written, and nothing has changed it since
     block->state = State::kLeaving;
     leaving_ += block->nbytes;
@@ -544,10 +544,9 @@ void Engine::start_leaving(Block* block, bool urgent) {
     return;
   }
   drop_extent(block);
-  if (schedule_ && block->trace_index >= 0) {
-    const int64_t planned = schedule_->extents[static_cast<size_t>(block->trace_index)];
-    const Extent extent{static_cast<uint64_t>(planned), block->nbytes};
-    if (planned >= 0 && spill_->allocate_at(extent)) block->extent = extent;
+  if (planned_offset) {
+    const Extent extent{*planned_offset, block->nbytes};
+    if (spill_->allocate_at(extent)) block->extent = extent;
   }
   if (!block->extent) block->extent = spill_->allocate(block->nbytes);
   block->state = State::kLeaving;
@@ -680,7 +679,7 @@ void Engine::run_due_actions() {
         if (block->state == State::kAway || block->state == State::kLeaving) fetch_queue_.push_back(block->id);
       } else if (can_leave(block) && block->published_iteration != iteration_) {
         try {
-          start_leaving(block, false);
+          start_leaving(block, false, static_cast<uint64_t>(action.extent));
         } catch (const SpillError& error) {
           // Nothing is lost: the data stays, and an op that lacks the memory raises the cause.
           write_failure_ = error.msg;

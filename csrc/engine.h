@@ -171,7 +171,7 @@ class Engine {
   void make_room(uint64_t nbytes, Lock& lock);
   void wait(Lock& lock);
 
-  void start_leaving(Block* block, bool urgent);
+  void start_leaving(Block* block, bool urgent, std::optional<uint64_t> planned_offset = std::nullopt);
   void start_coming(Block* block, bool urgent);
   void transfer(Block* block, Transfer::Direction direction, bool urgent);
   void drain();
