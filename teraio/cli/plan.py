@@ -6,7 +6,6 @@ plans are found.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -113,7 +112,7 @@ def _plan(
     from teraio.reports.planning_text import explanation_text, planning_text
 
     facts = planning(subject)
-    others = _alternatives(subject, max(1, len(ssd or []))) if explain else []
+    others = _alternatives(subject, hardware, ssd or [], host) if explain else []
     if output is not None:
         _save(subject, output)
     if json:
@@ -205,22 +204,24 @@ def _save(subject: Subject, path: Path) -> None:
     )
 
 
-def _alternatives(subject: Subject, drives: int) -> list[Alternative]:
+def _alternatives(
+    subject: Subject, name: str, ssd: list[str], host: str | None
+) -> list[Alternative]:
     """The same trace planned for a little more of each thing."""
-    from teraio.cli.machines import one_more_drive
+    from teraio.cli.machines import with_one_more_drive
     from teraio.reports.planning import Alternative
 
     hardware, plan = subject.hardware, subject.plan
     if hardware is None or plan is None or not plan.moves:
         return []
-    more = int(hardware.budget_bytes * 1.1)
-    changes: list[tuple[str, Callable[[], Hardware]]] = [
-        ("10 % more memory", lambda: replace(hardware, budget_bytes=more)),
-        ("one more SSD", lambda: one_more_drive(hardware, drives)),
-    ]
+    more_memory = replace(hardware, budget_bytes=int(hardware.budget_bytes * 1.1))
+    changes = {
+        "10 % more memory": more_memory,
+        "one more SSD": with_one_more_drive(hardware, name, ssd, host),
+    }
     found = []
-    for change, make in changes:
-        other = _planned(subject.trace, make(), subject.name).plan
+    for change, machine in changes.items():
+        other = _planned(subject.trace, machine, subject.name).plan
         if other is not None:
             found.append(
                 Alternative(
