@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from teraio.planner.feasibility import least_by_op
-from teraio.planner.periods import Period, inactive_periods
+from teraio.planner import Period, inactive_periods, least_budget
 from teraio.records import Trace
 from teraio.reports.memory import (
     ROWS,
@@ -114,7 +113,7 @@ def overview(trace: Trace) -> Overview:
         peak_op_name=op.name,
         peak_module=op.module,
         peak_phase=op.phase,
-        least_budget_bytes=int(least_by_op(trace, periods).max()),
+        least_budget_bytes=least_budget(trace),
         peak_by_kind={name: int(rows[i, peak_op]) for i, name in enumerate(ROWS)},
         peak_by_module=by_module(trace.storages, peak_op),
         active_share=_average(active / held.clip(1), lasting),

@@ -11,11 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
-import numpy as np
-
-from teraio.planner.simulate import Simulation, Transfer, simulate
+from teraio.planner import Moved, Simulation, simulate
 from teraio.records import Move, Storage, Trace
-from teraio.reports.memory import Seconds, op_seconds
+from teraio.reports.memory import Seconds, op_seconds, op_starts
 from teraio.reports.subject import Subject
 
 Span = tuple[float, float]
@@ -69,31 +67,30 @@ class Timeline:
 def timeline(subject: Subject) -> Timeline:
     """The times of the subject's iteration."""
     trace, moves = subject.trace, subject.moves
-    lasting = op_seconds(trace)
-    waiting = np.zeros(len(lasting))
+    start_s = op_starts(trace)[:-1]
     simulation = None
     if subject.hardware is not None and moves:
         simulation = simulate(trace, subject.hardware, moves)
-        for stall in simulation.stalls:
-            waiting[stall.op] += stall.seconds
-    end_s = np.cumsum(lasting + waiting)
-    start_s = end_s - lasting
+        start_s = simulation.start_s
+    end_s = start_s + op_seconds(trace)
     iteration_s = float(end_s[-1])
     found = simulation.transfers if simulation else ()
     return Timeline(
         iteration_s=iteration_s,
         start_s=start_s,
         end_s=end_s,
-        stalls=_stalls(simulation, start_s - waiting) if simulation else (),
+        stalls=_stalls(simulation) if simulation else (),
         transfers=tuple(_busy(trace, moves, found, iteration_s)),
         phases=tuple(_phases(trace, start_s, end_s)),
         whereabouts=_whereabouts(trace, moves, found, start_s, end_s),
     )
 
 
-def _stalls(simulation: Simulation, wait_start_s: Seconds) -> tuple[PlannedStall, ...]:
-    """The stalls in order of time; those of one op follow each other."""
-    at = wait_start_s.copy()
+def _stalls(simulation: Simulation) -> tuple[PlannedStall, ...]:
+    """The stalls in order of time; those of one op follow each other, up to its start."""
+    at = simulation.start_s.copy()
+    for stall in simulation.stalls:
+        at[stall.op] -= stall.seconds
     placed = []
     for stall in sorted(simulation.stalls, key=lambda stall: stall.op):
         placed.append(
@@ -123,15 +120,15 @@ def within(span: Span, iteration_s: float) -> Iterator[Span]:
 
 
 def _busy(
-    trace: Trace, moves: tuple[Move, ...], transfers: tuple[Transfer, ...], iteration_s: float
+    trace: Trace, moves: tuple[Move, ...], transfers: tuple[Moved, ...], iteration_s: float
 ) -> Iterator[Busy]:
     for transfer in transfers:
         move = moves[transfer.move]
-        lasting = transfer.end_s - transfer.start_s
-        for span in within((transfer.start_s, transfer.end_s), iteration_s):
+        lasting = transfer.end_s - transfer.begin_s
+        for span in within((transfer.begin_s, transfer.end_s), iteration_s):
             yield Busy(
                 tier=move.tier,
-                write=transfer.write,
+                write=transfer.direction == "write",
                 storage=move.storage,
                 nbytes=trace.storages[move.storage].nbytes * (span[1] - span[0]) / lasting,
                 span=span,
@@ -149,12 +146,12 @@ def _phases(trace: Trace, start_s: Seconds, end_s: Seconds) -> Iterator[tuple[st
 def _whereabouts(
     trace: Trace,
     moves: tuple[Move, ...],
-    transfers: tuple[Transfer, ...],
+    transfers: tuple[Moved, ...],
     start_s: Seconds,
     end_s: Seconds,
 ) -> tuple[Whereabouts, ...]:
-    writes = {transfer.move: transfer for transfer in transfers if transfer.write}
-    reads = {transfer.move: transfer for transfer in transfers if not transfer.write}
+    writes = {found.move: found for found in transfers if found.direction == "write"}
+    reads = {found.move: found for found in transfers if found.direction == "read"}
     iteration_s = float(end_s[-1])
     spans: list[tuple[list[Span], list[Span], list[Span]]] = [([], [], []) for _ in trace.storages]
     for index, move in enumerate(moves):
@@ -162,12 +159,12 @@ def _whereabouts(
         leave = end_s[move.offload_after]
         if index in writes:
             write = writes[index]
-            writing += within((write.start_s, write.end_s), iteration_s)
+            writing += within((write.begin_s, write.end_s), iteration_s)
             leave = write.end_s
         if index in reads:
             read = reads[index]
-            reading += within((read.start_s, read.end_s), iteration_s)
-            back = read.start_s
+            reading += within((read.begin_s, read.end_s), iteration_s)
+            back = read.begin_s
         else:
             back = _life(trace.storages[move.storage], start_s, end_s)[1]
         away += within(_forward(float(leave), float(back), iteration_s), iteration_s)
