@@ -51,6 +51,7 @@ _READABLE = (1, 2)
 MAX_BYTES = 256 << 20
 _MAX_BRACKETS = 4_000_000
 _MAX_INT = (1 << 63) - 1
+_MAX_RATE = 1e15
 _LEVEL = 4
 
 Value = TypeVar("Value")
@@ -190,10 +191,10 @@ class _Fields:
             odd = sorted(value.keys() ^ set(names))
             _fail(f"{where} has missing or unknown members: {', '.join(odd)[:80]}")
         self._value: dict[str, Any] = value
-        self._where = where
+        self.where = where
 
     def _bad(self, name: str, what: str) -> NoReturn:
-        _fail(f"{self._where}.{name} is not {what}")
+        _fail(f"{self.where}.{name} is not {what}")
 
     def raw(self, name: str) -> object:
         return self._value[name]
@@ -237,7 +238,7 @@ class _Fields:
         value = self._value[name]
         if type(value) is not list:
             self._bad(name, "a list")
-        where = f"{self._where}.{name}"
+        where = f"{self.where}.{name}"
         return tuple(read(item, f"{where}[{index}]") for index, item in enumerate(value))
 
     def texts(self, name: str) -> list[str]:
@@ -281,7 +282,7 @@ class _Fields:
 
     def same_length(self, *columns: list[Any]) -> None:
         if len({len(column) for column in columns}) > 1:
-            _fail(f"{self._where} has columns of different lengths")
+            _fail(f"{self.where} has columns of different lengths")
 
 
 def _objects(items: tuple[Any, ...], names: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -423,14 +424,22 @@ def _read_hardware(value: object, where: str = "hardware") -> Hardware:
     )
 
 
+def _rate(fields: _Fields, name: str) -> float:
+    """Bytes per second; so slow or fast that clocks stand still is no rate of a drive."""
+    rate = fields.number(name, above_zero=True)
+    if not 1 <= rate <= _MAX_RATE:
+        _fail(f"{fields.where}.{name} is not between 1 and {_MAX_RATE:.0e} bytes/s")
+    return rate
+
+
 def _read_tier(value: object, where: str) -> Tier:
     fields = _Fields(value, where, _TIER, _TIER_LATER)
     return Tier(
         name=fields.text("name"),
         capacity_bytes=fields.integer("capacity_bytes"),
-        read_bytes_per_s=fields.number("read_bytes_per_s", above_zero=True),
-        write_bytes_per_s=fields.number("write_bytes_per_s", above_zero=True),
-        mixed_bytes_per_s=fields.number("mixed_bytes_per_s", above_zero=True),
+        read_bytes_per_s=_rate(fields, "read_bytes_per_s"),
+        write_bytes_per_s=_rate(fields, "write_bytes_per_s"),
+        mixed_bytes_per_s=_rate(fields, "mixed_bytes_per_s"),
         latency_s=fields.number("latency_s"),
         rated_write_bytes=fields.optional("rated_write_bytes", fields.integer),
     )

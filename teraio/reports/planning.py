@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from teraio.errors import ConfigurationError
+from teraio.planner import Wear, wear
 from teraio.records import Move, Plan, Stall, Tier, Trace
 from teraio.reports.memory import Seconds, op_starts
 from teraio.reports.subject import Subject
@@ -73,7 +74,7 @@ class StallFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planning:
-    """A plan in figures. ``binds`` says in a sentence what limits it."""
+    """A plan in figures. ``binds`` says in a sentence what limits it; ``wears`` is per tier."""
 
     hardware: str
     budget_bytes: int
@@ -92,6 +93,7 @@ class Planning:
     costliest: tuple[MoveFacts, ...]
     stalls: tuple[StallFacts, ...]
     binds: str
+    wears: tuple[Wear, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +130,7 @@ def planning(subject: Subject) -> Planning:
         costliest=_costliest(trace, plan, tiers),
         stalls=tuple(_stall_facts(trace, stall) for stall in plan.stalls[:_SHOWN]),
         binds=what_binds(plan, uses),
+        wears=wear(plan, subject.hardware) if subject.hardware else (),
     )
 
 

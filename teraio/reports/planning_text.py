@@ -33,6 +33,8 @@ def explanation_text(facts: Planning, alternatives: Sequence[Alternative]) -> Re
         parts.append(_stalls(facts.stalls))
     if facts.costliest:
         parts.append(_costliest(facts))
+    if any(wear.bytes_per_day for wear in facts.wears):
+        parts.append(_wear(facts))
     if alternatives:
         parts.append(_alternatives(facts, alternatives))
     return spaced(*parts)
@@ -154,6 +156,22 @@ def _costliest(facts: Planning) -> RenderableType:
                 "its end" if move.needed_by is None else str(move.needed_by),
             )
             for move in facts.costliest
+        ),
+    )
+
+
+def _wear(facts: Planning) -> RenderableType:
+    return table(
+        "Wear of the drives, training all day",
+        ("tier", "written per day", "days to the rated endurance"),
+        (
+            (
+                wear.tier,
+                f"{wear.bytes_per_day / 1e12:.2f} TB",
+                "unknown" if wear.days_to_rated is None else count(round(wear.days_to_rated)),
+            )
+            for wear in facts.wears
+            if wear.bytes_per_day
         ),
     )
 

@@ -17,14 +17,12 @@ _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _LEVELS = "▁▂▃▄▅▆▇█"
 
 
-def table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+def table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> RenderableType:
     """A table whose first column holds names and whose other columns hold figures.
 
     Columns without a head hold bars. Texts are shown as they are, without markup.
     """
     made = Table(
-        title=Text(title, style="bold"),
-        title_justify="left",
         box=box.SIMPLE_HEAD,
         show_edge=False,
         show_header=any(head.strip() for head in heads),
@@ -43,7 +41,7 @@ def table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Ta
         )
     for row in body:
         made.add_row(*row)
-    return made
+    return Group(Text(title, style="bold"), made)
 
 
 def spaced(*parts: RenderableType) -> RenderableType:

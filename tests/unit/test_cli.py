@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from teraio.files import load, save
-from teraio.records import Hardware, Op, RunReport, Storage, Trace
+from teraio.records import Bound, Hardware, Op, RunReport, Stall, Storage, TierUse, Trace
 from tests.unit.cli import run
 from tests.unit.reports_data import HARDWARE, PLAN, TRACE, run_report
 from tests.unit.small import machine, move, plan_of
@@ -65,6 +65,18 @@ def planned() -> RunReport:
         predicted_s=0.06,
         budget_bytes=17 << 20,
         spill_bytes=8 << 20,
+        tiers=(
+            TierUse(
+                tier="ssd",
+                space_bytes=8 << 20,
+                read_bytes=8 << 20,
+                written_bytes=8 << 20,
+                read_s=0.01,
+                write_s=0.01,
+            ),
+        ),
+        bounds=(Bound(name="ops", seconds=0.05), Bound(name="bytes", seconds=0.02)),
+        stalls=(Stall(op=4, storage=1, waits_for="data", seconds=0.01),),
     )
     tier = replace(
         machine().tiers[0], read_bytes_per_s=1e9, write_bytes_per_s=1e9, mixed_bytes_per_s=2e9

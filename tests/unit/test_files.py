@@ -231,6 +231,8 @@ WRONG: list[tuple[AnyRecord, tuple[str, ...], object, str]] = [
     (HARDWARE, ("tiers",), {}, "tiers is not a list"),
     (HARDWARE, ("tiers", "0", "read_bytes_per_s"), 0, "not a number above 0"),
     (HARDWARE, ("tiers", "0", "read_bytes_per_s"), 10**400, "not a number|no valid JSON"),
+    (HARDWARE, ("tiers", "0", "mixed_bytes_per_s"), 1e16, "not between 1 and 1e.15 bytes/s"),
+    (HARDWARE, ("tiers", "0", "write_bytes_per_s"), 0.5, "not between 1 and 1e.15 bytes/s"),
     (HARDWARE, ("tiers", "0", "latency_s"), "fast", "latency_s is not a number"),
     (HARDWARE, ("tiers", "0", "name"), "ssd0", "two tiers of the same name"),
     (PLAN, ("moves", "write", "0"), 1, "write is not a list of flags"),
