@@ -8,16 +8,20 @@ from __future__ import annotations
 from teraio.sizes import format_size
 
 __all__ = ["count", "format_size", "rate", "seconds", "share"]
+# Less is rounding.
+_NOTHING_S = 5e-9
 
 
 def seconds(value: float) -> str:
     """Text such as ``1.50 s``, ``12.3 ms`` or ``45 us``."""
+    if abs(value) < _NOTHING_S:
+        return "0 s"
     for factor, unit in ((1.0, "s"), (1e3, "ms"), (1e6, "us")):
         scaled = value * factor
         if abs(scaled) >= 0.9995 or unit == "us":
             break
-    digits = 0 if scaled == 0 or abs(scaled) >= 99.95 else 1 if abs(scaled) >= 9.995 else 2
-    return f"{scaled:,.{digits}f} {unit if scaled else 's'}"
+    digits = 0 if abs(scaled) >= 99.95 else 1 if abs(scaled) >= 9.995 else 2
+    return f"{scaled:,.{digits}f} {unit}"
 
 
 def share(part: float, whole: float) -> str:
