@@ -150,6 +150,11 @@ py::dict end_iteration() {
   result["written_bytes"] = stats.written_bytes;
   result["ops"] = stats.ops;
   result["drift_ops"] = stats.drift_ops;
+  py::list stalls;
+  for (const Stall& stall : stats.stalls) {
+    stalls.append(py::make_tuple(stall.op, stall.storage, stall.memory, stall.ns));
+  }
+  result["stalls"] = stalls;
   return result;
 }
 

@@ -34,7 +34,7 @@ from teraio.engine.places import Places
 from teraio.planner import plan as make_plan
 from teraio.profiler.hardware import FolderSpeed, hardware, stripe_weights
 from teraio.profiler.trace import Recorded, build_trace, with_durations
-from teraio.records import Hardware, Kind, Plan, RunReport, StepReport
+from teraio.records import Hardware, Kind, Plan, RunReport, Stall, StepReport
 from teraio.sizes import format_size
 
 log = logging.getLogger("teraio")
@@ -270,6 +270,15 @@ class Runtime:
                 written_bytes=stats["written_bytes"],
                 ops=stats["ops"],
                 drift_ops=stats["drift_ops"],
+                stalls=tuple(
+                    Stall(
+                        op=op,
+                        storage=storage if storage >= 0 else None,
+                        waits_for="memory" if memory else "data",
+                        seconds=ns / 1e9,
+                    )
+                    for op, storage, memory, ns in stats["stalls"]
+                ),
             )
         )
         if self.phase == "profile":

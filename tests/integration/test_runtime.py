@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import teraio
+from teraio.engine.testing import stress
 
 
 class SlowAtTimes(nn.Module):
@@ -42,3 +43,26 @@ def test_a_profile_of_a_slow_iteration_is_put_right_by_the_next_quicker_one(spil
     assert report.trace is not None
     assert report.ideal_s == sum(op.duration_ns for op in report.trace.ops) * 1e-9
     teraio.restore(model)
+
+
+def test_a_step_report_names_the_ops_that_waited_and_for_what(spill: str) -> None:
+    torch.manual_seed(0)
+    model = teraio.offload(SlowAtTimes(), memory_budget="1MiB", ssd=spill)
+    optimizer = torch.optim.AdamW(model.parameters())
+    stress(20_000)  # transfers so slow that ops must wait
+    for _ in range(5):
+        model(torch.randn(4, 128)).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    report = teraio.report(model)
+    stress(0)
+    teraio.restore(model)
+    assert report.trace is not None
+    step = report.steps[-1]
+    assert step.stalls
+    assert sum(stall.seconds for stall in step.stalls) <= step.stall_s + 1e-6
+    assert list(step.stalls) == sorted(step.stalls, key=lambda stall: -stall.seconds)
+    for stall in step.stalls:
+        assert stall.op <= len(report.trace.ops)
+        if stall.waits_for == "data" and stall.storage is not None:
+            assert stall.op in report.trace.storages[stall.storage].uses
