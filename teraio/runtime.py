@@ -304,7 +304,7 @@ class Runtime:
             write_bytes_per_s=tier.write_bytes_per_s,
             predicted_s=self.plan.predicted_s if self.plan else None,
             ideal_s=self.plan.ideal_s if self.plan else None,
-            steps=status.last_steps(self.steps),
+            steps=tuple(self.steps[-status.STEPS_TOLD :]),
         )
 
     # ------------------------------------------------------------ profile, plan, drift

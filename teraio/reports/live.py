@@ -13,9 +13,10 @@ from statistics import median
 from rich.console import RenderableType
 from rich.text import Text
 
+from teraio.records import StepReport
 from teraio.reports.table import bar, spaced, sparkline, table
 from teraio.reports.units import count, format_size, rate, seconds, share
-from teraio.status import RunStatus, StepStatus
+from teraio.status import RunStatus
 
 _PHASES = {
     "profile": "profiling: storages move on demand, the plan comes next",
@@ -68,7 +69,7 @@ def _head(status: RunStatus) -> Text:
     return Text("\n".join(lines))
 
 
-def _times(status: RunStatus, steps: Sequence[StepStatus]) -> RenderableType:
+def _times(status: RunStatus, steps: Sequence[StepReport]) -> RenderableType:
     latest = steps[-_LATEST:]
     durations = [step.duration_s for step in latest]
     stalls = [step.stall_s for step in latest]
@@ -108,7 +109,7 @@ def _memory(status: RunStatus) -> RenderableType:
     )
 
 
-def _channels(status: RunStatus, last: StepStatus) -> RenderableType:
+def _channels(status: RunStatus, last: StepReport) -> RenderableType:
     rows = [
         ("write", last.written_bytes, status.write_bytes_per_s),
         ("read", last.read_bytes, status.read_bytes_per_s),

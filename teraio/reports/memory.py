@@ -88,6 +88,13 @@ def module_of(storage: Storage) -> str:
     return storage.name.partition(":")[0].rpartition(".")[0]
 
 
+def storage_name(trace: Trace, index: int | None) -> str:
+    """The name of a storage; None and numbers beyond the trace are storages that it lacks."""
+    if index is None or index >= len(trace.storages):
+        return "a storage that the trace lacks"
+    return trace.storages[index].name
+
+
 def by_module(storages: Sequence[Storage], op: int) -> dict[str, int]:
     """Bytes of the storages alive during ``op`` for each module that has some."""
     found: dict[str, int] = {}

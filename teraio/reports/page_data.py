@@ -16,7 +16,15 @@ import numpy as np
 from teraio import __version__
 from teraio.reports.colours import PHASES, ROW_COLOURS
 from teraio.reports.curves import channel_use, telling_ops
-from teraio.reports.memory import KINDS, ROW_TITLES, ROWS, Seconds, memory_by_kind, op_starts
+from teraio.reports.memory import (
+    KINDS,
+    ROW_TITLES,
+    ROWS,
+    Seconds,
+    memory_by_kind,
+    op_starts,
+    storage_name,
+)
 from teraio.reports.overview import Overview, overview
 from teraio.reports.planning import Planning, planning
 from teraio.reports.subject import Subject
@@ -189,7 +197,7 @@ def _stalls(subject: Subject, times: Timeline) -> Data:
                 "op": stall.op,
                 "name": trace.ops[stall.op].name.removeprefix("aten::"),
                 "module": trace.ops[stall.op].module,
-                "storage": trace.storages[stall.storage].name,
+                "storage": storage_name(trace, stall.storage),
                 "waits_for": "room in memory" if stall.waits_for == "memory" else "its data",
                 "seconds": _short(stall.seconds),
             }

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from teraio.errors import ConfigurationError
-from teraio.reports.memory import KINDS, ROW_TITLES, ROWS, memory_by_kind
+from teraio.reports.memory import KINDS, ROW_TITLES, ROWS, memory_by_kind, storage_name
 from teraio.reports.subject import Subject
 from teraio.reports.timeline import Timeline, timeline
 
@@ -117,7 +117,7 @@ def _modules(subject: Subject, times: Timeline) -> Iterator[Event]:
 
 def _stalls(subject: Subject, times: Timeline) -> Iterator[Event]:
     for stall in times.stalls:
-        name = subject.trace.storages[stall.storage].name
+        name = storage_name(subject.trace, stall.storage)
         end_s = stall.start_s + stall.seconds
         yield _span(
             f"stall: {name}", "stall", _STALLS, stall.start_s, end_s, waits_for=stall.waits_for

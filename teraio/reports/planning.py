@@ -12,7 +12,7 @@ import numpy as np
 from teraio.errors import ConfigurationError
 from teraio.planner import Wear, wear
 from teraio.records import Move, Plan, Stall, Tier, Trace
-from teraio.reports.memory import Seconds, op_starts
+from teraio.reports.memory import Seconds, op_starts, storage_name
 from teraio.reports.subject import Subject
 
 _SHOWN = 10
@@ -213,7 +213,7 @@ def _stall_facts(trace: Trace, stall: Stall) -> StallFacts:
         op_name=op.name,
         module=op.module,
         phase=op.phase,
-        storage=trace.storages[stall.storage].name,
+        storage=storage_name(trace, stall.storage),
         waits_for=stall.waits_for,
         seconds=stall.seconds,
     )

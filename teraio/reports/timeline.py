@@ -21,10 +21,10 @@ Span = tuple[float, float]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedStall:
-    """Before op ``op`` the device waits for ``storage``."""
+    """Before op ``op`` the device waits for ``storage`` (None: one that the trace lacks)."""
 
     op: int
-    storage: int
+    storage: int | None
     waits_for: str
     start_s: float
     seconds: float

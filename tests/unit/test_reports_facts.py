@@ -22,6 +22,7 @@ from teraio.reports.perfetto import timeline_document
 from teraio.reports.planning import planning
 from teraio.reports.subject import Subject, subject_of
 from teraio.reports.timeline import timeline
+from teraio.reports.units import seconds
 from tests.unit import reports_data
 from tests.unit.reports_data import PLAN, TRACE, run_report, subjects
 from tests.unit.small import storage, trace
@@ -191,3 +192,19 @@ def test_beside_a_profile_of_torch_the_iteration_begins_with_its_first_step() ->
     ours = [event for event in merged["traceEvents"][2:] if event["ph"] == "X"]
     assert min(event["ts"] for event in ours) == pytest.approx(500.0)
     assert 7 not in {event["pid"] for event in ours}
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0 s"),
+        (1e-12, "0 s"),
+        (4.5e-5, "45.0 us"),
+        (0.00999999, "10.0 ms"),
+        (0.9999, "1.00 s"),
+        (-0.25, "-250 ms"),
+        (1234.5, "1,234 s"),
+    ],
+)
+def test_times_are_short(value: float, text: str) -> None:
+    assert seconds(value) == text

@@ -16,7 +16,7 @@ import pytest
 from teraio import status
 from teraio.cli.console import out
 from teraio.reports.live import live_text
-from teraio.status import RunStatus, StatusFile, StepStatus, process_started, runs, this_process
+from teraio.status import RunStatus, StatusFile, process_started, runs, this_process
 from tests.unit.cli import run
 from tests.unit.reports_data import step
 
@@ -43,7 +43,7 @@ def now(**changes: object) -> RunStatus:
         write_bytes_per_s=4e9,
         predicted_s=0.1,
         ideal_s=0.09,
-        steps=status.last_steps([step(i) for i in range(100)]),
+        steps=tuple(step(i) for i in range(70, 100)),
     )
     return replace(found, **changes)  # type: ignore[arg-type]
 
@@ -184,10 +184,6 @@ def test_top_says_phase_times_memory_bandwidth_stalls_and_drift(
 
 
 def test_top_works_before_there_is_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
-    first = StepStatus(**{**vars_of(step(0, phase="profile"))})
+    first = step(0, phase="profile")
     out().print(live_text(now(predicted_s=None, ideal_s=None, phase="profile", steps=(first,))))
     assert "profiling" in capsys.readouterr().out
-
-
-def vars_of(record: object) -> dict[str, object]:
-    return {name: getattr(record, name) for name in StepStatus.__dataclass_fields__}
