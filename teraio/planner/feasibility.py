@@ -33,9 +33,12 @@ def least_budget(trace: Trace) -> int:
     return int(least_by_op(columns(trace)).max(initial=trace.base_bytes))
 
 
-def check_budget(trace: Trace, on: Columns, budget_bytes: int) -> None:
-    """Raise BudgetError, naming the op that needs most, if no plan can meet ``budget_bytes``."""
-    by_op = least_by_op(on)
+def check_budget(trace: Trace, on: Columns, allowed: Flags, budget_bytes: int) -> None:
+    """Raise BudgetError, naming the op that needs most, if no plan can meet ``budget_bytes``.
+
+    ``allowed`` flags the periods that a plan may use.
+    """
+    by_op = held_by_op(on, allowed)
     if not len(by_op) or int(by_op.max()) <= budget_bytes:
         return
     index = int(by_op.argmax())
