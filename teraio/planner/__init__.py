@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from teraio.planner.bound import lower_bound_s, simple_bounds
 from teraio.planner.columns import Columns, columns
+from teraio.planner.explanation import Explanation, Variant, explain, variants
 from teraio.planner.feasibility import check_budget, least_budget
 from teraio.planner.memory import live_by_op, memory_by_op
 from teraio.planner.periods import Period, inactive_periods
 from teraio.planner.relaxation import Relaxation, relaxation
+from teraio.planner.rules import keep_all, layer_ahead, on_demand
 from teraio.planner.search import Found, Search, allowed
 from teraio.planner.simulate import Moved, Simulation, simulate
 from teraio.planner.validate import validate
@@ -18,20 +20,27 @@ from teraio.planner.wear import Wear, wear
 from teraio.records import Bound, Hardware, Plan, PlanOptions, Stall, Trace
 
 __all__ = [
+    "Explanation",
     "Moved",
     "Period",
     "Simulation",
     "Stall",
+    "Variant",
     "Wear",
+    "explain",
     "inactive_periods",
+    "keep_all",
+    "layer_ahead",
     "least_budget",
     "live_by_op",
     "lower_bound_s",
     "memory_by_op",
+    "on_demand",
     "plan",
     "simple_bounds",
     "simulate",
     "validate",
+    "variants",
     "wear",
 ]
 

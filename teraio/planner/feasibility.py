@@ -43,8 +43,9 @@ def check_budget(trace: Trace, on: Columns, allowed: Flags, budget_bytes: int) -
         return
     index = int(by_op.argmax())
     op, nbytes = trace.ops[index], int(by_op[index])
+    kept = "" if allowed.all() else ", or a smaller resident_state_share"
     raise BudgetError(
         f"op {index} ({op.name} in {op.module or 'the model'}) needs {nbytes} bytes of memory "
         f"at once, more than the budget of {budget_bytes} bytes; the least "
-        f"budget for this iteration is {nbytes} bytes"
+        f"budget for this iteration is {nbytes} bytes{kept}"
     )
