@@ -18,6 +18,7 @@ from teraio.records import Trace
 from teraio.whatif.configurations import Config, load_config
 from teraio.whatif.costs import Float32Matmul
 from teraio.whatif.mixed_precision import MasterAdamW
+from teraio.whatif.presets import Accelerator
 from teraio.whatif.presets import accelerator as accelerator_named
 from teraio.whatif.tracing import trace_iteration
 
@@ -49,7 +50,7 @@ def trace_config(
     config: Config | str | os.PathLike[str],
     job: Job,
     *,
-    accelerator: str,
+    accelerator: str | Accelerator,
     list_op_bytes: int | None = None,
 ) -> Trace:
     """The Trace of one training iteration of a model, with times simulated for ``accelerator``.
@@ -62,7 +63,7 @@ def trace_config(
     Raises ConfigurationError for what can't be built.
     """
     _check(job)
-    device = accelerator_named(accelerator)
+    device = accelerator_named(accelerator) if isinstance(accelerator, str) else accelerator
     build = _build(load_config(config), job)
     matmul: Float32Matmul = "tf32" if job.precision == "tf32" else "fp32"
     return trace_iteration(
