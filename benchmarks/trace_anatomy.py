@@ -25,8 +25,8 @@ class Anatomy:
     ``active_share``: bytes that the running op touches of the bytes in memory, the mean over ops;
     ``active_share_of_time`` weighs ops by how long they take. ``longer``: for each of PERIODS_S,
     the share of bytes (each storage's counted once per inactive period) that stay inactive for at
-    least so long. ``by_size``: the share of bytes in storages below each of SIZES, and above; ``by_kind``: of what is in
-    memory at the peak.
+    least so long. ``by_size``: the share of bytes in storages below each of SIZES, and above;
+    ``by_kind``: of what is in memory at the peak.
     """
 
     active_share: float
