@@ -34,7 +34,8 @@ from teraio.whatif.training import Precision
 
 GPU = "h100-nvl"
 GPUS = 2
-SSD_BYTES_PER_S = 16e9
+# Four drives each, which reach 16 GB/s each way together.
+SSDS, SSD_BYTES_PER_S = 4, 16e9
 # 1.5 TB for both, and what the paper says is enough for Llama3-8B.
 HOST_BYTES = {"SSD only": 0, "+ 64 GB": 64 * 10**9, "+ 750 GB": 750 * 10**9}
 SWEEP_BYTES_PER_S = (4e9, 8e9, 16e9, 32e9, 64e9)
@@ -118,7 +119,7 @@ def outcome(case: Case, ssd_bytes_per_s: float, host_bytes: int) -> Outcome:
 def _planned(trace: Trace, ssd_bytes_per_s: float, host_bytes: int) -> Outcome:
     machine = hardware(
         GPU,
-        ssds=4,
+        ssds=round(ssd_bytes_per_s / SSD_BYTES_PER_S * SSDS),
         drive="samsung-990-pro-2tb",
         host_bytes=host_bytes,
         ssd_bytes_per_s=ssd_bytes_per_s,
