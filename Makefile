@@ -6,6 +6,8 @@ VENV   ?= .venv
 # The exact pin keeps pip from fetching a newer build that brings CUDA along.
 TORCH  ?= torch==2.13.0
 MAX_JOBS ?= 2
+# Processes that share the tests, a file at a time.
+TEST_WORKERS ?= 2
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 
@@ -19,7 +21,7 @@ demo: $(VENV)/.built
 	$(BIN)/python -m benchmarks.demo $(DEMO_ARGS)
 
 test: lint
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/.built
 	$(BIN)/ruff check .

@@ -150,6 +150,11 @@ py::dict end_iteration() {
   result["written_bytes"] = stats.written_bytes;
   result["ops"] = stats.ops;
   result["drift_ops"] = stats.drift_ops;
+  py::list stalls;
+  for (const Stall& stall : stats.stalls) {
+    stalls.append(py::make_tuple(stall.op, stall.storage, stall.memory, stall.ns));
+  }
+  result["stalls"] = stalls;
   return result;
 }
 
@@ -205,10 +210,9 @@ struct PlanColumns {
   std::vector<uint8_t> phases;
 };
 
-void follow(const PlanColumns& ops, const std::vector<std::vector<std::pair<int32_t, bool>>>& actions,
+void follow(const PlanColumns& ops, const std::vector<std::vector<std::tuple<int32_t, bool, int64_t>>>& actions,
             const std::vector<std::vector<int32_t>>& births, const std::vector<std::vector<uint32_t>>& uses,
-            const std::vector<int64_t>& extents, const std::vector<bool>& persistent,
-            const std::vector<std::tuple<uint64_t, uint32_t, uint32_t>>& anchors,
+            const std::vector<bool>& persistent, const std::vector<std::tuple<uint64_t, uint32_t, uint32_t>>& anchors,
             const std::vector<std::pair<int32_t, uint64_t>>& bound) {
   auto schedule = std::make_unique<Schedule>();
   for (size_t i = 0; i < ops.op_names.size(); ++i) {
@@ -217,7 +221,7 @@ void follow(const PlanColumns& ops, const std::vector<std::vector<std::pair<int3
   }
   schedule->action_offsets.push_back(0);
   for (const auto& at : actions) {
-    for (const auto& [storage, fetch] : at) schedule->actions.push_back({storage, fetch});
+    for (const auto& [storage, fetch, extent] : at) schedule->actions.push_back({storage, fetch, extent});
     schedule->action_offsets.push_back(static_cast<uint32_t>(schedule->actions.size()));
   }
   schedule->birth_offsets.push_back(0);
@@ -230,7 +234,6 @@ void follow(const PlanColumns& ops, const std::vector<std::vector<std::pair<int3
     schedule->uses.insert(schedule->uses.end(), of.begin(), of.end());
     schedule->use_offsets.push_back(static_cast<uint32_t>(schedule->uses.size()));
   }
-  schedule->extents = extents;
   schedule->persistent = persistent;
   for (const auto& [key, occurrence, op] : anchors) {
     auto& positions = schedule->anchors[key];
@@ -330,13 +333,13 @@ PYBIND11_MODULE(_C, m) {
   m.def("record", [](bool on) { engine().record(on); });
   m.def("take_recording", &take_recording);
   m.def("follow", [](std::vector<std::string> op_names, std::vector<uint32_t> modules, std::vector<uint8_t> phases,
-                     const std::vector<std::vector<std::pair<int32_t, bool>>>& actions,
+                     const std::vector<std::vector<std::tuple<int32_t, bool, int64_t>>>& actions,
                      const std::vector<std::vector<int32_t>>& births, const std::vector<std::vector<uint32_t>>& uses,
-                     const std::vector<int64_t>& extents, const std::vector<bool>& persistent,
+                     const std::vector<bool>& persistent,
                      const std::vector<std::tuple<uint64_t, uint32_t, uint32_t>>& anchors,
                      const std::vector<std::pair<int32_t, uint64_t>>& bound) {
-    follow({std::move(op_names), std::move(modules), std::move(phases)}, actions, births, uses, extents, persistent,
-           anchors, bound);
+    follow({std::move(op_names), std::move(modules), std::move(phases)}, actions, births, uses, persistent, anchors,
+           bound);
   });
   m.def("unfollow", [] { engine().unfollow(); });
 }

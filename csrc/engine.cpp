@@ -6,6 +6,7 @@
 #include <cerrno>
 #include <chrono>
 #include <cstring>
+#include <utility>
 
 #include "errors.h"
 #include "gil.h"
@@ -25,6 +26,14 @@ std::string mib(uint64_t nbytes) {
   std::snprintf(text, sizeof text, "%llu bytes (%.1f MiB)", static_cast<unsigned long long>(nbytes),
                 static_cast<double>(nbytes) / 1048576.0);
   return text;
+}
+
+constexpr size_t kStallsKept = 32;
+
+std::vector<Stall> longest(std::vector<Stall> stalls) {
+  std::stable_sort(stalls.begin(), stalls.end(), [](const Stall& a, const Stall& b) { return a.ns > b.ns; });
+  if (stalls.size() > kStallsKept) stalls.resize(kStallsKept);
+  return stalls;
 }
 
 }  // namespace
@@ -346,7 +355,7 @@ void Engine::make_resident(Frame& f, Lock& lock) {
       Block* block = f.pinned[i].block;
       if (block->dead) continue;
       if (block->state == State::kAway) {
-        make_room(block->nbytes, lock);
+        make_room(block->nbytes, lock, block->trace_index);
         if (block->state == State::kAway && !block->dead) start_coming(block, true);
       }
       if (block->state == State::kComing && block->transfer != nullptr) spill_->promote(block->transfer);
@@ -455,7 +464,7 @@ void Engine::unbind(Block* block) {
 
 // ---------------------------------------------------------------- moving
 
-void Engine::wait(Lock& lock) {
+void Engine::wait(Lock& lock, int32_t storage, bool memory) {
   if (!done_.empty()) {  // what the caller waits for may be here already
     drain();
     return;
@@ -465,8 +474,21 @@ void Engine::wait(Lock& lock) {
   ++waiters_;
   changed_.wait(lock, [&] { return events_ != seen || !done_.empty(); });
   --waiters_;
-  if (frame().training) stats_.stall_ns += now_ns() - begin;
+  if (frame().training) note_stall(storage, memory, now_ns() - begin);
   drain();
+}
+
+void Engine::note_stall(int32_t storage, bool memory, int64_t ns) {
+  stats_.stall_ns += ns;
+  const uint32_t op = schedule_ ? schedule_->position() : static_cast<uint32_t>(stats_.ops);
+  if (!stalls_.empty()) {
+    Stall& last = stalls_.back();
+    if (last.op == op && last.storage == storage && last.memory == memory) {
+      last.ns += ns;
+      return;
+    }
+  }
+  stalls_.push_back({op, storage, memory, ns});
 }
 
 void Engine::fetch_now(Block* block, Lock& lock) {
@@ -480,12 +502,12 @@ void Engine::fetch_now(Block* block, Lock& lock) {
     if (block->state == State::kAway) {
       // A fetch ahead of time may have failed for a reason that is gone; one that was asked for now is not tried on.
       if (tries++ == 2) throw SpillError(block->failure);
-      make_room(block->nbytes, lock);
+      make_room(block->nbytes, lock, block->trace_index);
       if (place_of_block_.count(id) == 0 || block->dead) return;
       if (block->state == State::kAway) start_coming(block, true);
       continue;
     }
-    wait(lock);
+    wait(lock, block->trace_index);
     if (place_of_block_.count(id) == 0 || block->dead) return;
   }
 }
@@ -494,7 +516,7 @@ void Engine::fetch_now(Block* block, Lock& lock) {
 // An op that needs memory waits for exactly the bytes it lacks. What leaves already comes first; then the block
 // used again last (by the plan, or by how long it has not been used) leaves as well. An error is raised only when
 // nothing can leave, nothing is on its way, and no other thread's op could end and unpin something.
-void Engine::make_room(uint64_t nbytes, Lock& lock) {
+void Engine::make_room(uint64_t nbytes, Lock& lock, int32_t storage) {
   const uint64_t failures = write_failures_;
   const int self = frame().entered ? 1 : 0;
   for (;;) {
@@ -510,7 +532,7 @@ void Engine::make_room(uint64_t nbytes, Lock& lock) {
       if (in_flight_ == 0 && pinning_threads_ - waiting_threads_ - self <= 0) throw BudgetError(over_budget(nbytes));
     }
     waiting_threads_ += self;
-    wait(lock);
+    wait(lock, storage, true);
     waiting_threads_ -= self;
   }
 }
@@ -533,7 +555,7 @@ Block* Engine::victim() const {
   return best;
 }
 
-void Engine::start_leaving(Block* block, bool urgent) {
+void Engine::start_leaving(Block* block, bool urgent, std::optional<uint64_t> planned_offset) {
   if (block->transfer != nullptr) {  // its copy is still being written, and nothing has changed it since
     block->state = State::kLeaving;
     leaving_ += block->nbytes;
@@ -544,10 +566,9 @@ void Engine::start_leaving(Block* block, bool urgent) {
     return;
   }
   drop_extent(block);
-  if (schedule_ && block->trace_index >= 0) {
-    const int64_t planned = schedule_->extents[static_cast<size_t>(block->trace_index)];
-    const Extent extent{static_cast<uint64_t>(planned), block->nbytes};
-    if (planned >= 0 && spill_->allocate_at(extent)) block->extent = extent;
+  if (planned_offset) {
+    const Extent extent{*planned_offset, block->nbytes};
+    if (spill_->allocate_at(extent)) block->extent = extent;
   }
   if (!block->extent) block->extent = spill_->allocate(block->nbytes);
   block->state = State::kLeaving;
@@ -680,7 +701,7 @@ void Engine::run_due_actions() {
         if (block->state == State::kAway || block->state == State::kLeaving) fetch_queue_.push_back(block->id);
       } else if (can_leave(block) && block->published_iteration != iteration_) {
         try {
-          start_leaving(block, false);
+          start_leaving(block, false, static_cast<uint64_t>(action.extent));
         } catch (const SpillError& error) {
           // Nothing is lost: the data stays, and an op that lacks the memory raises the cause.
           write_failure_ = error.msg;
@@ -713,6 +734,7 @@ IterationStats Engine::end_iteration() {
   IterationStats stats = stats_;
   stats.duration_ns = end - iteration_begin_ns_;
   iteration_begin_ns_ = end;
+  stats.stalls = longest(std::exchange(stalls_, {}));
   stats_ = {};
   stats_.peak_bytes = used();
   last_op_stall_ns_ = 0;

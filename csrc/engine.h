@@ -61,6 +61,14 @@ struct Place {
   uint32_t module;
 };
 
+// An op of the training loop waited for data that was coming, or for memory that was still leaving.
+struct Stall {
+  uint32_t op;      // by the trace's count, as far as it is known
+  int32_t storage;  // of the trace: what was coming; -1 for one it doesn't know, or a new one
+  bool memory;
+  int64_t ns;
+};
+
 struct IterationStats {
   int64_t duration_ns = 0;
   int64_t stall_ns = 0;
@@ -69,6 +77,7 @@ struct IterationStats {
   uint64_t written_bytes = 0;
   uint64_t ops = 0;
   uint64_t drift_ops = 0;
+  std::vector<Stall> stalls;  // the longest, the longest first
 };
 
 class Engine {
@@ -168,10 +177,11 @@ class Engine {
   void make_resident(Frame& frame, Lock& lock);
   void fetch_now(Block* block, Lock& lock);
   void hold_locked(Block* block, c10::StorageImpl* storage, Lock& lock);
-  void make_room(uint64_t nbytes, Lock& lock);
-  void wait(Lock& lock);
+  void make_room(uint64_t nbytes, Lock& lock, int32_t storage = -1);
+  void wait(Lock& lock, int32_t storage = -1, bool memory = false);
+  void note_stall(int32_t storage, bool memory, int64_t ns);
 
-  void start_leaving(Block* block, bool urgent);
+  void start_leaving(Block* block, bool urgent, std::optional<uint64_t> planned_offset = std::nullopt);
   void start_coming(Block* block, bool urgent);
   void transfer(Block* block, Transfer::Direction direction, bool urgent);
   void drain();
@@ -242,6 +252,7 @@ class Engine {
   std::vector<Block*> bound_;          // block of each storage of the trace
   std::deque<uint64_t> fetch_queue_;   // blocks whose fetch is due and waits for memory
   IterationStats stats_;
+  std::vector<Stall> stalls_;  // of this iteration, in order
   int64_t iteration_begin_ns_ = 0;
 
  public:

@@ -500,7 +500,7 @@ def _read_stall(value: object, where: str) -> Stall:
     fields = _Fields(value, where, _STALL)
     return Stall(
         op=fields.integer("op"),
-        storage=fields.integer("storage"),
+        storage=fields.optional("storage", fields.integer),
         waits_for=fields.one_of("waits_for", get_args(WaitsFor)),
         seconds=fields.number("seconds"),
     )
@@ -561,15 +561,17 @@ _STEP = ("phase", "duration_s", "stall_s", *_STEP_INTEGERS)
 
 
 def _write_step(step: StepReport) -> dict[str, Any]:
-    return {name: getattr(step, name) for name in _STEP}
+    stalls = _objects(step.stalls, _STALL)
+    return {"stalls": stalls, **{name: getattr(step, name) for name in _STEP}}
 
 
 def _read_step(value: object, where: str = "step report") -> StepReport:
-    fields = _Fields(value, where, _STEP)
+    fields = _Fields(value, where, ("stalls", *_STEP), {"stalls": []})
     return StepReport(
         phase=fields.one_of("phase", ("profile", "run")),
         duration_s=fields.number("duration_s"),
         stall_s=fields.number("stall_s"),
+        stalls=fields.items("stalls", _read_stall),
         **{name: fields.integer(name) for name in _STEP_INTEGERS},
     )
 

@@ -180,11 +180,13 @@ class Bound:
 class Stall:
     """Op ``op`` waited ``seconds`` for ``storage``.
 
-    It waited for the "memory" that the storage was still leaving, or for "data" still coming.
+    In a plan it waited for the "memory" that the storage was still leaving, or for its "data" to
+    come. In a step report ``storage`` is what was to come, and waited for memory or was on its way;
+    None for a storage that the trace doesn't know.
     """
 
     op: int
-    storage: int
+    storage: int | None
     waits_for: WaitsFor
     seconds: float
 
@@ -234,7 +236,11 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepReport:
-    """What one iteration really did. ``drift_ops`` counts ops that the plan did not foresee."""
+    """What one iteration really did.
+
+    ``drift_ops`` counts ops that the plan did not foresee. ``stalls`` are the longest, the longest
+    first; all of them add up to ``stall_s``.
+    """
 
     iteration: int
     phase: Literal["profile", "run"]
@@ -245,6 +251,7 @@ class StepReport:
     written_bytes: int
     ops: int
     drift_ops: int
+    stalls: tuple[Stall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

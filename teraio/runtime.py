@@ -30,8 +30,8 @@ from teraio.engine.module_hooks import ModuleHooks
 from teraio.engine.places import Places
 from teraio.planner import plan as make_plan
 from teraio.profiler.hardware import FolderSpeed, hardware, stripe_weights
-from teraio.profiler.trace import Recorded, build_trace
-from teraio.records import Hardware, Kind, Plan, RunReport, StepReport
+from teraio.profiler.trace import Recorded, build_trace, with_durations
+from teraio.records import Hardware, Kind, Plan, RunReport, Stall, StepReport
 from teraio.sizes import format_size
 
 log = logging.getLogger("teraio")
@@ -41,12 +41,15 @@ _MEASURED_BYTES = 128 << 20
 MIN_STORAGE_BYTES = 16 << 10
 # A list op gets at most this part of the budget at once.
 _LIST_OP_SHARE = 8
-# The plan keeps this part of the budget free for what differs a little from iteration to iteration.
+# The plan keeps this part of the budget free for what differs from iteration to iteration.
 _PLAN_RESERVE = 0.01
-# Another profile is due when more ops than this part went unforeseen in so many iterations in a
-# row.
+# Another profile is due when more ops than this part were not foreseen, so many times in a row.
 _DRIFT_SHARE = 0.02
 _DRIFT_ITERATIONS = 3
+# The profiled iteration may compute slowly (cold caches, fresh pages, a busy machine). The first
+# ones under a plan are timed too; one quicker by more than this part is planned for instead.
+_TIMED_ITERATIONS = 3
+_QUICKER_SHARE = 0.05
 
 
 class Runtime:
@@ -78,6 +81,7 @@ class Runtime:
         self._profile_iterations = profile_iterations
         self._profiled = 0
         self._drifting = 0
+        self._timed = 0
         self._patience = _DRIFT_ITERATIONS
         self._manual = False
         self._places = Places()
@@ -252,11 +256,21 @@ class Runtime:
                 written_bytes=stats["written_bytes"],
                 ops=stats["ops"],
                 drift_ops=stats["drift_ops"],
+                stalls=tuple(
+                    Stall(
+                        op=op,
+                        storage=storage if storage >= 0 else None,
+                        waits_for="memory" if memory else "data",
+                        seconds=ns / 1e9,
+                    )
+                    for op, storage, memory, ns in stats["stalls"]
+                ),
             )
         )
         if self.phase == "profile":
             self._profiled_one()
         elif self.phase == "run":
+            self._watch_time(self.steps[-1])
             self._watch_drift(self.steps[-1])
 
     # ------------------------------------------------------------ profile, plan, drift
@@ -266,6 +280,7 @@ class Runtime:
         self.plan = None
         self._profiled = self._profile_iterations - iterations
         _C.unfollow()
+        _C.record(False)
         self._module_hooks.add()
         self._progress.start(self._profiled)
         if iterations == 1:
@@ -285,20 +300,25 @@ class Runtime:
             self._make_plan()
 
     def _make_plan(self) -> None:
-        recording = _C.take_recording()
-        recorded = build_trace(
-            recording, self._live_at_start, self._names(), self._places, self._device
+        self.recorded = build_trace(
+            _C.take_recording(), self._live_at_start, self._names(), self._places, self._device
         )
-        trace = recorded.trace
+        trace = self.recorded.trace
         log.info(
             "profiled %d ops and %d storages, %s in all",
             len(trace.ops),
             len(trace.storages),
             format_size(sum(storage.nbytes for storage in trace.storages)),
         )
+        self.phase = "run"
+        self._progress.stop()
+        self._timed = 0
+        self._follow_plan(self.recorded)
+
+    def _follow_plan(self, recorded: Recorded) -> None:
         begin = time.perf_counter()
         budget = int(self.budget_bytes * (1 - _PLAN_RESERVE))
-        plan = make_plan(trace, replace(self.hardware, budget_bytes=budget))
+        plan = make_plan(recorded.trace, replace(self.hardware, budget_bytes=budget))
         log.info(
             "planned in %.2f s: %d moves, %s to write and %s to read per iteration, "
             "spill space %s; predicted %.3f s per iteration, ideal %.3f s (%.0f %%)",
@@ -311,14 +331,34 @@ class Runtime:
             plan.ideal_s,
             100 * plan.ideal_s / plan.predicted_s if plan.predicted_s else 100,
         )
-        self.recorded, self.plan = recorded, plan
-        self.phase = "run"
-        self._progress.stop()
+        self.plan = plan
         if plan.moves:
             _C.reserve_spill(plan.spill_bytes)
-            schedule.follow(trace, plan, recorded.blocks, recorded.births, self._places)
+            schedule.follow(recorded.trace, plan, recorded.blocks, recorded.births, self._places)
+            _C.record(self._timed < _TIMED_ITERATIONS)
         else:
             self._module_hooks.remove()  # all fits: nothing to follow
+
+    def _watch_time(self, step: StepReport) -> None:
+        recorded = self.recorded
+        if not self.plan or not self.plan.moves or recorded is None:
+            return
+        if self._timed == _TIMED_ITERATIONS:
+            return
+        self._timed += 1
+        quicker = with_durations(recorded, _C.take_recording())
+        if step.drift_ops == 0 and quicker is not None:
+            ideal_s = sum(op.duration_ns for op in quicker.trace.ops) * 1e-9
+            if ideal_s < (1 - _QUICKER_SHARE) * self.plan.ideal_s:
+                log.info(
+                    "an iteration computed in %.3f s, the profiled one in %.3f s: planning again",
+                    ideal_s,
+                    self.plan.ideal_s,
+                )
+                self.recorded = quicker
+                self._follow_plan(quicker)
+                return
+        _C.record(self._timed < _TIMED_ITERATIONS)
 
     def _watch_drift(self, step: StepReport) -> None:
         moves = bool(self.plan and self.plan.moves)

@@ -52,12 +52,16 @@ STEP = StepReport(
     iteration=3,
     phase="run",
     duration_s=1.25,
-    stall_s=0.0,
+    stall_s=0.5,
     peak_bytes=10,
     read_bytes=20,
     written_bytes=30,
     ops=40,
     drift_ops=0,
+    stalls=(
+        Stall(op=5, storage=None, waits_for="memory", seconds=0.25),
+        Stall(op=7, storage=2, waits_for="data", seconds=0.125),
+    ),
 )
 RUN = RunReport(
     budget_bytes=HARDWARE.budget_bytes,
