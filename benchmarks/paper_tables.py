@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -110,6 +110,7 @@ def traces(case: Case) -> tuple[Trace, ...]:
     return tuple(trace_config(case.model, job, accelerator=GPU) for job in case.jobs())
 
 
+@cache
 def outcome(case: Case, ssd_bytes_per_s: float, host_bytes: int) -> Outcome:
     """The plan of the slowest GPU."""
     found = [_planned(trace, ssd_bytes_per_s, host_bytes) for trace in traces(case)]
