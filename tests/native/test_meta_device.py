@@ -78,7 +78,7 @@ def test_what_a_kernel_is_made_of_on_the_meta_device_is_not_seen(watched) -> Non
 
 
 def test_ops_that_are_made_of_others_everywhere_are_looked_into(watched) -> None:
-    x, weight, bias = meta(64, 512), meta(1024, 512), meta(1024)
+    bias, x, weight = meta(1024), meta(64, 512), meta(1024, 512)
     torch.nn.functional.linear(x, weight, bias)
     recording, kernels = taken()
     assert op_names(recording)[-1] == "aten::linear"
