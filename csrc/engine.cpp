@@ -132,19 +132,32 @@ Block* Engine::allocate(size_t nbytes, bool pin_to_frame) {
     make_room(block->nbytes, lock);
   }
   block->memory = take_memory(block.get());
+  enroll(block.get(), f, pin_to_frame);
+  return block.release();
+}
+
+Block* Engine::allocate_without_memory(size_t nbytes) {
+  auto block = std::make_unique<Block>();
+  block->nbytes = round_up(nbytes, kPage);
+  block->exempt = true;
+  const std::lock_guard<std::mutex> lock(mutex_);
+  enroll(block.get(), frame(), true);
+  return block.release();
+}
+
+void Engine::enroll(Block* block, Frame& f, bool pin_to_frame) {
   block->id = next_block_++;
   place_of_block_[block->id] = blocks_.size();
-  blocks_.push_back(block.get());
+  blocks_.push_back(block);
   if (pin_to_frame && f.depth > 0) enter(f);
   logical_ += static_cast<int64_t>(block->nbytes);
   block->last_use = op_counter_;
   if (pin_to_frame && (f.depth > 0 || (f.training && watching_))) {
     f.logical_peak = std::max(f.logical_peak, logical_);
-    f.pinned.push_back({block.get(), true, true});
+    f.pinned.push_back({block, true, true});
     block->frame = &f;
     block->pins = 1;
   }
-  return block.release();
 }
 
 void Engine::small_allocated(size_t nbytes) {
@@ -420,7 +433,7 @@ void Engine::count_use(Frame& f, const Place& place) {
     last_op_end_ns_ = end_ns;
     last_op_stall_ns_ = stall_ns;
     recording_->ops.push_back({f.name, place.module, static_cast<uint8_t>(place.phase), std::max<int64_t>(0, duration),
-                               std::max<int64_t>(0, f.logical_peak - f.logical_begin - born)});
+                               std::max<int64_t>(0, f.logical_peak - f.logical_begin - born), f.calls});
   }
   if (!schedule_) return;
   const int64_t at = schedule_->match(signature_of(f.name, place.module, place.phase));

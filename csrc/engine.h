@@ -50,6 +50,7 @@ struct Frame {
   std::vector<Pinned> pinned;
   int64_t logical_begin = 0;
   int64_t logical_peak = 0;
+  uint32_t calls = 0;        // the pattern of kernels that it came down to (see calls.h)
   bool over_budget = false;  // `error` is a matter of the budget, else of the spill space
   std::string error;         // why an operand could not be made resident; the op fails with it
 };
@@ -91,11 +92,14 @@ class Engine {
   void stop();
   bool active() const { return active_.load(std::memory_order_relaxed); }
   uint64_t min_block() const { return min_block_; }
+  void set_min_block(uint64_t nbytes) { min_block_ = nbytes; }
 
   // --- memory ---
   // A new block with memory, within the budget; what leaves for it has left when this returns. With
   // `pin_to_frame` the running op keeps it. Throws BudgetError, SpillError or std::bad_alloc.
   Block* allocate(size_t nbytes, bool pin_to_frame = true);
+  // A new block of a storage that has a size but no data. It never moves and takes nothing from the budget.
+  Block* allocate_without_memory(size_t nbytes);
   void storage_died(Block* block);
   // Counts an allocation too small to be a block. Throws as allocate() does; then it is not counted.
   void small_allocated(size_t nbytes);
@@ -193,6 +197,7 @@ class Engine {
   void anchor_locked(uint64_t key);
   void unfollow_locked();
 
+  void enroll(Block* block, Frame& frame, bool pin_to_frame);
   char* take_memory(Block* block);
   void give_memory(Block* block);
   void drop_extent(Block* block);

@@ -10,17 +10,13 @@ import logging
 import sys
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch.nn.modules.module import (
-    register_module_forward_hook,
-    register_module_forward_pre_hook,
-)
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
@@ -30,6 +26,7 @@ import teraio._C as _C
 from teraio import errors
 from teraio.engine import list_ops, raw_access, schedule
 from teraio.engine.foreign import own_memory
+from teraio.engine.module_hooks import ModuleHooks
 from teraio.engine.places import Places
 from teraio.planner import plan as make_plan
 from teraio.profiler.hardware import FolderSpeed, hardware, stripe_weights
@@ -95,7 +92,7 @@ class Runtime:
         self._closing: weakref.ref[torch.optim.Optimizer] | None = None
         self._gradients: list[dict[int, tuple[Kind, str]]] = []  # the newest first
         self._live_at_start: list[tuple[int, int, bool]] = []
-        self._module_hooks: list[Any] = []
+        self._module_hooks = ModuleHooks(self._module_ids)
         self._progress = _Progress(profile_iterations)
         _C.start(weights, spill_bytes, budget_bytes, MIN_STORAGE_BYTES)
         raw_access.install()
@@ -181,7 +178,7 @@ class Runtime:
         self._progress.stop()
         for hook in self._optimizer_hooks:
             hook.remove()
-        self._remove_module_hooks()
+        self._module_hooks.remove()
         list_ops.uninstall()
         raw_access.uninstall()
         _C.stop()
@@ -284,7 +281,7 @@ class Runtime:
         self._profiled = self._profile_iterations - iterations
         _C.unfollow()
         _C.record(False)
-        self._add_module_hooks()
+        self._module_hooks.add()
         self._progress.start(self._profiled)
         if iterations == 1:
             self._record()
@@ -340,7 +337,7 @@ class Runtime:
             schedule.follow(recorded.trace, plan, recorded.blocks, recorded.births, self._places)
             _C.record(self._timed < _TIMED_ITERATIONS)
         else:
-            self._remove_module_hooks()  # all fits: nothing to follow
+            self._module_hooks.remove()  # all fits: nothing to follow
 
     def _watch_time(self, step: StepReport) -> None:
         recorded = self.recorded
@@ -406,39 +403,6 @@ class Runtime:
             (self._parameters.get(id(parameter), position), parameter)
             for parameter, position in _parameters(optimizer)
         ]
-
-    # ------------------------------------------------------------ module hooks
-
-    def _add_module_hooks(self) -> None:
-        if not self._module_hooks:
-            self._module_hooks = [
-                register_module_forward_pre_hook(self._enter_hook()),
-                register_module_forward_hook(self._exit_hook(), always_call=True),
-            ]
-
-    def _remove_module_hooks(self) -> None:
-        for hook in self._module_hooks:
-            hook.remove()
-        self._module_hooks = []
-
-    def _enter_hook(self) -> Callable[[torch.nn.Module, Any], None]:
-        ids, enter = self._module_ids, _C.enter_module
-
-        def hook(module: torch.nn.Module, _args: Any) -> None:
-            number = ids.get(id(module))
-            if number is not None:
-                enter(number)
-
-        return hook
-
-    def _exit_hook(self) -> Callable[[torch.nn.Module, Any, Any], None]:
-        ids, leave = self._module_ids, _C.exit_module
-
-        def hook(module: torch.nn.Module, _args: Any, _result: Any) -> None:
-            if id(module) in ids:
-                leave()
-
-        return hook
 
 
 class _Progress:

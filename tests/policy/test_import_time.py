@@ -35,6 +35,7 @@ def test_import_teraio_loads_neither_torch_nor_numpy() -> None:
         "import teraio.records, teraio.errors",
         "import teraio.files",
         "import teraio.planner",
+        "from teraio.whatif import hardware, model_names; hardware('h100-sxm'); model_names()",
         "from teraio import Trace, Plan, Hardware, StepReport, RunReport, BudgetError",
     ],
 )

@@ -34,6 +34,7 @@ FORBIDDEN = {
         "teraio.profiler",
         "teraio.reports",
         "teraio.runtime",
+        "teraio.whatif",
     ),
     "teraio.reports": (
         "torch",
@@ -45,7 +46,11 @@ FORBIDDEN = {
     ),
     "teraio.engine": ("teraio.api", "teraio.planner", "teraio.profiler", "teraio.runtime"),
     "teraio.profiler": ("teraio.api", "teraio.planner", "teraio.runtime"),
-    "teraio.runtime": ("teraio.api",),
+    "teraio.runtime": ("teraio.api", "teraio.whatif"),
+    "teraio.whatif": ("teraio.api", "teraio.planner", "teraio.reports", "teraio.runtime"),
+    "teraio.whatif.presets": ("torch", "teraio._C", "teraio.engine", "teraio.profiler"),
+    "teraio.whatif.costs": ("torch", "teraio._C", "teraio.engine", "teraio.profiler"),
+    "teraio.whatif.configurations": ("torch", "teraio._C", "teraio.engine", "teraio.profiler"),
 }
 
 
