@@ -95,6 +95,19 @@ def load(path: str | os.PathLike[str], kind: type[Record]) -> Record:
     return cast(Record, record)
 
 
+def load_any(path: str | os.PathLike[str]) -> AnyRecord:
+    """Read the record that ``path`` holds, whichever it is. Raises as ``load`` does."""
+    try:
+        document = _parse(_unpack(Path(path)))
+        name = document.get("kind") if isinstance(document, dict) else None
+        read = next((read for kind, _, read in _KINDS.values() if kind == name), None)
+        if read is None:
+            _fail("this is not a file of teraio, or of a kind that this version does not know")
+        return read(_open_document(document, str(name)))
+    except _Fault as fault:
+        raise FileFormatError(f"{os.fspath(path)}: {fault}") from None
+
+
 def _replace(target: Path, data: bytes) -> None:
     draft = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
     try:
@@ -595,7 +608,7 @@ def _read_run(value: object, where: str = "run report") -> RunReport:
     trace, plan = fields.raw("trace"), fields.raw("plan")
     return RunReport(
         budget_bytes=fields.integer("budget_bytes"),
-        phase=fields.one_of("phase", ("profile", "run", "closed")),
+        phase=fields.one_of("phase", ("planned", "profile", "run", "closed")),
         hardware=_read_hardware(fields.raw("hardware"), f"{where}.hardware"),
         trace=None if trace is None else _read_trace(trace, f"{where}.trace"),
         plan=None if plan is None else _read_plan(plan, f"{where}.plan"),

@@ -256,10 +256,13 @@ class StepReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunReport:
-    """The state of an offloaded run. ``plan`` and the times are None until a plan exists."""
+    """The state of an offloaded run. ``plan`` and the times are None until a plan exists.
+
+    In phase ``planned`` nothing has run: it is a plan with the trace and hardware it is for.
+    """
 
     budget_bytes: int
-    phase: Literal["profile", "run", "closed"]
+    phase: Literal["planned", "profile", "run", "closed"]
     hardware: Hardware
     trace: Trace | None
     plan: Plan | None
