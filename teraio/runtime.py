@@ -10,7 +10,7 @@ import logging
 import sys
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +31,7 @@ from teraio.engine.places import Places
 from teraio.planner import plan as make_plan
 from teraio.profiler.hardware import FolderSpeed, hardware, stripe_weights
 from teraio.profiler.trace import Recorded, build_trace, with_durations
-from teraio.records import Hardware, Kind, Plan, RunReport, Stall, StepReport
+from teraio.records import Hardware, Kind, MeasuredStall, Plan, RunReport, StepReport
 from teraio.sizes import format_size
 
 log = logging.getLogger("teraio")
@@ -268,7 +268,7 @@ class Runtime:
                 ops=stats["ops"],
                 drift_ops=stats["drift_ops"],
                 stalls=tuple(
-                    Stall(
+                    MeasuredStall(
                         op=op,
                         storage=storage if storage >= 0 else None,
                         waits_for="memory" if memory else "data",
@@ -344,7 +344,7 @@ class Runtime:
         self.phase = "run"
         self._progress.stop()
         if self._on_trace is not None:
-            self._remove_module_hooks()
+            self._module_hooks.remove()
             self._on_trace()
             return
         self._timed = 0
