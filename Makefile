@@ -6,6 +6,8 @@ VENV   ?= .venv
 # The exact pin keeps pip from fetching a newer build that brings CUDA along.
 TORCH  ?= torch==2.13.0
 MAX_JOBS ?= 2
+# Processes that share the tests, a file at a time.
+TEST_WORKERS ?= 2
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 
@@ -19,7 +21,7 @@ demo: $(VENV)/.built
 	$(BIN)/python -m benchmarks.demo $(DEMO_ARGS)
 
 test: lint
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/.built
 	$(BIN)/ruff check .
@@ -32,7 +34,7 @@ $(VENV)/.torch:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "teraio needs Python 3.11 or newer; say which with PYTHON=python3.x")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet $(TORCH)
-	$(BIN)/pip install --quiet "setuptools>=77" wheel ninja
+	$(BIN)/pip install --quiet "setuptools>=77,<82" wheel ninja
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml

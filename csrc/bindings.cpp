@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "allocator.h"
+#include "calls.h"
 #include "engine.h"
 #include "errors.h"
 #include "observer.h"
@@ -108,6 +109,17 @@ void start(const std::vector<unsigned>& weights, uint64_t spill_bytes, uint64_t 
   observer::enable();
 }
 
+// Watches training on the meta device: no memory is taken, nothing moves.
+void watch_meta(uint64_t min_block) {
+  engine().set_min_block(min_block);
+  observer::enable(true);
+}
+
+void unwatch_meta() {
+  calls::log(false);
+  observer::disable();
+}
+
 void stop() {
   observer::disable();
   uninstall_allocator();
@@ -120,7 +132,7 @@ bool adopt(const py::handle& object, std::string name) {
   Block* block = nullptr;
   {
     const py::gil_scoped_release no_gil;
-    block = rehome(storage.get());
+    block = storage->device_type() == c10::kMeta ? block_of_meta(storage.get()) : rehome(storage.get());
   }
   if (block == nullptr) return false;
   engine().adopt(block, storage.get(), std::move(name));
@@ -138,6 +150,11 @@ py::dict end_iteration() {
   result["written_bytes"] = stats.written_bytes;
   result["ops"] = stats.ops;
   result["drift_ops"] = stats.drift_ops;
+  py::list stalls;
+  for (const Stall& stall : stats.stalls) {
+    stalls.append(py::make_tuple(stall.op, stall.storage, stall.memory, stall.ns));
+  }
+  result["stalls"] = stalls;
   return result;
 }
 
@@ -163,9 +180,28 @@ py::dict take_recording() {
   result["deaths"] = columns(recording.deaths, &R::Death::block, &R::Death::op);
   result["anchors"] =
       columns(recording.anchors, &R::AnchorEvent::key, &R::AnchorEvent::occurrence, &R::AnchorEvent::op);
+  result["calls"] = columns(recording.ops, &R::Op::calls)[0];
   result["untracked_peak_bytes"] = recording.untracked_peak_bytes;
   result["op_names"] = engine().op_names();
   return result;
+}
+
+py::list shapes(const std::vector<calls::TensorShape>& tensors) {
+  py::list list;
+  for (const auto& tensor : tensors) list.append(py::make_tuple(tensor.dtype, tensor.sizes, tensor.nbytes, tensor.written));
+  return list;
+}
+
+// Signatures as (name, view, inputs, outputs, flags), patterns as lists of signatures.
+py::tuple take_calls() {
+  py::list signatures;
+  for (const auto& signature : calls::signatures()) {
+    signatures.append(py::make_tuple(signature.name, signature.view, shapes(signature.inputs),
+                                     shapes(signature.outputs), signature.flags));
+  }
+  py::list patterns = py::cast(calls::patterns());
+  calls::log(false);
+  return py::make_tuple(signatures, patterns);
 }
 
 struct PlanColumns {
@@ -174,10 +210,9 @@ struct PlanColumns {
   std::vector<uint8_t> phases;
 };
 
-void follow(const PlanColumns& ops, const std::vector<std::vector<std::pair<int32_t, bool>>>& actions,
+void follow(const PlanColumns& ops, const std::vector<std::vector<std::tuple<int32_t, bool, int64_t>>>& actions,
             const std::vector<std::vector<int32_t>>& births, const std::vector<std::vector<uint32_t>>& uses,
-            const std::vector<int64_t>& extents, const std::vector<bool>& persistent,
-            const std::vector<std::tuple<uint64_t, uint32_t, uint32_t>>& anchors,
+            const std::vector<bool>& persistent, const std::vector<std::tuple<uint64_t, uint32_t, uint32_t>>& anchors,
             const std::vector<std::pair<int32_t, uint64_t>>& bound) {
   auto schedule = std::make_unique<Schedule>();
   for (size_t i = 0; i < ops.op_names.size(); ++i) {
@@ -186,7 +221,7 @@ void follow(const PlanColumns& ops, const std::vector<std::vector<std::pair<int3
   }
   schedule->action_offsets.push_back(0);
   for (const auto& at : actions) {
-    for (const auto& [storage, fetch] : at) schedule->actions.push_back({storage, fetch});
+    for (const auto& [storage, fetch, extent] : at) schedule->actions.push_back({storage, fetch, extent});
     schedule->action_offsets.push_back(static_cast<uint32_t>(schedule->actions.size()));
   }
   schedule->birth_offsets.push_back(0);
@@ -199,7 +234,6 @@ void follow(const PlanColumns& ops, const std::vector<std::vector<std::pair<int3
     schedule->uses.insert(schedule->uses.end(), of.begin(), of.end());
     schedule->use_offsets.push_back(static_cast<uint32_t>(schedule->uses.size()));
   }
-  schedule->extents = extents;
   schedule->persistent = persistent;
   for (const auto& [key, occurrence, op] : anchors) {
     auto& positions = schedule->anchors[key];
@@ -245,6 +279,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("open_spill", &open_spill);
   m.def("start", &start);
   m.def("stop", &stop);
+  m.def("watch_meta", &watch_meta);
+  m.def("unwatch_meta", &unwatch_meta);
+  m.def("log_calls", [] { calls::log(true); });
+  m.def("take_calls", &take_calls);
   m.def("active", [] { return engine().active(); });
   m.def("reserve_spill", [](uint64_t nbytes) { engine().reserve_spill(nbytes); });
 
@@ -295,13 +333,13 @@ PYBIND11_MODULE(_C, m) {
   m.def("record", [](bool on) { engine().record(on); });
   m.def("take_recording", &take_recording);
   m.def("follow", [](std::vector<std::string> op_names, std::vector<uint32_t> modules, std::vector<uint8_t> phases,
-                     const std::vector<std::vector<std::pair<int32_t, bool>>>& actions,
+                     const std::vector<std::vector<std::tuple<int32_t, bool, int64_t>>>& actions,
                      const std::vector<std::vector<int32_t>>& births, const std::vector<std::vector<uint32_t>>& uses,
-                     const std::vector<int64_t>& extents, const std::vector<bool>& persistent,
+                     const std::vector<bool>& persistent,
                      const std::vector<std::tuple<uint64_t, uint32_t, uint32_t>>& anchors,
                      const std::vector<std::pair<int32_t, uint64_t>>& bound) {
-    follow({std::move(op_names), std::move(modules), std::move(phases)}, actions, births, uses, extents, persistent,
-           anchors, bound);
+    follow({std::move(op_names), std::move(modules), std::move(phases)}, actions, births, uses, persistent, anchors,
+           bound);
   });
   m.def("unfollow", [] { engine().unfollow(); });
 }

@@ -4,6 +4,7 @@
 #include <c10/core/StorageImpl.h>
 #include <c10/util/intrusive_ptr.h>
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -37,7 +38,7 @@ struct Block {
   bool exempt = false;    // an opaque tensor hides it, or a raw pointer into it is out: it never moves
   bool dead = false;      // its storage is gone; the block goes when nothing refers to it any more
   uint32_t pins = 0;      // ops and holders that need it in memory now
-  Frame* frame = nullptr; // the frame that pinned it last
+  std::atomic<Frame*> frame{nullptr};  // the frame that pinned it last; only that frame's thread relies on it
 
   // The copy in the spill space is valid while `copied_version` is `version`; every write by an op adds one.
   uint64_t version = 1;

@@ -2,7 +2,6 @@
 
 #include <sys/mman.h>
 
-#include <algorithm>
 #include <cstdlib>
 #include <new>
 
@@ -26,54 +25,99 @@ char* map_pages(size_t nbytes) {
   return aligned;
 }
 
+bool move_pages(char* from, char* to, size_t nbytes) {
+  if (mremap(from, nbytes, nbytes, MREMAP_MAYMOVE | MREMAP_FIXED, to) == to) return true;
+  // A failure (too many mappings, say) may have unmapped the target already.
+  const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
+  if (mmap(to, nbytes, PROT_READ | PROT_WRITE, flags, -1, 0) == MAP_FAILED) throw std::bad_alloc();
+  return false;
+}
+
 }  // namespace
 
+// [Note: pages change hands]
+// Programs need other sizes in their forward pass than in the optimizer's step, and a new mapping costs the kernel
+// zeroing all its pages, ten times what moving them costs. So what has no piece of its size is put together from
+// the pages of others: whole huge pages one by one, and what a size has beyond them (small pages) from another
+// piece's. A piece of 2 MiB or more begins at a huge page, and mremap takes a range of one mapping only: huge
+// pages and ends are what stays in one.
 void* PagePool::take(size_t nbytes) {
   if (nbytes < kPooled) {
     void* memory = nullptr;
     if (posix_memalign(&memory, kPage, nbytes) != 0) throw std::bad_alloc();
     return memory;
   }
-  // Reusing faulted pages saves the kernel zeroing new ones, so a larger piece is split rather than left.
-  const auto fit = free_.lower_bound(nbytes);
-  if (fit == free_.end()) return map_pages(nbytes);
-  char* memory = fit->second.memory;
-  const size_t whole = fit->first;
-  free_.erase(fit);
-  cached_ -= whole;
-  char* end = memory + whole;
-  char* rest = reinterpret_cast<char*>(round_up(reinterpret_cast<uintptr_t>(memory + nbytes), kHugePage));
-  const bool keep_rest = rest < end && static_cast<size_t>(end - rest) >= kPooled;
-  char* gap_end = keep_rest ? rest : end;
-  if (gap_end > memory + nbytes) munmap(memory + nbytes, static_cast<size_t>(gap_end - (memory + nbytes)));
-  if (keep_rest) keep(rest, static_cast<size_t>(end - rest));
+  if (const auto fit = free_.find(nbytes); fit != free_.end()) {
+    char* memory = fit->second.memory;
+    free_.erase(fit);
+    cached_ -= nbytes;
+    return memory;
+  }
+  char* memory = map_pages(nbytes);
+  const size_t end_bytes = nbytes % kHugePage;
+  char* end = memory + (nbytes - end_bytes);
+  bool more = true;
+  for (char* to = memory; more && to < end; to += kHugePage) more = move_huge_page(to);
+  if (end_bytes > 0) move_end(end, end_bytes);
   return memory;
+}
+
+bool PagePool::move_huge_page(char* to) {
+  const auto from = oldest(kHugePage);
+  if (from == free_.end() || !move_pages(from->second.memory, to, kHugePage)) return false;
+  const auto [nbytes, piece] = *from;
+  free_.erase(from);
+  cached_ -= nbytes;
+  if (nbytes > kHugePage) keep({piece.memory + kHugePage, piece.stamp}, nbytes - kHugePage);
+  return true;
+}
+
+void PagePool::move_end(char* to, size_t nbytes) {
+  auto from = free_.end();
+  for (auto piece = free_.begin(); piece != free_.end(); ++piece) {
+    const size_t spare = piece->first % kHugePage;
+    if (spare >= nbytes && (from == free_.end() || spare < from->first % kHugePage)) from = piece;
+  }
+  if (from == free_.end()) return;
+  const auto [whole, piece] = *from;
+  const size_t spare = whole % kHugePage;
+  char* source = piece.memory + (whole - spare);
+  if (!move_pages(source, to, nbytes)) return;
+  if (spare > nbytes) munmap(source + nbytes, spare - nbytes);
+  free_.erase(from);
+  cached_ -= whole;
+  if (whole > spare) keep(piece, whole - spare);
 }
 
 void PagePool::give(void* memory, size_t nbytes) {
   if (nbytes < kPooled) {
     std::free(memory);
   } else {
-    keep(static_cast<char*>(memory), nbytes);
+    keep({static_cast<char*>(memory), clock_++}, nbytes);
   }
 }
 
-void PagePool::keep(char* memory, size_t nbytes) {
-  free_.emplace(nbytes, Free{memory, clock_++});
+void PagePool::keep(Piece piece, size_t nbytes) {
+  free_.emplace(nbytes, piece);
   cached_ += nbytes;
 }
 
 void PagePool::trim(size_t nbytes) {
-  size_t returned = 0;
-  while (returned < nbytes && !free_.empty()) {
-    const auto oldest = std::min_element(free_.begin(), free_.end(), [](const auto& a, const auto& b) {
-      return a.second.stamp < b.second.stamp;
-    });
-    munmap(oldest->second.memory, oldest->first);
-    returned += oldest->first;
-    cached_ -= oldest->first;
-    free_.erase(oldest);
+  const size_t until = cached_ > nbytes ? cached_ - nbytes : 0;
+  while (cached_ > until) {
+    const auto piece = oldest(0);
+    munmap(piece->second.memory, piece->first);
+    cached_ -= piece->first;
+    free_.erase(piece);
   }
+}
+
+PagePool::Pieces::iterator PagePool::oldest(size_t least) {
+  auto found = free_.end();
+  for (auto piece = free_.lower_bound(least); piece != free_.end(); ++piece) {
+    if (found == free_.end() || piece->second.stamp < found->second.stamp) found = piece;
+  }
+  return found;
 }
 
 }  // namespace teraio

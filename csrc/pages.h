@@ -25,15 +25,21 @@ class PagePool {
   void trim(size_t nbytes);
 
  private:
-  struct Free {
+  struct Piece {
     char* memory;
-    uint64_t stamp;
+    uint64_t stamp;  // when it was given back
   };
-  std::multimap<size_t, Free> free_;
+  using Pieces = std::multimap<size_t, Piece>;
+
+  void keep(Piece piece, size_t nbytes);
+  Pieces::iterator oldest(size_t least);  // of those of at least so many bytes
+  // Move pages of free pieces to `to`, where pages not touched yet are mapped; they stay there if there are none.
+  bool move_huge_page(char* to);
+  void move_end(char* to, size_t nbytes);
+
+  Pieces free_;
   size_t cached_ = 0;
   uint64_t clock_ = 0;
-
-  void keep(char* memory, size_t nbytes);
 };
 
 }  // namespace teraio

@@ -12,7 +12,8 @@ class Schedule {
  public:
   struct Action {
     int32_t storage;
-    bool fetch;  // else offload
+    bool fetch;      // else offload
+    int64_t extent;  // where it is kept meanwhile
   };
   // Columns as Python hands them over; offsets have one entry more than there are ops or storages.
   std::vector<uint32_t> signatures;
@@ -22,7 +23,6 @@ class Schedule {
   std::vector<int32_t> births;
   std::vector<uint32_t> use_offsets;
   std::vector<uint32_t> uses;
-  std::vector<int64_t> extents;  // spill offset per storage; -1: none planned
   std::vector<bool> persistent;
   std::unordered_map<uint64_t, std::vector<uint32_t>> anchors;  // key -> position per occurrence
 

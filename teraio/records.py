@@ -233,8 +233,25 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredStall:
+    """Op ``op`` waited ``seconds``, for "data" that was coming or for "memory" to be free for it.
+
+    ``storage`` is what was to come; None for a new one, or one that the trace doesn't know.
+    """
+
+    op: int
+    storage: int | None
+    waits_for: WaitsFor
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepReport:
-    """What one iteration really did. ``drift_ops`` counts ops that the plan did not foresee."""
+    """What one iteration really did.
+
+    ``drift_ops`` counts ops that the plan did not foresee. ``stalls`` are the longest, the longest
+    first; all of them add up to ``stall_s``.
+    """
 
     iteration: int
     phase: Literal["profile", "run"]
@@ -245,14 +262,18 @@ class StepReport:
     written_bytes: int
     ops: int
     drift_ops: int
+    stalls: tuple[MeasuredStall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunReport:
-    """The state of an offloaded run. ``plan`` and the times are None until a plan exists."""
+    """The state of an offloaded run. ``plan`` and the times are None until a plan exists.
+
+    In phase ``planned`` nothing has run: it is a plan with the trace and hardware it is for.
+    """
 
     budget_bytes: int
-    phase: Literal["profile", "run", "closed"]
+    phase: Literal["planned", "profile", "run", "closed"]
     hardware: Hardware
     trace: Trace | None
     plan: Plan | None

@@ -1,8 +1,7 @@
 """Ways to a tensor's raw memory that are no ops: ``numpy()``, ``data_ptr()``, writing a checkpoint.
 
 While a storage may be away, these must bring it in first and keep it there as long as the memory
-is in
-use. In: PyTorch's methods. Out: the same methods, safe. Must not know: plans, budgets.
+is in use. In: PyTorch's methods. Out: the same methods, safe. Must not know: plans, budgets.
 """
 
 from __future__ import annotations
@@ -25,12 +24,13 @@ def install() -> None:
         return
     _replace(torch.Tensor, "numpy", _shares_memory)
     _replace(torch.Tensor, "__dlpack__", _shares_memory)
-    _replace(torch.Tensor, "tolist", _reads)
+    _replace(torch.Tensor, "tolist", _held)
     _replace(torch.Tensor, "data_ptr", _gives_address)
     _replace(torch.UntypedStorage, "data_ptr", _gives_address)
-    _replace(torch.UntypedStorage, "__getitem__", _reads)
-    _replace(torch.UntypedStorage, "__setitem__", _writes)
-    _replace(torch._C.PyTorchFileWriter, "write_record", _writes_record)
+    _replace(torch.UntypedStorage, "__getitem__", _held)
+    _replace(torch.UntypedStorage, "__setitem__", functools.partial(_held, written=True))
+    # One storage at a time goes into a checkpoint file: write_record(self, name, data, ...).
+    _replace(torch._C.PyTorchFileWriter, "write_record", functools.partial(_held, argument=2))
 
 
 def uninstall() -> None:
@@ -49,22 +49,18 @@ def _replace(owner: type, name: str, wrapper: Callable[..., Callable[..., Any]])
     setattr(owner, name, functools.wraps(original)(wrapper(original)))
 
 
-def _reads(original: Callable[..., Any]) -> Callable[..., Any]:
-    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        hold = _C.Hold(self, False)
+def _held(
+    original: Callable[..., Any], *, written: bool = False, argument: int = 0
+) -> Callable[..., Any]:
+    """``original``, with the tensor or storage among its positional arguments in memory."""
+
+    def method(*args: Any, **kwargs: Any) -> Any:
+        target = args[argument] if argument < len(args) else None
+        if not isinstance(target, torch.Tensor | torch.UntypedStorage):
+            return original(*args, **kwargs)
+        hold = _C.Hold(target, written)
         try:
-            return original(self, *args, **kwargs)
-        finally:
-            hold.release()
-
-    return method
-
-
-def _writes(original: Callable[..., Any]) -> Callable[..., Any]:
-    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        hold = _C.Hold(self, True)
-        try:
-            return original(self, *args, **kwargs)
+            return original(*args, **kwargs)
         finally:
             hold.release()
 
@@ -102,21 +98,6 @@ def _gives_address(original: Callable[..., Any]) -> Callable[..., Any]:
         hold = _C.Hold(self, False)
         try:
             return original(self)
-        finally:
-            hold.release()
-
-    return method
-
-
-def _writes_record(original: Callable[..., Any]) -> Callable[..., Any]:
-    """One storage at a time goes into a checkpoint file."""
-
-    def method(self: Any, name: Any, data: Any, *args: Any, **kwargs: Any) -> Any:
-        if not isinstance(data, torch.UntypedStorage):
-            return original(self, name, data, *args, **kwargs)
-        hold = _C.Hold(data, False)
-        try:
-            return original(self, name, data, *args, **kwargs)
         finally:
             hold.release()
 

@@ -21,13 +21,11 @@ def follow(
     ``blocks`` maps storages of the trace that live from iteration to iteration to their block ids;
     ``births`` lists, per op, the storages it makes, in the order it makes them.
     """
-    actions: list[list[tuple[int, bool]]] = [[] for _ in trace.ops]
-    extents = [-1] * len(trace.storages)
+    actions: list[list[tuple[int, bool, int]]] = [[] for _ in trace.ops]
     for move in plan.moves:
-        actions[move.offload_after].append((move.storage, False))
+        actions[move.offload_after].append((move.storage, False, move.extent.offset))
         if move.fetch_after is not None:
-            actions[move.fetch_after].append((move.storage, True))
-        extents[move.storage] = move.extent.offset
+            actions[move.fetch_after].append((move.storage, True, move.extent.offset))
     # Of the fetches due after one op, the one needed first goes first.
     needed = {(move.storage, move.fetch_after): move.needed_by for move in plan.moves}
     count = len(trace.ops)
@@ -42,7 +40,6 @@ def follow(
         actions,
         births,
         [storage.uses for storage in trace.storages],
-        extents,
         [storage.persistent for storage in trace.storages],
         [(places.anchor_key(anchor.key), anchor.occurrence, anchor.op) for anchor in trace.anchors],
         list(blocks.items()),

@@ -14,12 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 import transformers
+from torch import nn
 
 import teraio
+from teraio.engine.testing import send_away, state
 from tests.integration.training import Case, Training, digest, plain, unlimited_peak
 
 # Before the first step, while profiling, under the plan.
@@ -232,3 +235,44 @@ def test_restore_gives_an_ordinary_model_back(pair: Pair) -> None:
     assert_same(dict(pair.ours.model.state_dict()), pair.theirs.weights)
     pair.ours.run(4)
     assert pair.ours.outcome.losses == pair.theirs.losses
+
+
+@pytest.mark.parametrize("form", ["torch", "safetensors"])
+def test_weights_mapped_from_a_checkpoint_move_like_any_others(
+    form: str, tmp_path: Path, spill: str
+) -> None:
+    torch.manual_seed(0)
+    plain_model = nn.Sequential(nn.Linear(256, 256), nn.Tanh(), nn.Linear(256, 256))
+    plain_model[2].weight = plain_model[0].weight  # tied weights stay tied
+    states = plain_model.state_dict()
+    if form == "torch":
+        torch.save(states, tmp_path / "model.pt")
+        states = torch.load(tmp_path / "model.pt", mmap=True)
+    else:
+        clones = {name: tensor.clone() for name, tensor in states.items()}
+        safetensors.torch.save_file(clones, tmp_path / "model.safetensors")
+        states = safetensors.torch.load_file(tmp_path / "model.safetensors")
+        states["2.weight"] = states["0.weight"]
+    mapped = nn.Sequential(nn.Linear(256, 256), nn.Tanh(), nn.Linear(256, 256))
+    mapped.load_state_dict(states, assign=True)
+    teraio.offload(mapped, memory_budget="64MiB", ssd=[spill])
+    assert state(mapped[0].weight) == "resident"
+    assert send_away(mapped[0].weight) == 1
+    assert state(mapped[2].weight) == "away"
+    assert_same(dict(mapped.state_dict()), dict(plain_model.state_dict()))
+    teraio.restore(mapped)
+
+
+def test_memory_shared_with_numpy_stays_shared_and_is_named(
+    spill: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    array = np.ones((128, 128), dtype=np.float32)
+    model = nn.Linear(128, 128)
+    model.weight = nn.Parameter(torch.from_numpy(array))
+    with caplog.at_level("WARNING", logger="teraio"):
+        teraio.offload(model, memory_budget="64MiB", ssd=[spill])
+    assert "64.0 KiB of the model can't move" in caplog.text
+    assert "weight" in caplog.text
+    array[0, 0] = 7
+    assert model.weight[0, 0].item() == 7
+    teraio.restore(model)

@@ -22,6 +22,7 @@ from teraio.planner import live_by_op, plan
 from teraio.records import (
     Bound,
     Hardware,
+    MeasuredStall,
     Plan,
     PlanOptions,
     RunReport,
@@ -52,12 +53,16 @@ STEP = StepReport(
     iteration=3,
     phase="run",
     duration_s=1.25,
-    stall_s=0.0,
+    stall_s=0.5,
     peak_bytes=10,
     read_bytes=20,
     written_bytes=30,
     ops=40,
     drift_ops=0,
+    stalls=(
+        MeasuredStall(op=5, storage=None, waits_for="memory", seconds=0.25),
+        MeasuredStall(op=7, storage=2, waits_for="data", seconds=0.125),
+    ),
 )
 RUN = RunReport(
     budget_bytes=HARDWARE.budget_bytes,
