@@ -31,6 +31,7 @@ from teraio.records import (
     Extent,
     Hardware,
     Kind,
+    MeasuredStall,
     Move,
     Op,
     Phase,
@@ -522,6 +523,16 @@ def _read_stall(value: object, where: str) -> Stall:
     fields = _Fields(value, where, _STALL)
     return Stall(
         op=fields.integer("op"),
+        storage=fields.integer("storage"),
+        waits_for=fields.one_of("waits_for", get_args(WaitsFor)),
+        seconds=fields.number("seconds"),
+    )
+
+
+def _read_measured_stall(value: object, where: str) -> MeasuredStall:
+    fields = _Fields(value, where, _STALL)
+    return MeasuredStall(
+        op=fields.integer("op"),
         storage=fields.optional("storage", fields.integer),
         waits_for=fields.one_of("waits_for", get_args(WaitsFor)),
         seconds=fields.number("seconds"),
@@ -593,7 +604,7 @@ def _read_step(value: object, where: str = "step report") -> StepReport:
         phase=fields.one_of("phase", ("profile", "run")),
         duration_s=fields.number("duration_s"),
         stall_s=fields.number("stall_s"),
-        stalls=fields.items("stalls", _read_stall),
+        stalls=fields.items("stalls", _read_measured_stall),
         **{name: fields.integer(name) for name in _STEP_INTEGERS},
     )
 

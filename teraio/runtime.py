@@ -17,10 +17,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch.nn.modules.module import (
-    register_module_forward_hook,
-    register_module_forward_pre_hook,
-)
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
@@ -30,11 +26,12 @@ import teraio._C as _C
 from teraio import errors, status
 from teraio.engine import list_ops, raw_access, schedule
 from teraio.engine.foreign import own_memory
+from teraio.engine.module_hooks import ModuleHooks
 from teraio.engine.places import Places
 from teraio.planner import plan as make_plan
 from teraio.profiler.hardware import FolderSpeed, hardware, stripe_weights
 from teraio.profiler.trace import Recorded, build_trace, with_durations
-from teraio.records import Hardware, Kind, Plan, RunReport, Stall, StepReport
+from teraio.records import Hardware, Kind, MeasuredStall, Plan, RunReport, StepReport
 from teraio.sizes import format_size
 
 log = logging.getLogger("teraio")
@@ -98,7 +95,7 @@ class Runtime:
         self._closing: weakref.ref[torch.optim.Optimizer] | None = None
         self._gradients: list[dict[int, tuple[Kind, str]]] = []  # the newest first
         self._live_at_start: list[tuple[int, int, bool]] = []
-        self._module_hooks: list[Any] = []
+        self._module_hooks = ModuleHooks(self._module_ids)
         self._progress = _Progress(profile_iterations)
         self._status = status.StatusFile()
         self._started_s = time.time()
@@ -191,7 +188,7 @@ class Runtime:
         self._progress.stop()
         for hook in self._optimizer_hooks:
             hook.remove()
-        self._remove_module_hooks()
+        self._module_hooks.remove()
         list_ops.uninstall()
         raw_access.uninstall()
         self._status.close()
@@ -271,7 +268,7 @@ class Runtime:
                 ops=stats["ops"],
                 drift_ops=stats["drift_ops"],
                 stalls=tuple(
-                    Stall(
+                    MeasuredStall(
                         op=op,
                         storage=storage if storage >= 0 else None,
                         waits_for="memory" if memory else "data",
@@ -315,7 +312,7 @@ class Runtime:
         self._profiled = self._profile_iterations - iterations
         _C.unfollow()
         _C.record(False)
-        self._add_module_hooks()
+        self._module_hooks.add()
         self._progress.start(self._profiled)
         if iterations == 1:
             self._record()
@@ -347,7 +344,7 @@ class Runtime:
         self.phase = "run"
         self._progress.stop()
         if self._on_trace is not None:
-            self._remove_module_hooks()
+            self._module_hooks.remove()
             self._on_trace()
             return
         self._timed = 0
@@ -375,7 +372,7 @@ class Runtime:
             schedule.follow(recorded.trace, plan, recorded.blocks, recorded.births, self._places)
             _C.record(self._timed < _TIMED_ITERATIONS)
         else:
-            self._remove_module_hooks()  # all fits: nothing to follow
+            self._module_hooks.remove()  # all fits: nothing to follow
 
     def _watch_time(self, step: StepReport) -> None:
         recorded = self.recorded
@@ -443,39 +440,6 @@ class Runtime:
             (self._parameters.get(id(parameter), position), parameter)
             for parameter, position in _parameters(optimizer)
         ]
-
-    # ------------------------------------------------------------ module hooks
-
-    def _add_module_hooks(self) -> None:
-        if not self._module_hooks:
-            self._module_hooks = [
-                register_module_forward_pre_hook(self._enter_hook()),
-                register_module_forward_hook(self._exit_hook(), always_call=True),
-            ]
-
-    def _remove_module_hooks(self) -> None:
-        for hook in self._module_hooks:
-            hook.remove()
-        self._module_hooks = []
-
-    def _enter_hook(self) -> Callable[[torch.nn.Module, Any], None]:
-        ids, enter = self._module_ids, _C.enter_module
-
-        def hook(module: torch.nn.Module, _args: Any) -> None:
-            number = ids.get(id(module))
-            if number is not None:
-                enter(number)
-
-        return hook
-
-    def _exit_hook(self) -> Callable[[torch.nn.Module, Any, Any], None]:
-        ids, leave = self._module_ids, _C.exit_module
-
-        def hook(module: torch.nn.Module, _args: Any, _result: Any) -> None:
-            if id(module) in ids:
-                leave()
-
-        return hook
 
 
 class _Progress:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 if TYPE_CHECKING:
+    from teraio.planner import Explanation
     from teraio.records import Hardware, Trace
     from teraio.reports.planning import Alternative
     from teraio.reports.subject import Subject
@@ -83,7 +84,7 @@ def _plan(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Save the plan, with what it is for.")
     ] = None,
-    explain: Annotated[
+    explain_it: Annotated[
         bool, typer.Option("--explain", help="What binds, what costs most, what would help.")
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="JSON for programs.")] = False,
@@ -112,16 +113,17 @@ def _plan(
     from teraio.reports.planning_text import explanation_text, planning_text
 
     facts = planning(subject)
-    others = _alternatives(subject, hardware, ssd or [], host) if explain else []
+    others = _alternatives(subject, hardware, ssd or [], host) if explain_it else []
     if output is not None:
         _save(subject, output)
     if json:
-        write(as_json({"plan": facts, "alternatives": others} if explain else facts))
+        told = {"plan": facts, "alternatives": others, "why": _why(subject)}
+        write(as_json(told if explain_it else facts))
         return
     out().print(planning_text(facts, f"Plan for {title}"))
-    if explain:
+    if explain_it:
         out().print()
-        out().print(explanation_text(facts, others))
+        out().print(explanation_text(facts, _why(subject), others))
     if output is not None:
         out().print(f"\nsaved: {output}", markup=False)
 
@@ -202,6 +204,15 @@ def _save(subject: Subject, path: Path) -> None:
         ),
         path,
     )
+
+
+def _why(subject: Subject) -> Explanation:
+    from teraio.errors import PlanError
+    from teraio.planner import explain
+
+    if subject.hardware is None or subject.plan is None:
+        raise PlanError(f"{subject.name} has no plan to explain.")
+    return explain(subject.trace, subject.hardware, subject.plan)
 
 
 def _alternatives(

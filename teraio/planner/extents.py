@@ -14,8 +14,9 @@ from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from teraio.planner.greedy import Choice, aligned
-from teraio.planner.periods import Period, age, writers
+from teraio.planner.periods import Period, age
+from teraio.planner.selection import aligned
+from teraio.planner.timing import Choice
 from teraio.records import Extent, Hardware, Move, Trace
 
 
@@ -51,22 +52,19 @@ def moves_with_extents(
         for copy, offset in zip(copies, offsets, strict=True):
             for index in copy.choices:
                 extents[index] = Extent(offset=offset, nbytes=copy.nbytes)
-    writing = writers((choice.period for choice in choices), n)
-    moves = [
-        _move(choice, extents[i], choice.period in writing, n) for i, choice in enumerate(choices)
-    ]
+    moves = [_move(choice, extents[i], n) for i, choice in enumerate(choices)]
     moves.sort(key=lambda move: (move.offload_after, move.storage))
     return tuple(moves), spill_bytes
 
 
-def _move(choice: Choice, extent: Extent, write: bool, n: int) -> Move:
+def _move(choice: Choice, extent: Extent, n: int) -> Move:
     period = choice.period
     comes_back = period.before is not None
     return Move(
         storage=period.storage,
         tier=choice.tier,
         extent=extent,
-        write=write,
+        write=choice.write,
         offload_after=choice.leave % n,
         gone_before=choice.first % n,
         fetch_after=(choice.first + choice.length - 1) % n if comes_back else None,
@@ -75,15 +73,20 @@ def _move(choice: Choice, extent: Extent, write: bool, n: int) -> Move:
 
 
 def _copies(trace: Trace, choices: Sequence[Choice], here: Sequence[int]) -> list[_Copy]:
-    """Choices grouped by the copy that they share."""
+    """Choices grouped by the copy that they share: each write makes a new one."""
     n = len(trace.ops)
-    groups: dict[tuple[int, int | None], list[int]] = {}
-    for index in here:
+    groups: dict[tuple[int, int | None, int], list[int]] = {}
+    made: dict[tuple[int, int | None], int] = {}
+    for index in sorted(here, key=lambda i: age(choices[i].period, n)):
         period = choices[index].period
-        groups.setdefault((period.storage, period.written_at), []).append(index)
+        data = period.storage, period.written_at
+        made[data] = made.get(data, 0) + choices[index].write
+        groups.setdefault((*data, made[data]), []).append(index)
     return [
-        _copy(trace, storage, written_at is None, members, choices, n)
-        for (storage, written_at), members in groups.items()
+        _copy(trace, storage, written_at is None and not writes, members, choices, n)
+        for (storage, written_at, writes), members in sorted(
+            groups.items(), key=lambda item: item[1][0]
+        )
     ]
 
 

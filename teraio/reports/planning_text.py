@@ -10,10 +10,14 @@ from collections.abc import Sequence
 from rich.console import RenderableType
 from rich.text import Text
 
+from teraio.planner import Explanation
+from teraio.planner.explanation import CostlyMove, Stretch
 from teraio.reports.memory import ROW_TITLES
 from teraio.reports.planning import Alternative, Planning, StallFacts
 from teraio.reports.table import bar, spaced, table
 from teraio.reports.units import count, format_size, rate, seconds, share
+
+_STRETCHES_SHOWN = 8
 
 
 def planning_text(facts: Planning, title: str) -> RenderableType:
@@ -24,14 +28,20 @@ def planning_text(facts: Planning, title: str) -> RenderableType:
     return spaced(*parts)
 
 
-def explanation_text(facts: Planning, alternatives: Sequence[Alternative]) -> RenderableType:
+def explanation_text(
+    facts: Planning, why: Explanation, alternatives: Sequence[Alternative]
+) -> RenderableType:
     """Why it takes the time it takes, and what would change that."""
-    parts: list[RenderableType] = []
+    parts: list[RenderableType] = [_verdict(why)]
+    if why.stretches:
+        parts.append(_stretches(why.stretches))
     if len(facts.bounds) > 1:
         parts.append(_bounds(facts))
     if facts.stalls:
         parts.append(_stalls(facts.stalls))
-    if facts.costliest:
+    if why.costly:
+        parts.append(_waited_for(why.costly))
+    elif facts.costliest:
         parts.append(_costliest(facts))
     if any(wear.bytes_per_day for wear in facts.wears):
         parts.append(_wear(facts))
@@ -107,6 +117,57 @@ def _tiers(facts: Planning) -> RenderableType:
                 ("write", tier.write_bytes_per_s, tier.written_bytes, tier.write_s),
                 ("read", tier.read_bytes_per_s, tier.read_bytes, tier.read_s),
             )
+        ),
+    )
+
+
+def _verdict(why: Explanation) -> Text:
+    by = f", by the bound of {why.bound_by}" if why.bound_by else ""
+    return Text(
+        f"Of {seconds(why.predicted_s - why.ideal_s)} above the ideal, "
+        f"{seconds(why.unavoidable_s)} can't be avoided{by}; a better plan could save at most "
+        f"{seconds(why.avoidable_s)}."
+    )
+
+
+def _stretches(stretches: Sequence[Stretch]) -> RenderableType:
+    return table(
+        "Where it waits",
+        ("ops", "phase", "module", "time", "waits", "for memory", "for data", "binds", "busiest"),
+        (
+            (
+                f"{stretch.first} to {stretch.last}",
+                stretch.phase,
+                stretch.module,
+                seconds(stretch.seconds),
+                seconds(stretch.stall_s),
+                seconds(stretch.waits_for_memory_s),
+                seconds(stretch.waits_for_data_s),
+                stretch.binds,
+                _busiest(stretch),
+            )
+            for stretch in stretches[:_STRETCHES_SHOWN]
+        ),
+    )
+
+
+def _busiest(stretch: Stretch) -> str:
+    name, part = max(stretch.busy, key=lambda busy: busy[1], default=("", 0.0))
+    return f"{name} {part:.0%}" if name else ""
+
+
+def _waited_for(costly: Sequence[CostlyMove]) -> RenderableType:
+    return table(
+        "Storages whose moves ops wait for",
+        ("storage", "size", "waits", "moved"),
+        (
+            (
+                move.name,
+                format_size(move.nbytes),
+                seconds(move.stall_s),
+                format_size(move.moved_bytes),
+            )
+            for move in costly
         ),
     )
 

@@ -67,6 +67,8 @@ def _checked(subject: Subject) -> Subject:
         return subject
     if subject.hardware is None:
         raise ConfigurationError(f"{subject.name} holds a plan and no hardware that it is for.")
+    if any(stall.op >= n for stall in subject.plan.stalls):
+        raise PlanError(f"{subject.name} holds a plan with a stall of an op that its trace lacks.")
     try:
         validate(trace, subject.hardware, subject.plan)
     except PlanError as error:

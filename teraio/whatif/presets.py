@@ -6,7 +6,7 @@ In: names, counts. Out: Accelerator, Drive, Hardware. Must not know: torch, trac
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -20,6 +20,7 @@ from teraio.records import Hardware, Tier
 _RESERVED_BYTES = 3 << 30
 _SSD_LATENCY_S = 100e-6
 _HOST_LATENCY_S = 10e-6
+_LEAST_HOST_SHARE = 0.1
 _Machine = TypeVar("_Machine")
 DEFAULT_DRIVE = {"gen4": "samsung-990-pro-4tb", "gen5": "micron-9550-max-6tb"}
 
@@ -89,11 +90,13 @@ def hardware(
 
     ``drive`` is a name of ``drives()``; by default one of the generation of the GPU's link. The
     budget is by default what the GPU has, less 3 GiB for what is no tensor. ``ssd_bytes_per_s``
-    sets the speed of all drives together, read and write alike, whatever their number.
+    limits what all drives together move each way, where something between them and the GPU does.
 
-    The GPU's link limits all tiers together; the SSDs come first, and host memory gets the rest.
-    Reads and writes of drives share what the faster of both would be alone, since no maker rates
-    both at once. Raises ConfigurationError for names and numbers that can't be.
+    The GPU's link limits all tiers together, each way: host memory gets what the SSDs leave, and at
+    least a tenth. Reads and writes at once share what a drive does of the faster of both alone,
+    since no maker rates both at once.
+
+    Raises ConfigurationError for names and numbers that can't be.
     """
     device = accelerator(accelerator_key)
     if ssds < 0 or host_bytes < 0 or (ssds == 0 and host_bytes == 0):
@@ -102,13 +105,13 @@ def hardware(
             "ssds=1 or more, or some host memory."
         )
     chosen = _named(drives(), drive or DEFAULT_DRIVE[device.link_generation], "drive")
-    tiers = []
     link = device.link_bytes_per_s
+    tiers = []
     if ssds:
-        tiers.append(_ssd_tier(chosen, ssds, device, ssd_bytes_per_s))
-        link -= max(tiers[0].read_bytes_per_s, tiers[0].write_bytes_per_s)
+        most = link * (1 - _LEAST_HOST_SHARE) if host_bytes else link
+        tiers.append(_ssd_tier(chosen, ssds, min(most, ssd_bytes_per_s or most)))
     if host_bytes:
-        tiers.append(_host_tier(host_bytes, link, device))
+        tiers.append(_host_tier(host_bytes, link, tiers))
     budget = memory_budget_bytes
     return Hardware(
         name=f"{device.name}, {ssds} x {chosen.name}" if ssds else device.name,
@@ -118,30 +121,30 @@ def hardware(
     )
 
 
-def _ssd_tier(drive: Drive, count: int, device: Accelerator, bytes_per_s: float | None) -> Tier:
-    link = device.link_bytes_per_s
-    read = min(count * drive.read_bytes_per_s if bytes_per_s is None else bytes_per_s, link)
-    write = min(count * drive.write_bytes_per_s if bytes_per_s is None else bytes_per_s, link)
+def _ssd_tier(drive: Drive, count: int, each_way_bytes_per_s: float) -> Tier:
+    read = min(count * drive.read_bytes_per_s, each_way_bytes_per_s)
+    write = min(count * drive.write_bytes_per_s, each_way_bytes_per_s)
+    both = count * max(drive.read_bytes_per_s, drive.write_bytes_per_s)
     return Tier(
         name="ssd",
         capacity_bytes=count * drive.capacity_bytes,
         read_bytes_per_s=read,
         write_bytes_per_s=write,
-        mixed_bytes_per_s=max(read, write),
+        mixed_bytes_per_s=min(both, read + write),
         latency_s=_SSD_LATENCY_S,
         rated_write_bytes=count * drive.rated_write_bytes,
     )
 
 
-def _host_tier(host_bytes: int, left_of_link: float, device: Accelerator) -> Tier:
-    # A link that the drives fill leaves a little: they are rarely all busy in the same direction.
-    each_way = max(left_of_link, 0.1 * device.link_bytes_per_s)
+def _host_tier(host_bytes: int, link_bytes_per_s: float, others: Sequence[Tier]) -> Tier:
+    read = link_bytes_per_s - sum(tier.read_bytes_per_s for tier in others)
+    write = link_bytes_per_s - sum(tier.write_bytes_per_s for tier in others)
     return Tier(
         name="host",
         capacity_bytes=host_bytes,
-        read_bytes_per_s=each_way,
-        write_bytes_per_s=each_way,
-        mixed_bytes_per_s=2 * each_way,
+        read_bytes_per_s=read,
+        write_bytes_per_s=write,
+        mixed_bytes_per_s=read + write,
         latency_s=_HOST_LATENCY_S,
     )
 

@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 import teraio._C as _C
 from teraio.engine import list_ops
+from teraio.engine.module_hooks import ModuleHooks
 from teraio.engine.places import Places
 from teraio.errors import ConfigurationError
 from teraio.profiler.trace import build_trace
@@ -145,10 +145,12 @@ class _Watch:
         self._inputs = inputs
         self._parameters = {id(p): name for name, p in model.named_parameters()}
         self._gradients: dict[int, tuple[Kind, str]] = {}
-        self._modules = {
-            id(module): self.places.add_module(name or type(model).__name__)
-            for name, module in model.named_modules()
-        }
+        self._module_hooks = ModuleHooks(
+            {
+                id(module): self.places.add_module(name or type(model).__name__)
+                for name, module in model.named_modules()
+            }
+        )
 
     @contextmanager
     def hooks(self) -> Iterator[None]:
@@ -160,25 +162,16 @@ class _Watch:
             _C.adopt(tensor, name)
         _C.mark_training_thread()
         hooks = [
-            register_module_forward_pre_hook(self._enter),
-            register_module_forward_hook(self._exit, always_call=True),
             self._optimizer.register_step_pre_hook(lambda *_: _C.begin_optimizer()),
             self._optimizer.register_step_post_hook(lambda *_: _C.end_optimizer()),
         ]
+        self._module_hooks.add()
         try:
             yield
         finally:
+            self._module_hooks.remove()
             for hook in hooks:
                 hook.remove()
-
-    def _enter(self, module: torch.nn.Module, _args: Any) -> None:
-        number = self._modules.get(id(module))
-        if number is not None:
-            _C.enter_module(number)
-
-    def _exit(self, module: torch.nn.Module, _args: Any, _result: Any) -> None:
-        if id(module) in self._modules:
-            _C.exit_module()
 
     def note_gradients(self) -> None:
         """Remembers the gradients of now; those of the iteration before are still known."""

@@ -7,6 +7,7 @@ Trace. Must not know: plans, budgets, tiers.
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -18,6 +19,7 @@ from teraio.records import Trace
 from teraio.whatif.configurations import Config, load_config
 from teraio.whatif.costs import Float32Matmul
 from teraio.whatif.mixed_precision import MasterAdamW
+from teraio.whatif.presets import Accelerator
 from teraio.whatif.presets import accelerator as accelerator_named
 from teraio.whatif.tracing import trace_iteration
 
@@ -31,15 +33,18 @@ Optimizer = Literal["adamw-fused", "adamw-foreach", "adamw", "sgd"]
 class Job:
     """What one GPU does in one iteration of training.
 
-    ``batch`` x ``sequence`` tokens pass through the model. ``shards``: tensor parallelism over so
-    many GPUs, of which one is traced. ``stage``: which part of a pipeline is traced, as (number,
-    of how many), counted from 0. ``checkpointing``: layers are computed again in backward.
+    ``batch`` x ``sequence`` tokens pass through the model, ``microbatches`` times before the
+    optimizer steps. ``shards``: tensor parallelism over so many GPUs, of which one is traced.
+    ``stage``: which part of a pipeline is traced, as (number, of how many), counted from 0; it
+    holds as many micro-batches as a pipeline has in flight there (one forward, one backward).
+    ``checkpointing``: layers are computed again in backward.
     """
 
     batch: int
     sequence: int
     precision: Precision = "bf16-mixed"
     optimizer: Optimizer = "adamw-fused"
+    microbatches: int = 1
     shards: int = 1
     stage: tuple[int, int] = (0, 1)
     checkpointing: bool = False
@@ -49,7 +54,7 @@ def trace_config(
     config: Config | str | os.PathLike[str],
     job: Job,
     *,
-    accelerator: str,
+    accelerator: str | Accelerator,
     list_op_bytes: int | None = None,
 ) -> Trace:
     """The Trace of one training iteration of a model, with times simulated for ``accelerator``.
@@ -62,7 +67,7 @@ def trace_config(
     Raises ConfigurationError for what can't be built.
     """
     _check(job)
-    device = accelerator_named(accelerator)
+    device = accelerator_named(accelerator) if isinstance(accelerator, str) else accelerator
     build = _build(load_config(config), job)
     matmul: Float32Matmul = "tf32" if job.precision == "tf32" else "fp32"
     return trace_iteration(
@@ -85,11 +90,9 @@ class _Build:
 
 
 def _check(job: Job) -> None:
-    if job.batch < 1 or job.sequence < 1 or job.shards < 1:
-        raise ConfigurationError(
-            f"batch={job.batch}, sequence={job.sequence}, shards={job.shards}: each must be 1 or "
-            "more."
-        )
+    for what in ("batch", "sequence", "microbatches", "shards"):
+        if getattr(job, what) < 1:
+            raise ConfigurationError(f"{what}={getattr(job, what)}; pass 1 or more.")
     number, of = job.stage
     if not 0 <= number < of:
         raise ConfigurationError(
@@ -107,17 +110,21 @@ def _build(config: Config, job: Job) -> _Build:
     model = _model(_part_of(config, job), job)
     model.train()
     optimizer = _optimizer(model, job)
-    if job.stage[1] == 1:
-        step, inputs = _whole(model, job)
-    else:
-        step, inputs = _stage(model, job)
+    passes = _whole(model, job) if job.stage[1] == 1 else _stage(model, job)
+    number, of = job.stage
 
     def iteration() -> None:
         optimizer.zero_grad()
-        step()
+        in_flight: deque[torch.Tensor] = deque()
+        for _ in range(job.microbatches):
+            in_flight.append(passes.forward())
+            if len(in_flight) == of - number:
+                passes.backward(in_flight.popleft())
+        while in_flight:
+            passes.backward(in_flight.popleft())
         optimizer.step()
 
-    return _Build(model, optimizer, iteration, inputs)
+    return _Build(model, optimizer, iteration, passes.inputs)
 
 
 # ---------------------------------------------------------------- models
@@ -209,47 +216,50 @@ def _optimizer(model: torch.nn.Module, job: Job) -> torch.optim.Optimizer:
 
 # ---------------------------------------------------------------- what is fed
 
-Inputs = dict[str, torch.Tensor]
+
+@dataclass(frozen=True, slots=True)
+class _Passes:
+    """The two halves of training on one micro-batch, and the tensors that they are fed."""
+
+    forward: Callable[[], torch.Tensor]
+    backward: Callable[[torch.Tensor], None]
+    inputs: dict[str, torch.Tensor]
 
 
-def _whole(model: torch.nn.Module, job: Job) -> tuple[Callable[[], None], Inputs]:
+def _whole(model: torch.nn.Module, job: Job) -> _Passes:
     inputs = {"input_ids": _tokens(job), "labels": _tokens(job)}
-
-    def step() -> None:
-        model(**inputs).loss.backward()
-
-    return step, inputs
+    return _Passes(lambda: model(**inputs).loss, torch.autograd.backward, inputs)
 
 
-def _stage(model: Any, job: Job) -> tuple[Callable[[], None], Inputs]:
+def _stage(model: Any, job: Job) -> _Passes:
     """One stage of a pipeline: hidden states come from the stage before, and gradients go back."""
     number, of = job.stage
     first, last = number == 0, number == of - 1
-    body = model.base_model
     shape = (job.batch, job.sequence, model.get_input_embeddings().embedding_dim)
     dtype = next(model.parameters()).dtype
-    inputs: Inputs = {}
+    fed, gradient = {}, None
     if first:
-        inputs["input_ids"] = _tokens(job)
+        fed["input_ids"] = _tokens(job)
     else:
         model.set_input_embeddings(torch.nn.Identity())
-        inputs["inputs_embeds"] = torch.empty(shape, dtype=dtype, device="meta", requires_grad=True)
+        fed["inputs_embeds"] = torch.empty(shape, dtype=dtype, device="meta", requires_grad=True)
     if last:
-        inputs["labels"] = _tokens(job)
+        fed["labels"] = _tokens(job)
     else:
         model.set_output_embeddings(torch.nn.Identity())
-        inputs["gradient"] = torch.empty(shape, dtype=dtype, device="meta")
-    fed = {key: tensor for key, tensor in inputs.items() if key != "gradient"}
+        gradient = torch.empty(shape, dtype=dtype, device="meta")
 
-    def step() -> None:
+    def forward() -> torch.Tensor:
+        output: torch.Tensor
+        output = model(**fed).loss if last else model.base_model(**fed).last_hidden_state
+        return output
+
+    def backward(output: torch.Tensor) -> None:
         if not first:
-            inputs["inputs_embeds"].grad = None
-        if last:
-            model(**fed).loss.backward()
-        else:
-            body(**fed).last_hidden_state.backward(inputs["gradient"])
+            fed["inputs_embeds"].grad = None  # the one before has gone to the stage before
+        torch.autograd.backward(output, gradient)
 
-    return step, inputs
+    return _Passes(forward, backward, fed if gradient is None else {**fed, "gradient": gradient})
 
 
 def _tokens(job: Job) -> torch.Tensor:

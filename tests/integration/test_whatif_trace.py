@@ -12,6 +12,7 @@ from torch import nn
 import teraio
 from teraio import whatif
 from teraio.errors import ConfigurationError
+from teraio.planner import live_by_op
 from teraio.records import Trace
 from teraio.whatif import Job, trace_config, trace_iteration
 from teraio.whatif.training import _build
@@ -145,6 +146,10 @@ def test_published_models_trace_whole(name: str) -> None:
     assert all(op.duration_ns >= 0 for op in trace.ops)
 
 
+def peak(trace: Trace) -> int:
+    return int(live_by_op(trace).max())
+
+
 def parameters(trace: Trace) -> int:
     return sum(s.nbytes for s in trace.storages if s.kind == "parameter")
 
@@ -164,6 +169,22 @@ def test_stages_of_a_pipeline_add_up_to_the_whole(precision) -> None:
     assert not any("embed_tokens" in s.name for s in last.storages if s.kind == "parameter")
 
 
+def test_microbatches_take_time_but_no_memory_for_activations() -> None:
+    def traced(microbatches: int, stage: tuple[int, int] = (0, 1)) -> Trace:
+        job = Job(batch=8, sequence=512, microbatches=microbatches, stage=stage)
+        return trace_config(SMALL, job, accelerator="h100-sxm")
+
+    def passes(trace: Trace) -> int:
+        return sum(op.name == "aten::embedding" for op in trace.ops)
+
+    one, four = traced(1), traced(4)
+    assert (passes(one), passes(four)) == (1, 4)
+    assert peak(four) == pytest.approx(peak(one), rel=0.05)
+    # The first of two stages has two micro-batches in flight, the last one has one.
+    assert peak(traced(4, (0, 2))) > 1.2 * peak(traced(1, (0, 2)))
+    assert peak(traced(4, (1, 2))) == pytest.approx(peak(traced(1, (1, 2))), rel=0.05)
+
+
 def test_shards_hold_their_part() -> None:
     whole = trace_config(SMALL, Job(batch=4, sequence=256), accelerator="h100-nvl")
     half = trace_config(SMALL, Job(batch=4, sequence=256, shards=2), accelerator="h100-nvl")
@@ -175,10 +196,8 @@ def test_recomputation_trades_memory_for_time() -> None:
         job = Job(batch=8, sequence=512, checkpointing=checkpointing)
         return trace_config(SMALL, job, accelerator="h100-sxm")
 
-    from teraio.planner import live_by_op
-
     kept, again = traced(False), traced(True)
-    assert live_by_op(again).max() < live_by_op(kept).max()
+    assert peak(again) < peak(kept)
     assert len(again.ops) > len(kept.ops)
 
 
@@ -263,7 +282,7 @@ def test_an_offloaded_process_is_refused(spill) -> None:
 @pytest.mark.parametrize(
     ("job", "message"),
     [
-        (Job(batch=0, sequence=8), "each must be 1 or more"),
+        (Job(batch=0, sequence=8), "batch=0; pass 1 or more"),
         (Job(batch=1, sequence=8, stage=(2, 2)), "counted from 0"),
         (Job(batch=1, sequence=8, stage=(0, 3)), "3 equal stages"),
         (Job(batch=1, sequence=8, shards=5), "5 GPUs"),

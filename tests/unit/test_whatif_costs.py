@@ -74,7 +74,7 @@ def test_a_large_product_reaches_what_was_measured() -> None:
     for key, measured in (("h100-sxm", 794.5e12), ("a100-80gb", 271.2e12)):
         call = mm(16384, 16384, 16384, "BFloat16")
         reached = flops(call) / seconds(call, accelerator(key))
-        assert 0.9 * measured <= reached <= measured
+        assert 0.85 * measured <= reached <= measured
 
 
 def test_small_products_are_inefficient() -> None:

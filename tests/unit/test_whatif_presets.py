@@ -55,9 +55,10 @@ def test_no_machine_moves_more_than_its_link(gpu, ssds, drive, host) -> None:
         return
     made = hardware(gpu, ssds=ssds, drive=drive, host_bytes=host)
     link = accelerator(gpu).link_bytes_per_s
+    assert sum(tier.read_bytes_per_s for tier in made.tiers) <= link * (1 + 1e-9)
+    assert sum(tier.write_bytes_per_s for tier in made.tiers) <= link * (1 + 1e-9)
     for tier in made.tiers:
-        assert 0 < tier.read_bytes_per_s <= link
-        assert 0 < tier.write_bytes_per_s <= link
+        assert tier.read_bytes_per_s > 0 and tier.write_bytes_per_s > 0
         assert tier.mixed_bytes_per_s <= tier.read_bytes_per_s + tier.write_bytes_per_s
     assert [tier.name for tier in made.tiers] == ["ssd"] * (ssds > 0) + ["host"] * (host > 0)
 
@@ -67,13 +68,17 @@ def test_drives_add_up_until_the_link_is_full() -> None:
     assert four.read_bytes_per_s == pytest.approx(4 * 7.45e9)
     assert four.capacity_bytes == 16e12
     assert four.rated_write_bytes == 4 * 2400e12
+    assert four.mixed_bytes_per_s == pytest.approx(4 * 7.45e9)
     eight = hardware("h100-sxm", ssds=8, drive="micron-9550-max-6tb").tiers[0]
-    assert eight.read_bytes_per_s == accelerator("h100-sxm").link_bytes_per_s
+    link = accelerator("h100-sxm").link_bytes_per_s
+    assert eight.read_bytes_per_s == eight.write_bytes_per_s == link
+    assert eight.mixed_bytes_per_s == 2 * link
 
 
-def test_the_speed_of_the_drives_can_be_set() -> None:
-    tier = hardware("h100-nvl", ssds=4, ssd_bytes_per_s=16e9).tiers[0]
+def test_the_way_to_the_drives_can_be_limited() -> None:
+    tier = hardware("h100-nvl", drive="samsung-990-pro-2tb", ssd_bytes_per_s=16e9).tiers[0]
     assert (tier.read_bytes_per_s, tier.write_bytes_per_s) == (16e9, 16e9)
+    assert tier.mixed_bytes_per_s == pytest.approx(4 * 7.45e9)
 
 
 def test_the_budget_leaves_room_for_what_is_no_tensor() -> None:
