@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from teraio import __version__
+from teraio.records import StepReport
 from teraio.reports.colours import PHASES, ROW_COLOURS
 from teraio.reports.curves import channel_use, telling_ops
 from teraio.reports.memory import (
@@ -245,10 +246,20 @@ def _measured(subject: Subject) -> Data | None:
         "read": [step.read_bytes for step in steps],
         "written": [step.written_bytes for step in steps],
         "drift": [step.drift_ops for step in steps],
+        "longest": [_longest(subject, step) for step in steps],
         "predicted_s": _short(subject.plan.predicted_s) if subject.plan else None,
         "plan_ideal_s": _short(subject.plan.ideal_s) if subject.plan else None,
         "bound_s": _short(subject.plan.bound_s) if subject.plan else None,
     }
+
+
+def _longest(subject: Subject, step: StepReport) -> str:
+    """The longest stall of an iteration, in words; empty where it had none that is known."""
+    stall = max(step.stalls, key=lambda stall: stall.seconds, default=None)
+    if stall is None:
+        return ""
+    name = storage_name(subject.trace, stall.storage)
+    return f"{seconds(stall.seconds)} before op {stall.op}, for {name}"
 
 
 def _short(value: float) -> float:

@@ -351,7 +351,7 @@
     const ops = measured.duration_s.map((seconds, i) => Math.max(0, seconds - measured.stall_s[i]));
     const colours = measured.profile.map((profile) => (profile ? "#c4c8ce" : "#56b4e9"));
     const about = measured.iteration.map((_, i) => `${duration(measured.duration_s[i])}${measured.profile[i] ? ", profiling" : ""}`
-      + `<br>stall ${duration(measured.stall_s[i])}<br>peak ${size(measured.peak[i])}`
+      + `<br>stall ${duration(measured.stall_s[i])}${measured.longest[i] ? `, the longest ${escaped(measured.longest[i])}` : ""}<br>peak ${size(measured.peak[i])}`
       + `<br>written ${size(measured.written[i])}, read ${size(measured.read[i])}<br>drift ${measured.drift[i]} ops`);
     const traces = [
       { type: "bar", x: measured.iteration, y: ops, marker: { color: colours }, name: "ops", customdata: about,
