@@ -383,7 +383,7 @@
     const whole = data.sizes.reduce((sum, entry) => sum + entry[3], 0);
     return Plotly.newPlot("sizes", [{
       type: "bar", orientation: "h", y: names, x: data.sizes.map((entry) => 100 * entry[3] / whole), marker: { color: "#56b4e9" },
-      text: data.sizes.map((entry) => `${size(entry[3])} in ${entry[2].toLocaleString("en")} storages`), textposition: "auto",
+      text: data.sizes.map((entry) => `${size(entry[3])} in ${entry[2].toLocaleString("en")} storages`), textposition: data.sizes.map((entry) => (entry[3] > 0.6 * whole ? "inside" : "outside")),
       hovertemplate: "%{y}: %{text}<extra></extra>", cliponaxis: false,
     }], layout({
       height: 80 + 36 * names.length, margin: { l: 80, r: 24, t: 8, b: 48 }, bargap: 0.3,
