@@ -29,6 +29,8 @@ std::string mib(uint64_t nbytes) {
 }
 
 constexpr size_t kStallsKept = 32;
+constexpr size_t kVictimsKept = 256;
+constexpr uint64_t kVictimsLast = 64;  // ops
 
 std::vector<Stall> longest(std::vector<Stall> stalls) {
   std::stable_sort(stalls.begin(), stalls.end(), [](const Stall& a, const Stall& b) { return a.ns > b.ns; });
@@ -542,17 +544,39 @@ bool Engine::can_leave(const Block* block) const {
          (block->transfer == nullptr || block->transfer_version == block->version) && owner(const_cast<Block*>(block));
 }
 
-Block* Engine::victim() const {
-  Block* best = nullptr;
-  uint64_t best_distance = 0;
-  for (Block* block : blocks_) {
+// Looking at all blocks finds a batch of victims: what is not used meanwhile stays the right choice for a while.
+Block* Engine::victim() {
+  if (op_counter_ - victims_found_at_ > kVictimsLast) victims_.clear();
+  bool looked = false;
+  for (;;) {
+    while (!victims_.empty()) {
+      const Victim victim = victims_.back();
+      victims_.pop_back();
+      const auto found = place_of_block_.find(victim.block);
+      if (found == place_of_block_.end()) continue;
+      Block* block = blocks_[found->second];
+      if (block->last_use == victim.last_use && can_leave(block)) return block;
+    }
+    if (looked) return nullptr;
+    find_victims();
+    looked = true;
+  }
+}
+
+void Engine::find_victims() {
+  victims_found_at_ = op_counter_;
+  for (const Block* block : blocks_) {
     if (!can_leave(block)) continue;
     uint64_t distance = schedule_ && block->trace_index >= 0 ? schedule_->distance(block->trace_index)
                                                              : op_counter_ - block->last_use;
     if (block->published_iteration == iteration_) distance = 0;  // somebody may still use its address
-    if (best == nullptr || distance > best_distance) best = block, best_distance = distance;
+    victims_.push_back({block->id, block->last_use, distance});
   }
-  return best;
+  const auto farther = [](const Victim& a, const Victim& b) { return a.distance > b.distance; };
+  const auto kept = victims_.begin() + static_cast<int64_t>(std::min(victims_.size(), kVictimsKept));
+  std::partial_sort(victims_.begin(), kept, victims_.end(), farther);
+  victims_.erase(kept, victims_.end());
+  std::reverse(victims_.begin(), victims_.end());
 }
 
 void Engine::start_leaving(Block* block, bool urgent, std::optional<uint64_t> planned_offset) {

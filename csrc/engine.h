@@ -188,7 +188,8 @@ class Engine {
   void finish(Transfer* transfer);
   void detach(Block* block);
   bool can_leave(const Block* block) const;
-  Block* victim() const;
+  Block* victim();
+  void find_victims();
   void start_waiting_fetches();
   void run_due_actions();
   void bind(Block* block, int32_t storage);
@@ -226,6 +227,11 @@ class Engine {
   uint64_t leaving_ = 0;           // bytes that running writes will free
   std::vector<Block*> blocks_;
   std::unordered_map<uint64_t, size_t> place_of_block_;
+  struct Victim {
+    uint64_t block, last_use, distance;
+  };
+  std::vector<Victim> victims_;  // what may leave; the last one is the best choice
+  uint64_t victims_found_at_ = 0;
   uint64_t next_block_ = 1;
   std::vector<Transfer*> done_;
   std::atomic<bool> any_done_{false};  // may be asked without the mutex
