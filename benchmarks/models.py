@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.shapes import VOCABULARY, Shape
 from benchmarks.text import standard_library_text
@@ -97,6 +96,8 @@ def loss_of(model: Callable[..., object], tokens: torch.Tensor) -> torch.Tensor:
 
 
 def _llama(shape: Shape) -> torch.nn.Module:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=shape.hidden,
@@ -112,6 +113,8 @@ def _llama(shape: Shape) -> torch.nn.Module:
 
 
 def _gpt(shape: Shape) -> torch.nn.Module:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
     config = GPT2Config(
         vocab_size=VOCABULARY,
         n_embd=shape.hidden,

@@ -81,6 +81,7 @@ def _gpt(hidden: int, layers: int, heads: int, batch: int, seq: int) -> Shape:
 SHAPES = {
     "llama-3m": _llama(256, 4, 4, 688, 4, 128),
     "gpt-3m": _gpt(256, 4, 4, 4, 128),
+    "llama-4m": _llama(512, 1, 8, 1376, 2, 128),
     "llama-13m": _llama(512, 4, 8, 1376, 4, 128),
     "gpt-13m": _gpt(512, 4, 8, 4, 128),
     "llama-25m": _llama(512, 8, 8, 1376, 3, 256),
