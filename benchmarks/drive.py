@@ -3,8 +3,8 @@
 In: a folder. Out: a table of bytes per second, both measured in turns. Must not know: models.
 
 fio does what the tier does: direct I/O, requests of 8 MiB from two threads, into a file that has
-been written before. What it can't do without huge pages set aside by the administrator is to move data
-from and to them, as the tier does; expect it to be slower for that reason.
+been written before. Its memory lies in small pages, as huge ones would have to be set aside for it;
+the tier's lies in huge ones, which is the reason if fio is slower.
 
 ``python -m benchmarks drive [DIR] [--rounds N] [--megabytes N]``
 """

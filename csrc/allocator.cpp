@@ -109,6 +109,15 @@ Block* block_of(c10::StorageImpl* storage) {
   return block;
 }
 
+Block* block_of_meta(c10::StorageImpl* storage) {
+  if (Block* block = block_of(storage)) return block;
+  const bool small = storage->nbytes() < Engine::instance().min_block();
+  if (small || storage->device_type() != c10::kMeta) return nullptr;
+  Block* block = Engine::instance().allocate_without_memory(storage->nbytes());
+  storage->set_data_ptr_noswap(at::DataPtr(nullptr, block, &block_released, c10::Device(c10::kMeta)));
+  return block;
+}
+
 Block* rehome(c10::StorageImpl* storage) {
   if (Block* block = block_of(storage)) return block;
   const at::DataPtr& data = storage->_mutable_data_ptr_no_checks();

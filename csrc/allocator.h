@@ -13,6 +13,10 @@ void uninstall_allocator();
 // The block behind a storage, or nullptr for memory that is not ours.
 Block* block_of(c10::StorageImpl* storage);
 
+// The block of a storage of the meta device, made at first sight; nullptr for other or small storages. Its life
+// is that of its storage, so a recording has births, uses and deaths of storages that have no data.
+Block* block_of_meta(c10::StorageImpl* storage);
+
 // Moves the data of a storage from elsewhere into a block, if it is PyTorch's own memory that nothing else shares.
 // Returns the block, or nullptr where it stays foreign. Throws as Engine::allocate does.
 Block* rehome(c10::StorageImpl* storage);

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "allocator.h"
+#include "calls.h"
 #include "engine.h"
 #include "errors.h"
 #include "observer.h"
@@ -108,6 +109,17 @@ void start(const std::vector<unsigned>& weights, uint64_t spill_bytes, uint64_t 
   observer::enable();
 }
 
+// Watches training on the meta device: no memory is taken, nothing moves.
+void watch_meta(uint64_t min_block) {
+  engine().set_min_block(min_block);
+  observer::enable(true);
+}
+
+void unwatch_meta() {
+  calls::log(false);
+  observer::disable();
+}
+
 void stop() {
   observer::disable();
   uninstall_allocator();
@@ -120,7 +132,7 @@ bool adopt(const py::handle& object, std::string name) {
   Block* block = nullptr;
   {
     const py::gil_scoped_release no_gil;
-    block = rehome(storage.get());
+    block = storage->device_type() == c10::kMeta ? block_of_meta(storage.get()) : rehome(storage.get());
   }
   if (block == nullptr) return false;
   engine().adopt(block, storage.get(), std::move(name));
@@ -138,6 +150,11 @@ py::dict end_iteration() {
   result["written_bytes"] = stats.written_bytes;
   result["ops"] = stats.ops;
   result["drift_ops"] = stats.drift_ops;
+  py::list stalls;
+  for (const Stall& stall : stats.stalls) {
+    stalls.append(py::make_tuple(stall.op, stall.storage, stall.memory, stall.ns));
+  }
+  result["stalls"] = stalls;
   return result;
 }
 
@@ -163,9 +180,28 @@ py::dict take_recording() {
   result["deaths"] = columns(recording.deaths, &R::Death::block, &R::Death::op);
   result["anchors"] =
       columns(recording.anchors, &R::AnchorEvent::key, &R::AnchorEvent::occurrence, &R::AnchorEvent::op);
+  result["calls"] = columns(recording.ops, &R::Op::calls)[0];
   result["untracked_peak_bytes"] = recording.untracked_peak_bytes;
   result["op_names"] = engine().op_names();
   return result;
+}
+
+py::list shapes(const std::vector<calls::TensorShape>& tensors) {
+  py::list list;
+  for (const auto& tensor : tensors) list.append(py::make_tuple(tensor.dtype, tensor.sizes, tensor.nbytes, tensor.written));
+  return list;
+}
+
+// Signatures as (name, view, inputs, outputs, flags), patterns as lists of signatures.
+py::tuple take_calls() {
+  py::list signatures;
+  for (const auto& signature : calls::signatures()) {
+    signatures.append(py::make_tuple(signature.name, signature.view, shapes(signature.inputs),
+                                     shapes(signature.outputs), signature.flags));
+  }
+  py::list patterns = py::cast(calls::patterns());
+  calls::log(false);
+  return py::make_tuple(signatures, patterns);
 }
 
 struct PlanColumns {
@@ -243,6 +279,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("open_spill", &open_spill);
   m.def("start", &start);
   m.def("stop", &stop);
+  m.def("watch_meta", &watch_meta);
+  m.def("unwatch_meta", &unwatch_meta);
+  m.def("log_calls", [] { calls::log(true); });
+  m.def("take_calls", &take_calls);
   m.def("active", [] { return engine().active(); });
   m.def("reserve_spill", [](uint64_t nbytes) { engine().reserve_spill(nbytes); });
 

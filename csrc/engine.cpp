@@ -6,6 +6,7 @@
 #include <cerrno>
 #include <chrono>
 #include <cstring>
+#include <utility>
 
 #include "errors.h"
 #include "gil.h"
@@ -25,6 +26,16 @@ std::string mib(uint64_t nbytes) {
   std::snprintf(text, sizeof text, "%llu bytes (%.1f MiB)", static_cast<unsigned long long>(nbytes),
                 static_cast<double>(nbytes) / 1048576.0);
   return text;
+}
+
+constexpr size_t kStallsKept = 32;
+constexpr size_t kVictimsKept = 256;
+constexpr uint64_t kVictimsLast = 64;  // ops
+
+std::vector<Stall> longest(std::vector<Stall> stalls) {
+  std::stable_sort(stalls.begin(), stalls.end(), [](const Stall& a, const Stall& b) { return a.ns > b.ns; });
+  if (stalls.size() > kStallsKept) stalls.resize(kStallsKept);
+  return stalls;
 }
 
 }  // namespace
@@ -121,19 +132,32 @@ Block* Engine::allocate(size_t nbytes, bool pin_to_frame) {
     make_room(block->nbytes, lock);
   }
   block->memory = take_memory(block.get());
+  enroll(block.get(), f, pin_to_frame);
+  return block.release();
+}
+
+Block* Engine::allocate_without_memory(size_t nbytes) {
+  auto block = std::make_unique<Block>();
+  block->nbytes = round_up(nbytes, kPage);
+  block->exempt = true;
+  const std::lock_guard<std::mutex> lock(mutex_);
+  enroll(block.get(), frame(), true);
+  return block.release();
+}
+
+void Engine::enroll(Block* block, Frame& f, bool pin_to_frame) {
   block->id = next_block_++;
   place_of_block_[block->id] = blocks_.size();
-  blocks_.push_back(block.get());
+  blocks_.push_back(block);
   if (pin_to_frame && f.depth > 0) enter(f);
   logical_ += static_cast<int64_t>(block->nbytes);
   block->last_use = op_counter_;
   if (pin_to_frame && (f.depth > 0 || (f.training && watching_))) {
     f.logical_peak = std::max(f.logical_peak, logical_);
-    f.pinned.push_back({block.get(), true, true});
+    f.pinned.push_back({block, true, true});
     block->frame = &f;
     block->pins = 1;
   }
-  return block.release();
 }
 
 void Engine::small_allocated(size_t nbytes) {
@@ -333,7 +357,7 @@ void Engine::make_resident(Frame& f, Lock& lock) {
       Block* block = f.pinned[i].block;
       if (block->dead) continue;
       if (block->state == State::kAway) {
-        make_room(block->nbytes, lock);
+        make_room(block->nbytes, lock, block->trace_index);
         if (block->state == State::kAway && !block->dead) start_coming(block, true);
       }
       if (block->state == State::kComing && block->transfer != nullptr) spill_->promote(block->transfer);
@@ -409,7 +433,7 @@ void Engine::count_use(Frame& f, const Place& place) {
     last_op_end_ns_ = end_ns;
     last_op_stall_ns_ = stall_ns;
     recording_->ops.push_back({f.name, place.module, static_cast<uint8_t>(place.phase), std::max<int64_t>(0, duration),
-                               std::max<int64_t>(0, f.logical_peak - f.logical_begin - born)});
+                               std::max<int64_t>(0, f.logical_peak - f.logical_begin - born), f.calls});
   }
   if (!schedule_) return;
   const int64_t at = schedule_->match(signature_of(f.name, place.module, place.phase));
@@ -442,7 +466,7 @@ void Engine::unbind(Block* block) {
 
 // ---------------------------------------------------------------- moving
 
-void Engine::wait(Lock& lock) {
+void Engine::wait(Lock& lock, int32_t storage, bool memory) {
   if (!done_.empty()) {  // what the caller waits for may be here already
     drain();
     return;
@@ -452,8 +476,21 @@ void Engine::wait(Lock& lock) {
   ++waiters_;
   changed_.wait(lock, [&] { return events_ != seen || !done_.empty(); });
   --waiters_;
-  if (frame().training) stats_.stall_ns += now_ns() - begin;
+  if (frame().training) note_stall(storage, memory, now_ns() - begin);
   drain();
+}
+
+void Engine::note_stall(int32_t storage, bool memory, int64_t ns) {
+  stats_.stall_ns += ns;
+  const uint32_t op = schedule_ ? schedule_->position() : static_cast<uint32_t>(stats_.ops);
+  if (!stalls_.empty()) {
+    Stall& last = stalls_.back();
+    if (last.op == op && last.storage == storage && last.memory == memory) {
+      last.ns += ns;
+      return;
+    }
+  }
+  stalls_.push_back({op, storage, memory, ns});
 }
 
 void Engine::fetch_now(Block* block, Lock& lock) {
@@ -467,12 +504,12 @@ void Engine::fetch_now(Block* block, Lock& lock) {
     if (block->state == State::kAway) {
       // A fetch ahead of time may have failed for a reason that is gone; one that was asked for now is not tried on.
       if (tries++ == 2) throw SpillError(block->failure);
-      make_room(block->nbytes, lock);
+      make_room(block->nbytes, lock, block->trace_index);
       if (place_of_block_.count(id) == 0 || block->dead) return;
       if (block->state == State::kAway) start_coming(block, true);
       continue;
     }
-    wait(lock);
+    wait(lock, block->trace_index);
     if (place_of_block_.count(id) == 0 || block->dead) return;
   }
 }
@@ -481,7 +518,7 @@ void Engine::fetch_now(Block* block, Lock& lock) {
 // An op that needs memory waits for exactly the bytes it lacks. What leaves already comes first; then the block
 // used again last (by the plan, or by how long it has not been used) leaves as well. An error is raised only when
 // nothing can leave, nothing is on its way, and no other thread's op could end and unpin something.
-void Engine::make_room(uint64_t nbytes, Lock& lock) {
+void Engine::make_room(uint64_t nbytes, Lock& lock, int32_t storage) {
   const uint64_t failures = write_failures_;
   const int self = frame().entered ? 1 : 0;
   for (;;) {
@@ -497,7 +534,7 @@ void Engine::make_room(uint64_t nbytes, Lock& lock) {
       if (in_flight_ == 0 && pinning_threads_ - waiting_threads_ - self <= 0) throw BudgetError(over_budget(nbytes));
     }
     waiting_threads_ += self;
-    wait(lock);
+    wait(lock, storage, true);
     waiting_threads_ -= self;
   }
 }
@@ -507,17 +544,39 @@ bool Engine::can_leave(const Block* block) const {
          (block->transfer == nullptr || block->transfer_version == block->version) && owner(const_cast<Block*>(block));
 }
 
-Block* Engine::victim() const {
-  Block* best = nullptr;
-  uint64_t best_distance = 0;
-  for (Block* block : blocks_) {
+// Looking at all blocks finds a batch of victims: what is not used meanwhile stays the right choice for a while.
+Block* Engine::victim() {
+  if (op_counter_ - victims_found_at_ > kVictimsLast) victims_.clear();
+  bool looked = false;
+  for (;;) {
+    while (!victims_.empty()) {
+      const Victim victim = victims_.back();
+      victims_.pop_back();
+      const auto found = place_of_block_.find(victim.block);
+      if (found == place_of_block_.end()) continue;
+      Block* block = blocks_[found->second];
+      if (block->last_use == victim.last_use && can_leave(block)) return block;
+    }
+    if (looked) return nullptr;
+    find_victims();
+    looked = true;
+  }
+}
+
+void Engine::find_victims() {
+  victims_found_at_ = op_counter_;
+  for (const Block* block : blocks_) {
     if (!can_leave(block)) continue;
     uint64_t distance = schedule_ && block->trace_index >= 0 ? schedule_->distance(block->trace_index)
                                                              : op_counter_ - block->last_use;
     if (block->published_iteration == iteration_) distance = 0;  // somebody may still use its address
-    if (best == nullptr || distance > best_distance) best = block, best_distance = distance;
+    victims_.push_back({block->id, block->last_use, distance});
   }
-  return best;
+  const auto farther = [](const Victim& a, const Victim& b) { return a.distance > b.distance; };
+  const auto kept = victims_.begin() + static_cast<int64_t>(std::min(victims_.size(), kVictimsKept));
+  std::partial_sort(victims_.begin(), kept, victims_.end(), farther);
+  victims_.erase(kept, victims_.end());
+  std::reverse(victims_.begin(), victims_.end());
 }
 
 void Engine::start_leaving(Block* block, bool urgent, std::optional<uint64_t> planned_offset) {
@@ -699,6 +758,7 @@ IterationStats Engine::end_iteration() {
   IterationStats stats = stats_;
   stats.duration_ns = end - iteration_begin_ns_;
   iteration_begin_ns_ = end;
+  stats.stalls = longest(std::exchange(stalls_, {}));
   stats_ = {};
   stats_.peak_bytes = used();
   last_op_stall_ns_ = 0;

@@ -50,6 +50,7 @@ struct Frame {
   std::vector<Pinned> pinned;
   int64_t logical_begin = 0;
   int64_t logical_peak = 0;
+  uint32_t calls = 0;        // the pattern of kernels that it came down to (see calls.h)
   bool over_budget = false;  // `error` is a matter of the budget, else of the spill space
   std::string error;         // why an operand could not be made resident; the op fails with it
 };
@@ -60,6 +61,14 @@ struct Place {
   uint32_t module;
 };
 
+// An op of the training loop waited for data that was coming, or for memory that was still leaving.
+struct Stall {
+  uint32_t op;      // by the trace's count, as far as it is known
+  int32_t storage;  // of the trace: what was coming; -1 for one it doesn't know, or a new one
+  bool memory;
+  int64_t ns;
+};
+
 struct IterationStats {
   int64_t duration_ns = 0;
   int64_t stall_ns = 0;
@@ -68,6 +77,7 @@ struct IterationStats {
   uint64_t written_bytes = 0;
   uint64_t ops = 0;
   uint64_t drift_ops = 0;
+  std::vector<Stall> stalls;  // the longest, the longest first
 };
 
 class Engine {
@@ -82,11 +92,14 @@ class Engine {
   void stop();
   bool active() const { return active_.load(std::memory_order_relaxed); }
   uint64_t min_block() const { return min_block_; }
+  void set_min_block(uint64_t nbytes) { min_block_ = nbytes; }
 
   // --- memory ---
   // A new block with memory, within the budget; what leaves for it has left when this returns. With
   // `pin_to_frame` the running op keeps it. Throws BudgetError, SpillError or std::bad_alloc.
   Block* allocate(size_t nbytes, bool pin_to_frame = true);
+  // A new block of a storage that has a size but no data. It never moves and takes nothing from the budget.
+  Block* allocate_without_memory(size_t nbytes);
   void storage_died(Block* block);
   // Counts an allocation too small to be a block. Throws as allocate() does; then it is not counted.
   void small_allocated(size_t nbytes);
@@ -164,8 +177,9 @@ class Engine {
   void make_resident(Frame& frame, Lock& lock);
   void fetch_now(Block* block, Lock& lock);
   void hold_locked(Block* block, c10::StorageImpl* storage, Lock& lock);
-  void make_room(uint64_t nbytes, Lock& lock);
-  void wait(Lock& lock);
+  void make_room(uint64_t nbytes, Lock& lock, int32_t storage = -1);
+  void wait(Lock& lock, int32_t storage = -1, bool memory = false);
+  void note_stall(int32_t storage, bool memory, int64_t ns);
 
   void start_leaving(Block* block, bool urgent, std::optional<uint64_t> planned_offset = std::nullopt);
   void start_coming(Block* block, bool urgent);
@@ -174,7 +188,8 @@ class Engine {
   void finish(Transfer* transfer);
   void detach(Block* block);
   bool can_leave(const Block* block) const;
-  Block* victim() const;
+  Block* victim();
+  void find_victims();
   void start_waiting_fetches();
   void run_due_actions();
   void bind(Block* block, int32_t storage);
@@ -182,6 +197,7 @@ class Engine {
   void anchor_locked(uint64_t key);
   void unfollow_locked();
 
+  void enroll(Block* block, Frame& frame, bool pin_to_frame);
   char* take_memory(Block* block);
   void give_memory(Block* block);
   void drop_extent(Block* block);
@@ -211,6 +227,11 @@ class Engine {
   uint64_t leaving_ = 0;           // bytes that running writes will free
   std::vector<Block*> blocks_;
   std::unordered_map<uint64_t, size_t> place_of_block_;
+  struct Victim {
+    uint64_t block, last_use, distance;
+  };
+  std::vector<Victim> victims_;  // what may leave; the last one is the best choice
+  uint64_t victims_found_at_ = 0;
   uint64_t next_block_ = 1;
   std::vector<Transfer*> done_;
   std::atomic<bool> any_done_{false};  // may be asked without the mutex
@@ -237,6 +258,7 @@ class Engine {
   std::vector<Block*> bound_;          // block of each storage of the trace
   std::deque<uint64_t> fetch_queue_;   // blocks whose fetch is due and waits for memory
   IterationStats stats_;
+  std::vector<Stall> stalls_;  // of this iteration, in order
   int64_t iteration_begin_ns_ = 0;
 
  public:

@@ -1,6 +1,7 @@
 #include "observer.h"
 
 #include <ATen/SequenceNumber.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/function_schema.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/record_function.h>
@@ -15,6 +16,7 @@
 #include <vector>
 
 #include "allocator.h"
+#include "calls.h"
 #include "engine.h"
 
 // The public accessors copy the whole schema, or only give the name.
@@ -38,6 +40,7 @@ constexpr uint32_t kNoModule = ~uint32_t{0};
 struct OpInfo {
   const c10::Argument* arguments = nullptr;
   uint32_t id = 0;
+  bool kernel = false;        // it is implemented per device, not by calls of other ops
   std::vector<bool> written;  // per argument
   std::vector<bool> viewed;   // per argument: the result is another view of it, its data is not touched
 };
@@ -45,10 +48,16 @@ struct OpInfo {
 // These write running statistics without saying so in their schema.
 bool writes_undeclared(std::string_view name) { return name.find("batch_norm") != std::string_view::npos; }
 
+bool is_kernel(const c10::FunctionSchema& schema) {
+  const auto op = c10::Dispatcher::singleton().findOp(schema.operator_name());
+  return !op || !op->hasKernelForDispatchKey(c10::DispatchKey::CompositeImplicitAutograd);
+}
+
 OpInfo describe(const c10::FunctionSchema& schema) {
   OpInfo info;
   info.arguments = schema.arguments().data();
   info.id = Engine::instance().intern(schema.name());
+  info.kernel = is_kernel(schema);
   for (const auto& argument : schema.arguments()) {
     const auto* alias = argument.alias_info();
     info.written.push_back((alias != nullptr && alias->isWrite()) || writes_undeclared(schema.name()));
@@ -78,8 +87,17 @@ const OpInfo& info_of(const c10::FunctionSchema& schema) {
   return found->second;
 }
 
+// [Note: ops of the meta device]
+// There an op that is one kernel elsewhere may be made of others: Python functions that find out the shapes, with
+// casts and temporaries that no other device has. So what a kernel calls is not looked at, only its results are; ops
+// that are made of other ops everywhere are looked into. Storages there have no allocator of ours, so what a kernel
+// gives is where births are seen.
+bool meta_watched = false;
+thread_local int kernel_depth = 0;  // the depth of the running kernel, or 0
+
 void add(std::vector<Operand>& operands, c10::StorageImpl* storage, bool data, bool write) {
-  if (Block* block = block_of(storage)) operands.push_back({block, storage, data, write});
+  Block* block = meta_watched ? block_of_meta(storage) : block_of(storage);
+  if (block != nullptr) operands.push_back({block, storage, data, write});
 }
 
 void add(std::vector<Operand>& operands, Frame& frame, const at::Tensor& tensor, bool data, bool write) {
@@ -98,6 +116,16 @@ void add(std::vector<Operand>& operands, Frame& frame, const c10::IValue& value,
     for (const c10::IValue& element : value.toListRef()) add(operands, frame, element, data, write);
   } else if (value.isStorage()) {
     add(operands, value.toStorage().unsafeGetStorageImpl(), data, write);
+  }
+}
+
+// Gives a block to storages that an op made without the allocator that makes blocks.
+void note_births(const c10::IValue& value) {
+  if (value.isTensor()) {
+    const at::Tensor& tensor = value.toTensor();
+    if (tensor.defined() && tensor.has_storage()) block_of_meta(tensor.storage().unsafeGetStorageImpl());
+  } else if (value.isList()) {
+    for (const c10::IValue& element : value.toListRef()) note_births(element);
   }
 }
 
@@ -146,6 +174,12 @@ Place place_of_op() {
   return stack.empty() ? Place{Phase::kOther, kNoModule} : Place{Phase::kForward, stack.back()};
 }
 
+void end_kernel(const at::RecordFunction& op, const c10::FunctionSchema& schema) {
+  kernel_depth = 0;
+  for (const c10::IValue& value : op.outputs()) note_births(value);
+  if (calls::logging()) calls::end(op, schema);
+}
+
 std::unique_ptr<at::ObserverContext> on_start(const at::RecordFunction& op) {
   const c10::FunctionSchema* schema = schema_of(op);
   if (schema == nullptr) return nullptr;
@@ -154,6 +188,11 @@ std::unique_ptr<at::ObserverContext> on_start(const at::RecordFunction& op) {
   if (frame.depth++ == 0) {
     frame.name = info.id;
     if (!frame.training && torch::autograd::get_current_node()) frame.training = true;
+  }
+  if (kernel_depth > 0) return nullptr;
+  if (meta_watched && info.kernel) {
+    kernel_depth = frame.depth;
+    if (calls::logging()) calls::begin(op, *schema);
   }
   static thread_local std::vector<Operand> operands;
   operands.clear();
@@ -168,9 +207,13 @@ std::unique_ptr<at::ObserverContext> on_start(const at::RecordFunction& op) {
 }
 
 void on_end(const at::RecordFunction& op, at::ObserverContext* /*context*/) {
-  if (schema_of(op) == nullptr) return;
+  const c10::FunctionSchema* schema = schema_of(op);
+  if (schema == nullptr) return;
   Frame& frame = Engine::frame();
-  if (--frame.depth == 0) Engine::instance().end(frame, place_of_op);
+  if (kernel_depth == frame.depth) end_kernel(op, *schema);
+  if (--frame.depth > 0) return;
+  if (calls::logging() && Engine::instance().counts(frame)) frame.calls = calls::take_pattern();
+  Engine::instance().end(frame, place_of_op);
 }
 
 at::CallbackHandle handle = 0;
@@ -178,16 +221,19 @@ bool enabled = false;
 
 }  // namespace
 
-void enable() {
+void enable(bool meta) {
   if (enabled) return;
-  handle = at::addGlobalCallback(
-      at::RecordFunctionCallback(on_start, on_end).needsInputs(true).scopes({at::RecordScope::FUNCTION}));
+  meta_watched = meta;
+  handle = at::addGlobalCallback(at::RecordFunctionCallback(on_start, on_end)
+                                     .needsInputs(true)
+                                     .needsOutputs(meta)
+                                     .scopes({at::RecordScope::FUNCTION}));
   enabled = true;
 }
 
 void disable() {
   if (enabled) at::removeCallback(handle);
-  enabled = false;
+  enabled = meta_watched = false;
 }
 
 void mark_training_thread() {

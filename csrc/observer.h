@@ -6,7 +6,8 @@
 
 namespace teraio::observer {
 
-void enable();
+// With `meta`, storages of the meta device are blocks as well, from the first op that gets or makes them.
+void enable(bool meta = false);
 void disable();
 
 // This thread's ops belong to training (a forward or optimizer hook ran on it).

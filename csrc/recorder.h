@@ -13,6 +13,7 @@ struct Recording {
     uint8_t phase;
     int64_t duration_ns;
     int64_t workspace_bytes;
+    uint32_t calls;
   };
   struct Use {
     uint64_t block;

@@ -3,10 +3,11 @@
 In: a record and a path, or a path and the kind that it must hold. Out: a file, or a checked record.
 Must not know: torch, or what anyone does with the records.
 
-A file holds ``{"format": "teraio", "kind": ..., "version": 1, "record": ...}``. The long lists
+A file holds ``{"format": "teraio", "kind": ..., "version": 2, "record": ...}``. The long lists
 (ops, storages, moves) are stored by column. What is loaded is checked once, here: types, ranges,
-order of ops. A file from elsewhere can't harm: its size is limited, and whatever is wrong with it
-is a FileFormatError.
+order of ops. Files of older versions are read too: members that they lack get the defaults of the
+record. A file from elsewhere can't harm: its size is limited, and whatever is wrong with it is a
+FileFormatError.
 """
 
 from __future__ import annotations
@@ -16,34 +17,44 @@ import json
 import os
 import secrets
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import accumulate, pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn, TypeVar, cast, get_args
 
 from teraio.errors import FileFormatError
 from teraio.records import (
     Anchor,
+    Bound,
+    BoundKind,
     Extent,
     Hardware,
     Kind,
+    MeasuredStall,
     Move,
     Op,
     Phase,
     Plan,
+    PlanOptions,
     RunReport,
+    Stall,
     StepReport,
     Storage,
     Tier,
+    TierUse,
     Trace,
+    WaitsFor,
 )
 
-VERSION = 1
+VERSION = 2
+_READABLE = (1, 2)
 MAX_BYTES = 256 << 20
 _MAX_BRACKETS = 4_000_000
 _MAX_INT = (1 << 63) - 1
 _LEVEL = 4
 
+Value = TypeVar("Value")
 Record = TypeVar("Record", Trace, Plan, Hardware, StepReport, RunReport)
 AnyRecord = Trace | Plan | Hardware | StepReport | RunReport
 
@@ -83,6 +94,19 @@ def load(path: str | os.PathLike[str], kind: type[Record]) -> Record:
     except _Fault as fault:
         raise FileFormatError(f"{os.fspath(path)}: {fault}") from None
     return cast(Record, record)
+
+
+def load_any(path: str | os.PathLike[str]) -> AnyRecord:
+    """Read the record that ``path`` holds, whichever it is. Raises as ``load`` does."""
+    try:
+        document = _parse(_unpack(Path(path)))
+        name = document.get("kind") if isinstance(document, dict) else None
+        read = next((read for kind, _, read in _KINDS.values() if kind == name), None)
+        if read is None:
+            _fail("this is not a file of teraio, or of a kind that this version does not know")
+        return read(_open_document(document, str(name)))
+    except _Fault as fault:
+        raise FileFormatError(f"{os.fspath(path)}: {fault}") from None
 
 
 def _replace(target: Path, data: bytes) -> None:
@@ -139,8 +163,9 @@ def _open_document(document: object, kind: str) -> object:
     if document.get("kind") != kind:
         _fail(f"the file holds a {str(document.get('kind'))[:40]!r}, not a {kind!r}")
     version = document.get("version")
-    if type(version) is not int or version != VERSION:
-        _fail(f"the file has version {str(version)[:40]}, and only version {VERSION} can be read")
+    if type(version) is not int or version not in _READABLE:
+        readable = " and ".join(map(str, _READABLE))
+        _fail(f"the file has version {str(version)[:40]}; versions {readable} can be read")
     return document.get("record")
 
 
@@ -151,9 +176,17 @@ def _fail(reason: str) -> NoReturn:
 class _Fields:
     """A JSON object whose members are taken out one by one, each with its type checked."""
 
-    def __init__(self, value: object, where: str, names: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        value: object,
+        where: str,
+        names: tuple[str, ...],
+        later: Mapping[str, object] = MappingProxyType({}),
+    ) -> None:
+        """``later`` are members of ``names`` that version 1 lacks, and what they are there."""
         if not isinstance(value, dict):
             _fail(f"{where} is not an object")
+        value = {**later, **value}
         if value.keys() != set(names):
             odd = sorted(value.keys() ^ set(names))
             _fail(f"{where} has missing or unknown members: {', '.join(odd)[:80]}")
@@ -191,6 +224,15 @@ class _Fields:
         if above_zero and value == 0:
             self._bad(name, "a number above 0")
         return float(value)
+
+    def flag(self, name: str) -> bool:
+        value = self._value[name]
+        if type(value) is not bool:
+            self._bad(name, "true or false")
+        return value
+
+    def optional(self, name: str, read: Callable[[str], Value]) -> Value | None:
+        return None if self._value[name] is None else read(name)
 
     def items(self, name: str, read: Callable[[object, str], Any]) -> tuple[Any, ...]:
         value = self._value[name]
@@ -241,6 +283,10 @@ class _Fields:
     def same_length(self, *columns: list[Any]) -> None:
         if len({len(column) for column in columns}) > 1:
             _fail(f"{self._where} has columns of different lengths")
+
+
+def _objects(items: tuple[Any, ...], names: tuple[str, ...]) -> list[dict[str, Any]]:
+    return [{name: getattr(item, name) for name in names} for item in items]
 
 
 def _columns(items: tuple[Any, ...], names: tuple[str, ...]) -> dict[str, list[Any]]:
@@ -354,27 +400,32 @@ def _read_anchors(value: object, where: str, n: int) -> tuple[Anchor, ...]:
 
 
 _TIER_RATES = ("read_bytes_per_s", "write_bytes_per_s", "mixed_bytes_per_s")
-_TIER = ("name", "capacity_bytes", *_TIER_RATES, "latency_s")
-_HARDWARE = ("name", "budget_bytes", "tiers")
+_TIER_LATER = {"rated_write_bytes": None}
+_TIER = ("name", "capacity_bytes", *_TIER_RATES, "latency_s", *_TIER_LATER)
+_HARDWARE_LATER = {"max_write_bytes_per_day": None}
+_HARDWARE = ("name", "budget_bytes", "tiers", *_HARDWARE_LATER)
 
 
 def _write_hardware(hardware: Hardware) -> dict[str, Any]:
-    tiers = [{name: getattr(tier, name) for name in _TIER} for tier in hardware.tiers]
-    return {"name": hardware.name, "budget_bytes": hardware.budget_bytes, "tiers": tiers}
+    body = {name: getattr(hardware, name) for name in _HARDWARE}
+    return {**body, "tiers": _objects(hardware.tiers, _TIER)}
 
 
 def _read_hardware(value: object, where: str = "hardware") -> Hardware:
-    fields = _Fields(value, where, _HARDWARE)
+    fields = _Fields(value, where, _HARDWARE, _HARDWARE_LATER)
     tiers = fields.items("tiers", _read_tier)
     if len({tier.name for tier in tiers}) < len(tiers):
         _fail(f"{where}.tiers has two tiers of the same name")
     return Hardware(
-        name=fields.text("name"), budget_bytes=fields.integer("budget_bytes"), tiers=tiers
+        name=fields.text("name"),
+        budget_bytes=fields.integer("budget_bytes"),
+        tiers=tiers,
+        max_write_bytes_per_day=fields.optional("max_write_bytes_per_day", fields.number),
     )
 
 
 def _read_tier(value: object, where: str) -> Tier:
-    fields = _Fields(value, where, _TIER)
+    fields = _Fields(value, where, _TIER, _TIER_LATER)
     return Tier(
         name=fields.text("name"),
         capacity_bytes=fields.integer("capacity_bytes"),
@@ -382,6 +433,7 @@ def _read_tier(value: object, where: str) -> Tier:
         write_bytes_per_s=fields.number("write_bytes_per_s", above_zero=True),
         mixed_bytes_per_s=fields.number("mixed_bytes_per_s", above_zero=True),
         latency_s=fields.number("latency_s"),
+        rated_write_bytes=fields.optional("rated_write_bytes", fields.integer),
     )
 
 
@@ -396,6 +448,10 @@ _PLAN_BYTES = (
     "written_bytes",
 )
 _PLAN_TIMES = ("ideal_s", "bound_s", "predicted_s")
+_OPTIONS = ("bound", "improve", "reuse_copies", "capacity_by_time", "resident_state_share")
+_BOUND = ("name", "seconds")
+_STALL = ("op", "storage", "waits_for", "seconds")
+_TIER_USE = ("tier", "space_bytes", "read_bytes", "written_bytes", "read_s", "write_s")
 
 
 def _write_plan(plan: Plan) -> dict[str, Any]:
@@ -403,14 +459,87 @@ def _write_plan(plan: Plan) -> dict[str, Any]:
     moves["offset"] = [move.extent.offset for move in plan.moves]
     moves["nbytes"] = [move.extent.nbytes for move in plan.moves]
     rest = {name: getattr(plan, name) for name in (*_PLAN_BYTES, *_PLAN_TIMES)}
-    return {"moves": moves, **rest}
+    return {"moves": moves, **rest, **_write_reasons(plan)}
+
+
+def _write_reasons(plan: Plan) -> dict[str, Any]:
+    return {
+        "options": _objects((plan.options,), _OPTIONS)[0],
+        "bounds": _objects(plan.bounds, _BOUND),
+        "stalls": _objects(plan.stalls, _STALL),
+        "tiers": _objects(plan.tiers, _TIER_USE),
+    }
 
 
 def _read_plan(value: object, where: str = "plan") -> Plan:
-    fields = _Fields(value, where, ("moves", *_PLAN_BYTES, *_PLAN_TIMES))
+    later = {
+        "options": _objects((PlanOptions(),), _OPTIONS)[0],
+        "bounds": [],
+        "stalls": [],
+        "tiers": [],
+    }
+    fields = _Fields(value, where, ("moves", *_PLAN_BYTES, *_PLAN_TIMES, *later), later)
     numbers: dict[str, Any] = {name: fields.integer(name) for name in _PLAN_BYTES}
     numbers.update((name, fields.number(name)) for name in _PLAN_TIMES)
-    return Plan(moves=_read_moves(fields.raw("moves"), f"{where}.moves"), **numbers)
+    return Plan(
+        moves=_read_moves(fields.raw("moves"), f"{where}.moves"),
+        options=_read_options(fields.raw("options"), f"{where}.options"),
+        bounds=fields.items("bounds", _read_bound),
+        stalls=fields.items("stalls", _read_stall),
+        tiers=fields.items("tiers", _read_tier_use),
+        **numbers,
+    )
+
+
+def _read_options(value: object, where: str) -> PlanOptions:
+    fields = _Fields(value, where, _OPTIONS)
+    share = fields.number("resident_state_share")
+    if share > 1:
+        _fail(f"{where}.resident_state_share is above 1")
+    return PlanOptions(
+        bound=fields.one_of("bound", get_args(BoundKind)),
+        improve=fields.flag("improve"),
+        reuse_copies=fields.flag("reuse_copies"),
+        capacity_by_time=fields.flag("capacity_by_time"),
+        resident_state_share=share,
+    )
+
+
+def _read_bound(value: object, where: str) -> Bound:
+    fields = _Fields(value, where, _BOUND)
+    return Bound(name=fields.text("name"), seconds=fields.number("seconds"))
+
+
+def _read_stall(value: object, where: str) -> Stall:
+    fields = _Fields(value, where, _STALL)
+    return Stall(
+        op=fields.integer("op"),
+        storage=fields.integer("storage"),
+        waits_for=fields.one_of("waits_for", get_args(WaitsFor)),
+        seconds=fields.number("seconds"),
+    )
+
+
+def _read_measured_stall(value: object, where: str) -> MeasuredStall:
+    fields = _Fields(value, where, _STALL)
+    return MeasuredStall(
+        op=fields.integer("op"),
+        storage=fields.optional("storage", fields.integer),
+        waits_for=fields.one_of("waits_for", get_args(WaitsFor)),
+        seconds=fields.number("seconds"),
+    )
+
+
+def _read_tier_use(value: object, where: str) -> TierUse:
+    fields = _Fields(value, where, _TIER_USE)
+    return TierUse(
+        tier=fields.text("tier"),
+        space_bytes=fields.integer("space_bytes"),
+        read_bytes=fields.integer("read_bytes"),
+        written_bytes=fields.integer("written_bytes"),
+        read_s=fields.number("read_s"),
+        write_s=fields.number("write_s"),
+    )
 
 
 def _read_moves(value: object, where: str) -> tuple[Move, ...]:
@@ -456,15 +585,17 @@ _STEP = ("phase", "duration_s", "stall_s", *_STEP_INTEGERS)
 
 
 def _write_step(step: StepReport) -> dict[str, Any]:
-    return {name: getattr(step, name) for name in _STEP}
+    stalls = _objects(step.stalls, _STALL)
+    return {"stalls": stalls, **{name: getattr(step, name) for name in _STEP}}
 
 
 def _read_step(value: object, where: str = "step report") -> StepReport:
-    fields = _Fields(value, where, _STEP)
+    fields = _Fields(value, where, ("stalls", *_STEP), {"stalls": []})
     return StepReport(
         phase=fields.one_of("phase", ("profile", "run")),
         duration_s=fields.number("duration_s"),
         stall_s=fields.number("stall_s"),
+        stalls=fields.items("stalls", _read_measured_stall),
         **{name: fields.integer(name) for name in _STEP_INTEGERS},
     )
 
@@ -488,7 +619,7 @@ def _read_run(value: object, where: str = "run report") -> RunReport:
     trace, plan = fields.raw("trace"), fields.raw("plan")
     return RunReport(
         budget_bytes=fields.integer("budget_bytes"),
-        phase=fields.one_of("phase", ("profile", "run", "closed")),
+        phase=fields.one_of("phase", ("planned", "profile", "run", "closed")),
         hardware=_read_hardware(fields.raw("hardware"), f"{where}.hardware"),
         trace=None if trace is None else _read_trace(trace, f"{where}.trace"),
         plan=None if plan is None else _read_plan(plan, f"{where}.plan"),

@@ -15,6 +15,8 @@ from typing import Literal
 
 Phase = Literal["forward", "backward", "optimizer", "other"]
 Kind = Literal["parameter", "gradient", "optimizer_state", "activation", "buffer", "input"]
+BoundKind = Literal["relaxation", "simple"]
+WaitsFor = Literal["memory", "data"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +90,11 @@ class Trace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tier:
-    """A place that storages move to. Rates in bytes/s; ``mixed`` is their sum while both run."""
+    """A place that storages move to. Rates in bytes/s; ``mixed`` is their sum while both run.
+
+    ``rated_write_bytes`` is the endurance of all its drives together: what their maker allows to
+    be written to them in their life. None where it is unknown, or where writing wears nothing.
+    """
 
     name: str
     capacity_bytes: int
@@ -96,15 +102,21 @@ class Tier:
     write_bytes_per_s: float
     mixed_bytes_per_s: float
     latency_s: float
+    rated_write_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hardware:
-    """What a plan may use: the device memory budget and the tiers, fastest path first."""
+    """What a plan may use: the device memory budget and the tiers, fastest path first.
+
+    ``max_write_bytes_per_day`` limits what is written to the tiers that have a
+    ``rated_write_bytes``, all together and with the training running all day; None: no limit.
+    """
 
     name: str
     budget_bytes: int
     tiers: tuple[Tier, ...]
+    max_write_bytes_per_day: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,12 +150,70 @@ class Move:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlanOptions:
+    """What a planner may do; each can be switched, so that its gain can be measured.
+
+    ``bound``: "relaxation" solves a linear program for the lower bound, "simple" leaves that out.
+    ``improve``: search for better plans near the first ones, judged by simulation.
+    ``reuse_copies``: a storage not written since it was last away is not written again.
+    ``capacity_by_time``: storages that are away at different times share room on a tier; else each
+    keeps its place there for the whole iteration.
+    ``resident_state_share``: this share of the bytes of optimizer states never leaves.
+    """
+
+    bound: BoundKind = "relaxation"
+    improve: bool = True
+    reuse_copies: bool = True
+    capacity_by_time: bool = True
+    resident_state_share: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bound:
+    """Seconds per iteration that no plan can beat, and by which reasoning ("ops", "bytes", ...)."""
+
+    name: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stall:
+    """Op ``op`` waited ``seconds`` for ``storage``.
+
+    It waited for the "memory" that the storage was still leaving, or for "data" still coming.
+    """
+
+    op: int
+    storage: int
+    waits_for: WaitsFor
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TierUse:
+    """What one iteration of a plan does on a tier.
+
+    ``space_bytes`` is the room its extents take; ``read_s`` and ``write_s`` are the seconds during
+    which each channel is busy.
+    """
+
+    tier: str
+    space_bytes: int
+    read_bytes: int
+    written_bytes: int
+    read_s: float
+    write_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """The moves of one iteration, and what they are predicted to give.
 
     ``ideal_s`` is the iteration without any limit on memory, ``bound_s`` a time that no plan can
-    beat, ``predicted_s`` the time of this plan. ``spill_bytes`` is the size of the spill space it
-    needs.
+    beat (the greatest of ``bounds``), ``predicted_s`` the time of this plan. ``spill_bytes`` is the
+    size of the largest tier's spill space. ``stalls`` are the longest that are predicted, the
+    longest first; all of them add up to ``predicted_s - ideal_s``. ``tiers`` has one entry per tier
+    of the hardware, in its order.
     """
 
     budget_bytes: int
@@ -156,11 +226,32 @@ class Plan:
     spill_bytes: int
     read_bytes: int
     written_bytes: int
+    options: PlanOptions = PlanOptions()
+    bounds: tuple[Bound, ...] = ()
+    stalls: tuple[Stall, ...] = ()
+    tiers: tuple[TierUse, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredStall:
+    """Op ``op`` waited ``seconds``, for "data" that was coming or for "memory" to be free for it.
+
+    ``storage`` is what was to come; None for a new one, or one that the trace doesn't know.
+    """
+
+    op: int
+    storage: int | None
+    waits_for: WaitsFor
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepReport:
-    """What one iteration really did. ``drift_ops`` counts ops that the plan did not foresee."""
+    """What one iteration really did.
+
+    ``drift_ops`` counts ops that the plan did not foresee. ``stalls`` are the longest, the longest
+    first; all of them add up to ``stall_s``.
+    """
 
     iteration: int
     phase: Literal["profile", "run"]
@@ -171,14 +262,18 @@ class StepReport:
     written_bytes: int
     ops: int
     drift_ops: int
+    stalls: tuple[MeasuredStall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunReport:
-    """The state of an offloaded run. ``plan`` and the times are None until a plan exists."""
+    """The state of an offloaded run. ``plan`` and the times are None until a plan exists.
+
+    In phase ``planned`` nothing has run: it is a plan with the trace and hardware it is for.
+    """
 
     budget_bytes: int
-    phase: Literal["profile", "run", "closed"]
+    phase: Literal["planned", "profile", "run", "closed"]
     hardware: Hardware
     trace: Trace | None
     plan: Plan | None

@@ -17,24 +17,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch.nn.modules.module import (
-    register_module_forward_hook,
-    register_module_forward_pre_hook,
-)
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
 )
 
 import teraio._C as _C
-from teraio import errors
+from teraio import errors, status
 from teraio.engine import list_ops, raw_access, schedule
 from teraio.engine.foreign import own_memory
+from teraio.engine.module_hooks import ModuleHooks
 from teraio.engine.places import Places
 from teraio.planner import plan as make_plan
 from teraio.profiler.hardware import FolderSpeed, hardware, stripe_weights
-from teraio.profiler.trace import Recorded, build_trace
-from teraio.records import Hardware, Kind, Plan, RunReport, StepReport
+from teraio.profiler.trace import Recorded, build_trace, with_durations
+from teraio.records import Hardware, Kind, MeasuredStall, Plan, RunReport, StepReport
 from teraio.sizes import format_size
 
 log = logging.getLogger("teraio")
@@ -44,12 +41,15 @@ _MEASURED_BYTES = 128 << 20
 MIN_STORAGE_BYTES = 16 << 10
 # A list op gets at most this part of the budget at once.
 _LIST_OP_SHARE = 8
-# The plan keeps this part of the budget free for what differs a little from iteration to iteration.
+# The plan keeps this part of the budget free for what differs from iteration to iteration.
 _PLAN_RESERVE = 0.01
-# Another profile is due when more ops than this part went unforeseen in so many iterations in a
-# row.
+# Another profile is due when more ops than this part were not foreseen, so many times in a row.
 _DRIFT_SHARE = 0.02
 _DRIFT_ITERATIONS = 3
+# The profiled iteration may compute slowly (cold caches, fresh pages, a busy machine). The first
+# ones under a plan are timed too; one quicker by more than this part is planned for instead.
+_TIMED_ITERATIONS = 3
+_QUICKER_SHARE = 0.05
 
 
 class Runtime:
@@ -63,7 +63,9 @@ class Runtime:
         spill_bytes: int,
         profile_iterations: int,
         device: str,
+        on_trace: Callable[[], None] | None = None,
     ) -> None:
+        """``on_trace`` is called when a trace is recorded; with it the run makes no plan."""
         _C.set_error_types(errors.BudgetError, errors.SpillError)
         measured = _C.open_spill([str(folder) for folder in folders], _MEASURED_BYTES)
         speeds = [
@@ -78,9 +80,11 @@ class Runtime:
         self.plan: Plan | None = None
         self.steps: list[StepReport] = []
         self._device = device
+        self._on_trace = on_trace
         self._profile_iterations = profile_iterations
         self._profiled = 0
         self._drifting = 0
+        self._timed = 0
         self._patience = _DRIFT_ITERATIONS
         self._manual = False
         self._places = Places()
@@ -91,8 +95,11 @@ class Runtime:
         self._closing: weakref.ref[torch.optim.Optimizer] | None = None
         self._gradients: list[dict[int, tuple[Kind, str]]] = []  # the newest first
         self._live_at_start: list[tuple[int, int, bool]] = []
-        self._module_hooks: list[Any] = []
+        self._module_hooks = ModuleHooks(self._module_ids)
         self._progress = _Progress(profile_iterations)
+        self._status = status.StatusFile()
+        self._started_s = time.time()
+        self._folders = tuple(str(folder) for folder in folders)
         _C.start(weights, spill_bytes, budget_bytes, MIN_STORAGE_BYTES)
         raw_access.install()
         list_ops.install(budget_bytes // _LIST_OP_SHARE)
@@ -152,6 +159,10 @@ class Runtime:
         """Whether the model is offloaded by this runtime."""
         return id(model) in self._models
 
+    def knows_module(self, module: torch.nn.Module) -> bool:
+        """Whether the module is one of an offloaded model."""
+        return id(module) in self._module_ids
+
     def remove_model(self, model: torch.nn.Module) -> None:
         """The last model to go closes the run."""
         self._forget(id(model))
@@ -177,9 +188,10 @@ class Runtime:
         self._progress.stop()
         for hook in self._optimizer_hooks:
             hook.remove()
-        self._remove_module_hooks()
+        self._module_hooks.remove()
         list_ops.uninstall()
         raw_access.uninstall()
+        self._status.close()
         _C.stop()
         log.info("closed: everything is back in memory")
 
@@ -255,12 +267,42 @@ class Runtime:
                 written_bytes=stats["written_bytes"],
                 ops=stats["ops"],
                 drift_ops=stats["drift_ops"],
+                stalls=tuple(
+                    MeasuredStall(
+                        op=op,
+                        storage=storage if storage >= 0 else None,
+                        waits_for="memory" if memory else "data",
+                        seconds=ns / 1e9,
+                    )
+                    for op, storage, memory, ns in stats["stalls"]
+                ),
             )
         )
         if self.phase == "profile":
             self._profiled_one()
         elif self.phase == "run":
+            self._watch_time(self.steps[-1])
             self._watch_drift(self.steps[-1])
+        self._status.update(self._status_now)
+
+    def _status_now(self) -> status.RunStatus:
+        totals, tier = _C.totals(), self.hardware.tiers[0]
+        return status.RunStatus(
+            **status.this_process(),
+            started_s=self._started_s,
+            updated_s=time.time(),
+            folders=self._folders,
+            phase=self.phase,
+            budget_bytes=self.budget_bytes,
+            used_bytes=totals["used"],
+            away_bytes=totals["away"],
+            spill_bytes=totals["spill_reserved"],
+            read_bytes_per_s=tier.read_bytes_per_s,
+            write_bytes_per_s=tier.write_bytes_per_s,
+            predicted_s=self.plan.predicted_s if self.plan else None,
+            ideal_s=self.plan.ideal_s if self.plan else None,
+            steps=status.last_steps(self.steps),
+        )
 
     # ------------------------------------------------------------ profile, plan, drift
 
@@ -269,7 +311,8 @@ class Runtime:
         self.plan = None
         self._profiled = self._profile_iterations - iterations
         _C.unfollow()
-        self._add_module_hooks()
+        _C.record(False)
+        self._module_hooks.add()
         self._progress.start(self._profiled)
         if iterations == 1:
             self._record()
@@ -285,23 +328,32 @@ class Runtime:
         if left == 1:
             self._record()
         elif left <= 0:
-            self._make_plan()
+            self._end_profile()
 
-    def _make_plan(self) -> None:
-        recording = _C.take_recording()
-        recorded = build_trace(
-            recording, self._live_at_start, self._names(), self._places, self._device
+    def _end_profile(self) -> None:
+        self.recorded = build_trace(
+            _C.take_recording(), self._live_at_start, self._names(), self._places, self._device
         )
-        trace = recorded.trace
+        trace = self.recorded.trace
         log.info(
             "profiled %d ops and %d storages, %s in all",
             len(trace.ops),
             len(trace.storages),
             format_size(sum(storage.nbytes for storage in trace.storages)),
         )
+        self.phase = "run"
+        self._progress.stop()
+        if self._on_trace is not None:
+            self._module_hooks.remove()
+            self._on_trace()
+            return
+        self._timed = 0
+        self._follow_plan(self.recorded)
+
+    def _follow_plan(self, recorded: Recorded) -> None:
         begin = time.perf_counter()
         budget = int(self.budget_bytes * (1 - _PLAN_RESERVE))
-        plan = make_plan(trace, replace(self.hardware, budget_bytes=budget))
+        plan = make_plan(recorded.trace, replace(self.hardware, budget_bytes=budget))
         log.info(
             "planned in %.2f s: %d moves, %s to write and %s to read per iteration, "
             "spill space %s; predicted %.3f s per iteration, ideal %.3f s (%.0f %%)",
@@ -314,17 +366,39 @@ class Runtime:
             plan.ideal_s,
             100 * plan.ideal_s / plan.predicted_s if plan.predicted_s else 100,
         )
-        self.recorded, self.plan = recorded, plan
-        self.phase = "run"
-        self._progress.stop()
+        self.plan = plan
         if plan.moves:
             _C.reserve_spill(plan.spill_bytes)
-            schedule.follow(trace, plan, recorded.blocks, recorded.births, self._places)
+            schedule.follow(recorded.trace, plan, recorded.blocks, recorded.births, self._places)
+            _C.record(self._timed < _TIMED_ITERATIONS)
         else:
-            self._remove_module_hooks()  # all fits: nothing to follow
+            self._module_hooks.remove()  # all fits: nothing to follow
+
+    def _watch_time(self, step: StepReport) -> None:
+        recorded = self.recorded
+        if not self.plan or not self.plan.moves or recorded is None:
+            return
+        if self._timed == _TIMED_ITERATIONS:
+            return
+        self._timed += 1
+        quicker = with_durations(recorded, _C.take_recording())
+        if step.drift_ops == 0 and quicker is not None:
+            ideal_s = sum(op.duration_ns for op in quicker.trace.ops) * 1e-9
+            if ideal_s < (1 - _QUICKER_SHARE) * self.plan.ideal_s:
+                log.info(
+                    "an iteration computed in %.3f s, the profiled one in %.3f s: planning again",
+                    ideal_s,
+                    self.plan.ideal_s,
+                )
+                self.recorded = quicker
+                self._follow_plan(quicker)
+                return
+        _C.record(self._timed < _TIMED_ITERATIONS)
 
     def _watch_drift(self, step: StepReport) -> None:
-        moves = bool(self.plan and self.plan.moves)
+        if self.plan is None:
+            return
+        moves = bool(self.plan.moves)
         drifted = step.drift_ops > _DRIFT_SHARE * step.ops if moves else step.written_bytes > 0
         self._drifting = self._drifting + 1 if drifted else 0
         if self._drifting >= self._patience:
@@ -367,39 +441,6 @@ class Runtime:
             for parameter, position in _parameters(optimizer)
         ]
 
-    # ------------------------------------------------------------ module hooks
-
-    def _add_module_hooks(self) -> None:
-        if not self._module_hooks:
-            self._module_hooks = [
-                register_module_forward_pre_hook(self._enter_hook()),
-                register_module_forward_hook(self._exit_hook(), always_call=True),
-            ]
-
-    def _remove_module_hooks(self) -> None:
-        for hook in self._module_hooks:
-            hook.remove()
-        self._module_hooks = []
-
-    def _enter_hook(self) -> Callable[[torch.nn.Module, Any], None]:
-        ids, enter = self._module_ids, _C.enter_module
-
-        def hook(module: torch.nn.Module, _args: Any) -> None:
-            number = ids.get(id(module))
-            if number is not None:
-                enter(number)
-
-        return hook
-
-    def _exit_hook(self) -> Callable[[torch.nn.Module, Any, Any], None]:
-        ids, leave = self._module_ids, _C.exit_module
-
-        def hook(module: torch.nn.Module, _args: Any, _result: Any) -> None:
-            if id(module) in ids:
-                leave()
-
-        return hook
-
 
 class _Progress:
     """A line on a terminal that says how far profiling is; nothing where stderr is no terminal."""
@@ -426,6 +467,16 @@ class _Progress:
         if self._status is not None:
             self._status.stop()
             self._status = None
+
+
+def check_devices(model: torch.nn.Module) -> None:
+    """Raises ConfigurationError for a model that is not on the CPU."""
+    devices = {tensor.device.type for tensor in (*model.parameters(), *model.buffers())}
+    if devices - {"cpu"}:
+        raise errors.ConfigurationError(
+            f"the model is on {', '.join(sorted(devices))}; "
+            "this version offloads models on the CPU only."
+        )
 
 
 def _tensors_of(model: torch.nn.Module, prefix: str) -> dict[str, torch.Tensor]:

@@ -11,34 +11,42 @@ from itertools import chain
 
 import numpy as np
 
-from teraio.planner.bound import ideal_s, lower_bound_s
+from teraio.planner.bound import lower_bound_s, simple_bounds
+from teraio.planner.columns import Columns, columns
 from teraio.planner.extents import moves_with_extents
 from teraio.planner.feasibility import check_budget, least_budget
 from teraio.planner.greedy import Seconds, Tuning, choose
 from teraio.planner.memory import live_by_op, memory_by_op
 from teraio.planner.periods import Period, inactive_periods
-from teraio.planner.simulate import Simulation, Stall, simulate
+from teraio.planner.relaxation import Relaxation, relaxation
+from teraio.planner.simulate import Moved, Simulation, simulate
 from teraio.planner.validate import validate
-from teraio.records import Hardware, Move, Plan, Trace
+from teraio.planner.wear import Wear, wear
+from teraio.records import Bound, Hardware, Move, Plan, PlanOptions, Stall, Trace
 
 __all__ = [
+    "Moved",
     "Period",
     "Simulation",
     "Stall",
+    "Wear",
     "inactive_periods",
     "least_budget",
     "live_by_op",
     "lower_bound_s",
     "memory_by_op",
     "plan",
+    "simple_bounds",
     "simulate",
     "validate",
+    "wear",
 ]
 
 # A plan this close to the bound is not worth another try.
 _GOOD_ENOUGH = 1.002
 _MANY_OPS = 20_000
 _VERY_MANY_OPS = 100_000
+_MOST_STALLS = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,33 +56,51 @@ class _Try:
     simulation: Simulation
 
 
-def plan(trace: Trace, hardware: Hardware) -> Plan:
+def plan(trace: Trace, hardware: Hardware, options: PlanOptions | None = None) -> Plan:
     """The moves that keep ``trace`` within the budget of ``hardware`` at the least predicted time.
 
     Raises BudgetError, naming the op, where no plan can meet the budget or the tiers are too small.
     """
-    check_budget(trace, hardware.budget_bytes)
-    live = live_by_op(trace)
-    peak = int(live.max(initial=trace.base_bytes))
-    bound = lower_bound_s(trace, hardware)
+    options = options or PlanOptions()
+    on = columns(trace)
+    check_budget(trace, on, hardware.budget_bytes)
+    peak = int(on.live.max(initial=trace.base_bytes))
+    bounds, _ = _bounds(trace, on, hardware, options, peak)
+    bound = max(found.seconds for found in bounds)
     best = _Try((), 0, simulate(trace, hardware, ()))
     if peak > hardware.budget_bytes:
         best = _best_try(trace, hardware, bound)
+    simulation = best.simulation
     result = Plan(
         budget_bytes=hardware.budget_bytes,
         moves=best.moves,
         unlimited_peak_bytes=peak,
-        peak_bytes=max(best.simulation.peak_bytes, trace.base_bytes),
-        ideal_s=ideal_s(trace),
+        peak_bytes=max(simulation.peak_bytes, trace.base_bytes),
+        ideal_s=bounds[0].seconds,
         # Both are sums of many numbers: where they are equal, rounding must not turn them round.
-        bound_s=min(bound, best.simulation.iteration_s),
-        predicted_s=best.simulation.iteration_s,
+        bound_s=min(bound, simulation.iteration_s),
+        predicted_s=simulation.iteration_s,
         spill_bytes=best.spill_bytes,
-        read_bytes=best.simulation.read_bytes,
-        written_bytes=best.simulation.written_bytes,
+        read_bytes=simulation.read_bytes,
+        written_bytes=simulation.written_bytes,
+        options=options,
+        bounds=bounds,
+        stalls=simulation.stalls[:_MOST_STALLS],
+        tiers=simulation.tiers,
     )
     validate(trace, hardware, result)
     return result
+
+
+def _bounds(
+    trace: Trace, on: Columns, hardware: Hardware, options: PlanOptions, peak: int
+) -> tuple[tuple[Bound, ...], Relaxation | None]:
+    bounds = simple_bounds(trace, hardware)
+    solve = options.bound == "relaxation" and peak > hardware.budget_bytes and hardware.tiers
+    if not solve:
+        return bounds, None
+    solution = relaxation(on, hardware)
+    return (*bounds, Bound(name="relaxation", seconds=solution.bound_s)), solution
 
 
 def _best_try(trace: Trace, hardware: Hardware, bound: float) -> _Try:

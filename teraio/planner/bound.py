@@ -1,6 +1,6 @@
-"""A time that no plan can beat.
+"""Times that no plan can beat, from simple sums.
 
-In: a Trace, a Hardware. Out: seconds. Must not know: any plan.
+In: a Trace, a Hardware. Out: Bounds. Must not know: any plan.
 
 [Note: why these are bounds]
 Take any stretch of consecutive ops. The data that it uses and that existed before must be in memory
@@ -15,13 +15,14 @@ out, which can only lower the bound.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from teraio.records import Hardware, Tier, Trace
+from teraio.planner.columns import flattened
+from teraio.records import Bound, Hardware, Tier, Trace
 
 _STARTS = 96
 
@@ -30,26 +31,39 @@ _Floats = npt.NDArray[np.float64]
 
 
 def _corners(tier: Tier) -> list[tuple[float, float]]:
-    """Write and read rates that a tier can keep up at once; it can keep up any mean of them too."""
-    write, read, both = tier.write_bytes_per_s, tier.read_bytes_per_s, tier.mixed_bytes_per_s
-    return [
-        (write, min(read, max(0.0, both - write))),
-        (min(write, max(0.0, both - read)), read),
-    ]
+    """Write and read rates between which a tier can only change over time.
+
+    It writes, or reads, or does both, each slowed down so that they add up to the mixed rate.
+    """
+    write, read = tier.write_bytes_per_s, tier.read_bytes_per_s
+    slowed = min(1.0, tier.mixed_bytes_per_s / (write + read))
+    return [(write, 0.0), (write * slowed, read * slowed), (0.0, read)]
+
+
+def tier_cuts(tiers: Sequence[Tier]) -> list[tuple[float, float]]:
+    """Pairs of seconds per byte written and per byte read.
+
+    For each pair, ``tiers`` together take at least the sum of bytes times seconds.
+    """
+    corners = [_corners(tier) for tier in tiers]
+    # For every direction a valid cut; tight are those of the edges between corners.
+    directions = [(1.0, 0.0), (0.0, 1.0)]
+    for alone_write, both, alone_read in corners:
+        for a, b in ((alone_write, both), (both, alone_read), (alone_write, alone_read)):
+            directions.append((b[1] - a[1], a[0] - b[0]))
+    found = []
+    for w, r in directions:
+        if w >= 0.0 and r >= 0.0 and w + r > 0.0:
+            most = sum(max(w * x + r * y for x, y in tier) for tier in corners)
+            found.append((w / most, r / most))
+    return sorted(set(found))
 
 
 class _Rates:
     """Least seconds for some bytes read and written, by all tiers together."""
 
     def __init__(self, tiers: tuple[Tier, ...]) -> None:
-        corners = [_corners(tier) for tier in tiers]
-        weights = [(1.0, 0.0), (0.0, 1.0), (1.0, 1.0)]
-        weights += [(b[1] - a[1], a[0] - b[0]) for a, b in corners if b[1] > a[1] and a[0] > b[0]]
-        self._cuts = [
-            (w / most, r / most)
-            for w, r in weights
-            for most in [sum(max(w * x + r * y for x, y in tier) for tier in corners)]
-        ]
+        self._cuts = tier_cuts(tiers)
 
     def seconds(self, read_bytes: _Floats, written_bytes: _Floats) -> _Floats:
         least = np.zeros(len(read_bytes))
@@ -77,11 +91,29 @@ def ideal_s(trace: Trace) -> float:
     return sum(op.duration_ns for op in trace.ops) * 1e-9
 
 
-def lower_bound_s(trace: Trace, hardware: Hardware) -> float:
-    """Seconds per iteration that no plan for ``hardware`` can beat; at least ``ideal_s``."""
+def simple_bounds(trace: Trace, hardware: Hardware) -> tuple[Bound, ...]:
+    """Seconds per iteration that no plan for ``hardware`` can beat, by three ways to reason.
+
+    "ops": the ops alone; "bytes": at least what does not fit has to move in each iteration;
+    "stretches": the same in stretches of the iteration, which add up.
+    """
     ideal = ideal_s(trace)
-    if not trace.ops or not hardware.tiers:
-        return ideal
+    whole, parts = ideal, ideal
+    if trace.ops and hardware.tiers:
+        whole, parts = _bounds_by_bytes(trace, hardware, ideal)
+    return (
+        Bound(name="ops", seconds=ideal),
+        Bound(name="bytes", seconds=whole),
+        Bound(name="stretches", seconds=parts),
+    )
+
+
+def lower_bound_s(trace: Trace, hardware: Hardware) -> float:
+    """The greatest of the simple bounds, in seconds per iteration."""
+    return max(bound.seconds for bound in simple_bounds(trace, hardware))
+
+
+def _bounds_by_bytes(trace: Trace, hardware: Hardware, ideal: float) -> tuple[float, float]:
     rates = _Rates(hardware.tiers)
     room = hardware.budget_bytes - trace.base_bytes
     n = len(trace.ops)
@@ -102,38 +134,39 @@ def lower_bound_s(trace: Trace, hardware: Hardware) -> float:
         lost = least - (clock[stretches] - clock[start])
         whole = max(whole, ideal + float(lost[-1]))
         best[i] = max(best[i + 1], float((np.maximum(lost[:-1], 0.0) + best[i + 1 :]).max()))
-    return max(whole, ideal + float(best[0]))
+    return whole, ideal + float(best[0])
 
 
 def _uses(trace: Trace) -> tuple[_Uses, _Uses]:
     """All uses, and the writes among them."""
-    n = len(trace.ops)
-    reads: list[tuple[int, int, int, int]] = []
-    writes: list[tuple[int, int, int, int]] = []
-    for storage in trace.storages:
-        for rows, ops in ((reads, storage.uses), (writes, storage.writes)):
-            if storage.persistent:
-                ops = (*ops, *(op + n for op in ops))
-                rows += _rows(ops, -1, 3 * n, storage.nbytes)
-            elif ops:
-                for lap in (0, n):
-                    first = -1 if storage.birth is None and not lap else ops[0] + lap
-                    shifted = [op + lap for op in ops]
-                    rows += _rows(shifted, first, storage.uses[-1] + lap, storage.nbytes)
-    return _table(reads), _table(writes)
+    storages, n = trace.storages, len(trace.ops)
+    last = np.fromiter((s.uses[-1] if s.uses else 0 for s in storages), np.int64, len(storages))
+    reads = _table(trace, flattened([s.uses for s in storages]), last, n)
+    return reads, _table(trace, flattened([s.writes for s in storages]), last, n)
 
 
-def _rows(
-    ops: Sequence[int], first_since: int, last: int, nbytes: int
-) -> Iterator[tuple[int, int, int, int]]:
-    for op, since in zip(ops, (first_since, *ops), strict=False):
-        yield op, since, last, nbytes
-
-
-def _table(rows: list[tuple[int, int, int, int]]) -> _Uses:
-    table = np.array(rows, dtype=np.int64).reshape(-1, 4)
-    table = table[np.argsort(table[:, 0], kind="stable")]
-    return _Uses(table[:, 0], table[:, 1], table[:, 2], table[:, 3])
+def _table(trace: Trace, uses: tuple[_Ints, _Ints], last_use: _Ints, n: int) -> _Uses:
+    owner, op = uses
+    storages = trace.storages
+    count = len(storages)
+    nbytes = np.fromiter((s.nbytes for s in storages), np.int64, count)
+    persistent = np.fromiter((s.persistent for s in storages), np.bool_, count)
+    early = np.fromiter((s.birth is None for s in storages), np.bool_, count)
+    is_first = np.append(True, owner[1:] != owner[:-1])[: len(owner)]
+    before = np.append(0, op[:-1])[: len(op)]
+    final = np.zeros(count, np.int64)
+    final[owner] = op  # the last of each owner stays
+    laps = []
+    for lap in (0, n):
+        made_here = np.where(early[owner] & (lap == 0), -1, op + lap)
+        around = final[owner] if lap else np.full(len(op), -1)
+        first = np.where(persistent[owner], around, made_here)
+        since = np.where(is_first, first, before + lap)
+        last = np.where(persistent[owner], 3 * n, last_use[owner] + lap)
+        laps.append((op + lap, since, last, nbytes[owner]))
+    columns = [np.concatenate(parts) for parts in zip(*laps, strict=True)]
+    order = np.argsort(columns[0], kind="stable")
+    return _Uses(*(column[order] for column in columns))
 
 
 def _excess(nbytes: _Ints, room: int) -> _Floats:

@@ -5,36 +5,37 @@ In: a Trace. Out: bytes, or a BudgetError that names the op in the way. Must not
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 
 from teraio.errors import BudgetError
-from teraio.planner.memory import Bytes, live_by_op, pieces
-from teraio.planner.periods import Period, inactive_periods
+from teraio.planner.columns import Columns, Flags, Ints, columns
 from teraio.records import Trace
 
 
-def least_by_op(trace: Trace, periods: Iterable[Period]) -> Bytes:
+def held_by_op(on: Columns, away: Flags) -> Ints:
+    """Bytes in memory during each op with everything away in the periods flagged by ``away``."""
+    periods = on.periods
+    nbytes, first = periods.nbytes[away], periods.after[away] + 1
+    steps = np.zeros(2 * on.n + 1, np.int64)
+    np.add.at(steps, first, -nbytes)
+    np.add.at(steps, first + periods.length[away], nbytes)
+    change = np.cumsum(steps)
+    return on.live + change[: on.n] + change[on.n : 2 * on.n]
+
+
+def least_by_op(on: Columns) -> Ints:
     """Bytes in memory during each op with everything away in all inactive periods."""
-    n = len(trace.ops)
-    steps = np.zeros(n + 1, dtype=np.int64)
-    for period in periods:
-        nbytes = trace.storages[period.storage].nbytes
-        for low, high in pieces(period.after + 1, period.length, n):
-            steps[low] -= nbytes
-            steps[high] += nbytes
-    return live_by_op(trace) + np.cumsum(steps)[:n]
+    return held_by_op(on, np.ones(len(on.periods), np.bool_))
 
 
 def least_budget(trace: Trace) -> int:
     """The least budget in bytes that a plan for ``trace`` can meet."""
-    return int(least_by_op(trace, inactive_periods(trace)).max(initial=trace.base_bytes))
+    return int(least_by_op(columns(trace)).max(initial=trace.base_bytes))
 
 
-def check_budget(trace: Trace, budget_bytes: int) -> None:
+def check_budget(trace: Trace, on: Columns, budget_bytes: int) -> None:
     """Raise BudgetError, naming the op that needs most, if no plan can meet ``budget_bytes``."""
-    by_op = least_by_op(trace, inactive_periods(trace))
+    by_op = least_by_op(on)
     if not len(by_op) or int(by_op.max()) <= budget_bytes:
         return
     index = int(by_op.argmax())

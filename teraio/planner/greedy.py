@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from teraio.errors import BudgetError
 from teraio.planner.channels import ChannelTime, Reservation
+from teraio.planner.columns import columns
 from teraio.planner.feasibility import least_by_op
 from teraio.planner.memory import Bytes, Profile, live_by_op, pieces
 from teraio.planner.periods import Period, age, writers
@@ -297,7 +298,7 @@ def choose(
     """
     memory = live_by_op(trace)
     target_bytes = int(hardware.budget_bytes * (1.0 - tuning.headroom))
-    target_bytes = max(target_bytes, int(least_by_op(trace, periods).max()))
+    target_bytes = max(target_bytes, int(least_by_op(columns(trace)).max()))
     selection = _Selection(trace, hardware, op_s, tuning, target_bytes)
     large = [p for p in periods if trace.storages[p.storage].nbytes >= _SMALL_BYTES]
     left = selection.cover(memory, large, in_time=True)

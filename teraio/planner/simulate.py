@@ -7,35 +7,53 @@ The engine's rules, in the order in which they apply between op ``k`` and the ne
 2. the next op's gate: the writes of all moves that must be gone before it are complete;
 3. moves with ``fetch_after == k`` queue their read (2 has made their memory free);
 4. the reads that the next op needs are complete; until then they go before all other reads.
-Each tier has one write and one read channel, first come, first served.
+
+The host issues ops in order, each in ``issue_s``, and the device runs them in order, so the host
+runs ahead of a busy device. Memory is used again in the device's order: transfers begin when the
+device gets there. A gate holds up the host; the device stands still when it has caught up with it.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
+from dataclasses import dataclass, field
+from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
+
+from teraio.planner.links import Channel, Link, Transfer
 from teraio.planner.memory import memory_by_op
-from teraio.records import Hardware, Move, Tier, Trace
+from teraio.records import Hardware, Move, Stall, TierUse, Trace, WaitsFor
 
-_ITERATIONS = 3
+_LEAST_ITERATIONS = 3
+_MOST_ITERATIONS = 8
+_STEADY = 1e-9
 _SHORTEST_STALL_S = 1e-12
+
+Direction = Literal["write", "read"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stall:
-    """Op ``op`` waited ``seconds`` for memory or data of storage ``storage``."""
+class Moved:
+    """One transfer of the iteration: of which move, and when, from the iteration's begin on.
 
-    op: int
-    storage: int
-    seconds: float
+    ``begin_s`` may be negative: then it began in the iteration before.
+    """
+
+    move: int
+    direction: Direction
+    begin_s: float
+    end_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Simulation:
-    """One iteration of the steady state; the longest of ``stalls`` comes first."""
+    """One iteration of the steady state; the longest of ``stalls`` comes first.
+
+    ``start_s`` is when the device starts each op, ``memory_bytes`` what is held during it, both by
+    op; ``transfers`` are those that end in the iteration, in the order of their ends.
+    """
 
     iteration_s: float
     stall_s: float
@@ -43,107 +61,93 @@ class Simulation:
     peak_bytes: int
     read_bytes: int
     written_bytes: int
+    tiers: tuple[TierUse, ...]
+    transfers: tuple[Moved, ...] = field(repr=False)
+    start_s: npt.NDArray[np.float64] = field(repr=False, compare=False)
+    memory_bytes: npt.NDArray[np.int64] = field(repr=False, compare=False)
 
 
-def simulate(trace: Trace, hardware: Hardware, moves: Sequence[Move]) -> Simulation:
-    """Play some iterations of ``moves`` and tell what the last one did (seconds, bytes)."""
-    machine = _Machine(trace, hardware, moves)
-    stalls: list[Stall] = []
-    for _ in range(_ITERATIONS):
-        stalls = machine.iteration()
-    stall_s = sum(stall.seconds for stall in stalls)
-    sizes = [trace.storages[move.storage].nbytes for move in moves]
-    reads = (n for n, move in zip(sizes, moves, strict=True) if move.needed_by is not None)
-    writes = (n for n, move in zip(sizes, moves, strict=True) if move.write)
+def simulate(
+    trace: Trace, hardware: Hardware, moves: Sequence[Move], issue_s: float = 0.0
+) -> Simulation:
+    """Play iterations of ``moves`` until they repeat, and tell what the last one did.
+
+    ``issue_s`` is the time that the host takes to issue an op.
+    """
+    machine = _Machine(trace, hardware, moves, issue_s)
+    before_s = float("inf")
+    for iteration in range(_MOST_ITERATIONS):
+        machine.iteration()
+        steady = abs(machine.iteration_s - before_s) <= _STEADY * machine.iteration_s
+        if iteration + 1 >= _LEAST_ITERATIONS and steady:
+            break
+        before_s = machine.iteration_s
+    memory = memory_by_op(trace, moves)
+    tiers = _tier_uses(trace, hardware, moves, machine)
     return Simulation(
-        iteration_s=sum(op.duration_ns for op in trace.ops) * 1e-9 + stall_s,
-        stall_s=stall_s,
-        stalls=tuple(sorted(stalls, key=lambda stall: (-stall.seconds, stall.op))),
-        peak_bytes=int(memory_by_op(trace, moves).max(initial=0)),
-        read_bytes=sum(reads),
-        written_bytes=sum(writes),
+        iteration_s=machine.iteration_s,
+        stall_s=sum(stall.seconds for stall in machine.stalls),
+        stalls=tuple(sorted(machine.stalls, key=lambda stall: (-stall.seconds, stall.op))),
+        peak_bytes=int(memory.max(initial=0)),
+        read_bytes=sum(tier.read_bytes for tier in tiers),
+        written_bytes=sum(tier.written_bytes for tier in tiers),
+        tiers=tiers,
+        transfers=machine.moved(),
+        start_s=machine.start_s(),
+        memory_bytes=memory,
     )
 
 
-class _Channel:
-    """Transfers of one direction of one tier; the first of the queue is under way."""
-
-    def __init__(self, bytes_per_s: float, latency_s: float) -> None:
-        self._bytes_per_s, self._latency_s = bytes_per_s, latency_s
-        self.queue: deque[int] = deque()
-        self.left_s = 0.0
-        self.waiting: set[int] = set()
-        self._alone_s: dict[int, float] = {}
-
-    def put(self, move: int, nbytes: int) -> None:
-        self._alone_s[move] = nbytes / self._bytes_per_s + self._latency_s
-        self.waiting.add(move)
-        self.queue.append(move)
-        if len(self.queue) == 1:
-            self.left_s = self._alone_s[move]
-
-    def hurry(self, move: int) -> None:
-        """Put a waiting transfer next after the one under way."""
-        if move in self.waiting and self.queue[0] != move:
-            self.queue.remove(move)
-            self.queue.insert(1, move)
-
-    def finish_first(self) -> None:
-        self.waiting.discard(self.queue.popleft())
-        self.left_s = self._alone_s[self.queue[0]] if self.queue else 0.0
-
-
-class _Link:
-    """The two channels of a tier, which slow each other down when both are busy."""
-
-    def __init__(self, tier: Tier) -> None:
-        self.write = _Channel(tier.write_bytes_per_s, tier.latency_s)
-        self.read = _Channel(tier.read_bytes_per_s, tier.latency_s)
-        both = tier.write_bytes_per_s + tier.read_bytes_per_s
-        self._shared_speed = min(1.0, tier.mixed_bytes_per_s / both)
-        self._now = 0.0
-
-    def run_until(self, time_s: float) -> None:
-        while self._now < time_s and (self.write.queue or self.read.queue):
-            self._advance(time_s - self._now)
-        self._now = max(self._now, time_s)
-
-    def run_until_done(self, channel: _Channel, move: int) -> float:
-        """Run until a transfer is complete; returns the time."""
-        while move in channel.waiting:
-            self._advance(float("inf"))
-        return self._now
-
-    def _advance(self, most_s: float) -> None:
-        busy = [channel for channel in (self.write, self.read) if channel.queue]
-        speed = self._shared_speed if len(busy) == 2 else 1.0
-        step_s = min(most_s, *(channel.left_s / speed for channel in busy))
-        self._now += step_s
-        for channel in busy:
-            if channel.left_s <= step_s * speed * (1 + 1e-12):
-                channel.finish_first()
-            else:
-                channel.left_s -= step_s * speed
+def _tier_uses(
+    trace: Trace, hardware: Hardware, moves: Sequence[Move], machine: _Machine
+) -> tuple[TierUse, ...]:
+    read, written, space = ({tier.name: 0 for tier in hardware.tiers} for _ in range(3))
+    for move in moves:
+        nbytes = trace.storages[move.storage].nbytes
+        read[move.tier] += nbytes if move.needed_by is not None else 0
+        written[move.tier] += nbytes if move.write else 0
+        space[move.tier] = max(space[move.tier], move.extent.offset + move.extent.nbytes)
+    return tuple(
+        TierUse(
+            tier=tier.name,
+            space_bytes=space[tier.name],
+            read_bytes=read[tier.name],
+            written_bytes=written[tier.name],
+            read_s=link.read.busy_s,
+            write_s=link.write.busy_s,
+        )
+        for tier, link in zip(hardware.tiers, machine.links, strict=True)
+    )
 
 
 class _Machine:
-    """The device and the links, iteration after iteration."""
+    """The host, the device and the links, iteration after iteration."""
 
-    def __init__(self, trace: Trace, hardware: Hardware, moves: Sequence[Move]) -> None:
+    def __init__(
+        self, trace: Trace, hardware: Hardware, moves: Sequence[Move], issue_s: float
+    ) -> None:
         self._n = len(trace.ops)
         self._moves = moves
+        self._issue_s = issue_s
         self._nbytes = [trace.storages[move.storage].nbytes for move in moves]
-        links = {tier.name: _Link(tier) for tier in hardware.tiers}
-        self._links = tuple(links.values())
-        self._link = [links[move.tier] for move in moves]
+        by_name = {tier.name: Link(tier) for tier in hardware.tiers}
+        self.links = tuple(by_name.values())
+        self._link = [by_name[move.tier] for move in moves]
         self._leaving = _by_op((m.offload_after, i) for i, m in enumerate(moves) if m.write)
         self._gates = _by_op((m.gone_before, i) for i, m in enumerate(moves) if m.write)
         self._coming = _by_op((m.fetch_after, i) for i, m in enumerate(moves))
         self._needed = _by_op((m.needed_by, i) for i, m in enumerate(moves))
         for same_op in self._coming.values():
             same_op.sort(key=self._time_to_need)
-        self._spans = self._uninterrupted(trace)
-        self.now = 0.0
+        self._duration_s = np.fromiter((op.duration_ns for op in trace.ops), np.float64) * 1e-9
+        self._spans = self._uninterrupted()
+        self._open: dict[tuple[Direction, int], Transfer] = {}
+        self._finished: list[tuple[Direction, Transfer]] = []
+        self._span_start_s: list[float] = []
+        self._done_s: dict[tuple[Direction, int], float] = {}
+        self._now_s = self._host_s = self._begin_s = 0.0  # the device's time, and the host's
+        self.iteration_s = 0.0
+        self.stalls: list[Stall] = []
 
     def _time_to_need(self, index: int) -> int:
         move = self._moves[index]
@@ -151,47 +155,102 @@ class _Machine:
             return self._n
         return (move.needed_by - move.fetch_after) % self._n
 
-    def _uninterrupted(self, trace: Trace) -> list[tuple[int, int, float]]:
-        """Ops in runs between which nothing happens: first op, last op, seconds."""
+    def _uninterrupted(self) -> list[tuple[int, int, float, float]]:
+        """Ops in runs between which nothing happens: first op, last op, seconds.
+
+        The last number is how long they take from when the first is issued at the earliest.
+        """
         if not self._n:
             return []
         starts = {0, *self._gates, *self._needed}
         starts.update((op + 1) % self._n for op in (*self._leaving, *self._coming))
         firsts = sorted(starts)
-        done_ns = list(accumulate((op.duration_ns for op in trace.ops), initial=0))
-        return [
-            (first, end - 1, (done_ns[end] - done_ns[first]) * 1e-9)
-            for first, end in zip(firsts, [*firsts[1:], self._n], strict=True)
-        ]
+        done_s = np.concatenate(([0.0], np.cumsum(self._duration_s)))
+        # Issued one after the other, op j of a run ends at j * issue_s + all durations from j on.
+        late_s = np.arange(self._n) * self._issue_s - done_s[:-1]
+        spans = []
+        for first, end in zip(firsts, [*firsts[1:], self._n], strict=True):
+            issued_s = float((late_s[first:end] - late_s[first]).max()) if self._issue_s else 0.0
+            seconds = float(done_s[end] - done_s[first])
+            spans.append((first, end - 1, seconds, seconds + max(0.0, issued_s)))
+        return spans
 
-    def iteration(self) -> list[Stall]:
-        """Run the ops once; returns the stalls."""
-        stalls: list[Stall] = []
-        for first, last, duration_s in self._spans:
+    def iteration(self) -> None:
+        """Run the ops once."""
+        self.stalls, self._finished, self._span_start_s = [], [], []
+        self._begin_s = self._now_s
+        for link in self.links:
+            link.read.busy_s = link.write.busy_s = 0.0
+        for first, last, duration_s, issued_s in self._spans:
             for move in self._gates.get(first, ()):
-                self._wait(first, move, self._link[move].write, stalls)
+                self._wait(first, move, "write")
             for move in self._coming.get((first - 1) % self._n, ()):
-                self._link[move].read.put(move, self._nbytes[move])
+                self._start("read", move)
             for move in self._needed.get(first, ()):
-                self._link[move].read.hurry(move)
-                self._wait(first, move, self._link[move].read, stalls)
-            self._let_pass(duration_s)
+                transfer = self._open.get(("read", move))
+                if transfer is not None:
+                    self._channel("read", move).hurry(transfer)
+                self._wait(first, move, "read")
+            start_s = max(self._now_s, self._host_s)
+            self._span_start_s.append(start_s)
+            self._now_s = max(start_s + duration_s, self._host_s + issued_s)
+            self._host_s += (last - first + 1) * self._issue_s
+            self._play()
             for move in self._leaving.get(last, ()):
-                self._link[move].write.put(move, self._nbytes[move])
-        return stalls
+                self._start("write", move)
+        self.iteration_s = self._now_s - self._begin_s
 
-    def _wait(self, op: int, move: int, channel: _Channel, stalls: list[Stall]) -> None:
-        if move not in channel.waiting:
-            return
-        waited_s = self._link[move].run_until_done(channel, move) - self.now
-        self._let_pass(waited_s)
+    def _channel(self, direction: Direction, move: int) -> Channel:
+        link = self._link[move]
+        return link.write if direction == "write" else link.read
+
+    def _start(self, direction: Direction, move: int) -> None:
+        key = move if direction == "read" else ~move
+        transfer = self._channel(direction, move).put(key, self._nbytes[move])
+        self._open[direction, move] = transfer
+
+    def _wait(self, op: int, move: int, direction: Direction) -> None:
+        since_s, link = self._now_s, self._link[move]
+        while (direction, move) in self._open:
+            self._now_s = max(self._now_s, link.next_s())
+            self._play()
+        self._host_s = max(self._host_s, self._done_s.get((direction, move), 0.0))
+        waited_s = self._now_s - since_s
         if waited_s > _SHORTEST_STALL_S:
-            stalls.append(Stall(op=op, storage=self._moves[move].storage, seconds=waited_s))
+            storage = self._moves[move].storage
+            waits_for: WaitsFor = "memory" if direction == "write" else "data"
+            self.stalls.append(Stall(op=op, storage=storage, waits_for=waits_for, seconds=waited_s))
 
-    def _let_pass(self, seconds: float) -> None:
-        self.now += seconds
-        for link in self._links:
-            link.run_until(self.now)
+    def _play(self) -> None:
+        for link in self.links:
+            for transfer in link.run_until(self._now_s):
+                direction: Direction = "read" if transfer.key >= 0 else "write"
+                move = transfer.key if transfer.key >= 0 else ~transfer.key
+                del self._open[direction, move]
+                self._done_s[direction, move] = transfer.done_s or 0.0
+                self._finished.append((direction, transfer))
+
+    def moved(self) -> tuple[Moved, ...]:
+        """The transfers that ended in the last iteration."""
+        return tuple(
+            Moved(
+                move=transfer.key if transfer.key >= 0 else ~transfer.key,
+                direction=direction,
+                begin_s=transfer.begun_s - self._begin_s,
+                end_s=transfer.done_s - self._begin_s,
+            )
+            for direction, transfer in self._finished
+            if transfer.begun_s is not None and transfer.done_s is not None
+        )
+
+    def start_s(self) -> npt.NDArray[np.float64]:
+        """When the device started each op of the last iteration, counted from its begin."""
+        starts = np.zeros(self._n)
+        for (first, last, _, _), start_s in zip(self._spans, self._span_start_s, strict=True):
+            before_s = np.cumsum(self._duration_s[first:last])
+            starts[first] = start_s - self._begin_s
+            starts[first + 1 : last + 1] = starts[first] + before_s
+        return starts
 
 
 def _by_op(pairs: Iterable[tuple[int | None, int]]) -> dict[int, list[int]]:

@@ -1,14 +1,13 @@
 """From the native core's recording of one iteration to a Trace.
 
 In: columns of events, and names of known storages. Out: a Trace, and which of its storages are
-which
-blocks of this process. Must not know: plans, budgets.
+which blocks of this process. Must not know: plans, budgets.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from teraio.engine.places import Places
@@ -20,8 +19,7 @@ class Recorded:
     """A Trace, and what ties it to this process.
 
     ``blocks`` maps storages that live from iteration to iteration to block ids; ``births`` lists
-    per op
-    the storages it makes, in order.
+    per op the storages it makes, in order.
     """
 
     trace: Trace
@@ -33,9 +31,7 @@ class Recorded:
 class _Life:
     nbytes: int
     birth: int | None
-    order: int = (
-        -1
-    )  # among the births of its op; -1: the op did not make it where the engine saw it
+    order: int = -1  # among the births of its op; -1: made where the engine did not see it
     death: int | None = None
     uses: list[int] = field(default_factory=list)
     writes: list[int] = field(default_factory=list)
@@ -51,8 +47,7 @@ def build_trace(
     """The Trace of a recording (see ``_C.take_recording``).
 
     ``live_at_start`` lists (block id, bytes, movable) of the storages that were there when it
-    began;
-    ``names`` gives kind and name of the blocks that are known by name.
+    began; ``names`` gives kind and name of the blocks that are known by name.
     """
     ops = _ops(recording, places)
     lives = _lives(recording, live_at_start, len(ops))
@@ -80,6 +75,19 @@ def build_trace(
     )
     persistent = {i: block for block, i in index.items() if trace.storages[i].persistent}
     return Recorded(trace=trace, blocks=persistent, births=births)
+
+
+def with_durations(recorded: Recorded, recording: Mapping[str, Any]) -> Recorded | None:
+    """``recorded`` with the op durations of a later iteration; None if that had other ops."""
+    durations_ns = recording["ops"][3]
+    ops = recorded.trace.ops
+    if len(durations_ns) != len(ops):
+        return None
+    timed = tuple(
+        replace(op, duration_ns=duration_ns)
+        for op, duration_ns in zip(ops, durations_ns, strict=True)
+    )
+    return replace(recorded, trace=replace(recorded.trace, ops=timed))
 
 
 def _ops(recording: Mapping[str, Any], places: Places) -> tuple[Op, ...]:

@@ -34,8 +34,13 @@ FORBIDDEN = {
         "teraio.profiler",
         "teraio.reports",
         "teraio.runtime",
+        "teraio.whatif",
     ),
+    "teraio.cli": ("torch", "teraio._C", "teraio.runtime", "teraio.watch"),
+    "teraio.status": ("torch", "teraio._C", "teraio.planner", "teraio.reports", "teraio.runtime"),
+    "teraio.doctor": ("teraio.api", "teraio.cli", "teraio.planner", "teraio.runtime"),
     "teraio.reports": (
+        "teraio.cli",
         "torch",
         "teraio._C",
         "teraio.api",
@@ -45,7 +50,12 @@ FORBIDDEN = {
     ),
     "teraio.engine": ("teraio.api", "teraio.planner", "teraio.profiler", "teraio.runtime"),
     "teraio.profiler": ("teraio.api", "teraio.planner", "teraio.runtime"),
-    "teraio.runtime": ("teraio.api",),
+    "teraio.runtime": ("teraio.api", "teraio.watch", "teraio.whatif"),
+    "teraio.watch": ("teraio.api", "teraio.planner", "teraio.files"),
+    "teraio.whatif": ("teraio.api", "teraio.planner", "teraio.reports", "teraio.runtime"),
+    "teraio.whatif.presets": ("torch", "teraio._C", "teraio.engine", "teraio.profiler"),
+    "teraio.whatif.costs": ("torch", "teraio._C", "teraio.engine", "teraio.profiler"),
+    "teraio.whatif.configurations": ("torch", "teraio._C", "teraio.engine", "teraio.profiler"),
 }
 
 

@@ -19,23 +19,50 @@ from teraio import files
 from teraio.errors import FileFormatError
 from teraio.files import AnyRecord, load, save
 from teraio.planner import live_by_op, plan
-from teraio.records import RunReport, StepReport, Trace
+from teraio.records import (
+    Bound,
+    Hardware,
+    MeasuredStall,
+    Plan,
+    PlanOptions,
+    RunReport,
+    Stall,
+    StepReport,
+    TierUse,
+    Trace,
+)
 from tests.unit import strategies
 from tests.unit.traces import HOST, SSD, hardware, transformer_trace
 
 TRACE = transformer_trace(layers=1)
-HARDWARE = hardware(int(live_by_op(TRACE).max() * 0.5), HOST, SSD)
-PLAN = plan(TRACE, HARDWARE)
+HARDWARE = replace(
+    hardware(int(live_by_op(TRACE).max() * 0.5), HOST, replace(SSD, rated_write_bytes=10**15)),
+    max_write_bytes_per_day=1e12,
+)
+PLAN = replace(
+    plan(TRACE, HARDWARE),
+    bounds=(Bound(name="ops", seconds=1.0),),
+    stalls=(Stall(op=1, storage=2, waits_for="data", seconds=0.5),),
+    tiers=(
+        TierUse(
+            tier="host", space_bytes=1, read_bytes=2, written_bytes=3, read_s=0.5, write_s=0.25
+        ),
+    ),
+)
 STEP = StepReport(
     iteration=3,
     phase="run",
     duration_s=1.25,
-    stall_s=0.0,
+    stall_s=0.5,
     peak_bytes=10,
     read_bytes=20,
     written_bytes=30,
     ops=40,
     drift_ops=0,
+    stalls=(
+        MeasuredStall(op=5, storage=None, waits_for="memory", seconds=0.25),
+        MeasuredStall(op=7, storage=2, waits_for="data", seconds=0.125),
+    ),
 )
 RUN = RunReport(
     budget_bytes=HARDWARE.budget_bytes,
@@ -145,10 +172,37 @@ def test_another_kind_is_refused_by_name(tmp_path: Path) -> None:
     refused(tmp_path / "file", Trace, "holds a 'plan', not a 'trace'")
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", True, None, 1.0])
+@pytest.mark.parametrize("version", [0, 3, "1", True, None, 1.0])
 def test_another_version_is_refused(version: object, tmp_path: Path) -> None:
     write(tmp_path / "file", {**document(STEP, tmp_path), "version": version})
-    refused(tmp_path / "file", StepReport, "only version 1 can be read")
+    refused(tmp_path / "file", StepReport, "versions 1 and 2 can be read")
+
+
+LATER_MEMBERS = {
+    Plan: ("options", "bounds", "stalls", "tiers"),
+    Hardware: ("max_write_bytes_per_day",),
+}
+
+
+def without_later_members(record: Plan | Hardware) -> Plan | Hardware:
+    if isinstance(record, Plan):
+        return replace(record, options=PlanOptions(), bounds=(), stalls=(), tiers=())
+    tiers = tuple(replace(tier, rated_write_bytes=None) for tier in record.tiers)
+    return replace(record, tiers=tiers, max_write_bytes_per_day=None)
+
+
+@pytest.mark.parametrize("record", [HARDWARE, PLAN], ids=lambda record: type(record).__name__)
+def test_a_file_of_version_1_loads_with_defaults_for_what_it_lacks(
+    record: Any, tmp_path: Path
+) -> None:
+    content = document(record, tmp_path)
+    body = content["record"]
+    for name in LATER_MEMBERS[type(record)]:
+        del body[name]
+    for tier in body.get("tiers", ()):
+        del tier["rated_write_bytes"]
+    write(tmp_path / "file", {**content, "version": 1})
+    assert load(tmp_path / "file", type(record)) == without_later_members(record)
 
 
 def document(record: AnyRecord, folder: Path) -> dict[str, Any]:
@@ -188,6 +242,14 @@ WRONG: list[tuple[AnyRecord, tuple[str, ...], object, str]] = [
     (PLAN, ("moves", "offset", "0"), 1, "multiple of 4096"),
     (PLAN, ("moves", "needed_by", "0"), None, "only one of fetch_after and needed_by"),
     (PLAN, ("predicted_s",), -1.0, "predicted_s is not a number"),
+    (PLAN, ("options", "bound"), "tight", "bound is not one of relaxation, simple"),
+    (PLAN, ("options", "improve"), 1, "improve is not true or false"),
+    (PLAN, ("options", "resident_state_share"), 1.5, "resident_state_share is above 1"),
+    (PLAN, ("stalls", "0", "waits_for"), "luck", "waits_for is not one of memory, data"),
+    (PLAN, ("bounds", "0", "seconds"), -1, "seconds is not a number from 0"),
+    (PLAN, ("tiers", "0", "space_bytes"), 0.5, "space_bytes is not an integer"),
+    (HARDWARE, ("max_write_bytes_per_day",), "much", "max_write_bytes_per_day is not a number"),
+    (HARDWARE, ("tiers", "0", "rated_write_bytes"), -5, "rated_write_bytes is not an integer"),
     (STEP, ("phase",), "closed", "phase is not one of profile, run"),
     (STEP, ("iteration",), 1.0, "iteration is not an integer"),
     (RUN, ("steps", "0"), [], r"steps\[0\] is not an object"),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from teraio.planner import Stall, simulate
+from teraio.planner import simulate
+from teraio.records import Stall
 from tests.unit.small import machine, move, storage, trace
 
 ACTIVATION = storage([0, 4], [0], birth=0, death=4)
@@ -25,13 +26,15 @@ def test_transfers_that_fit_between_the_uses_cost_nothing() -> None:
 
 def test_an_op_waits_for_memory_that_is_still_leaving() -> None:
     done = simulate(trace([1, 0, 1, 1, 1], ACTIVATION), machine(), [move(0, 0, 2, 2, 4)])
-    assert done.stalls == (Stall(op=2, storage=0, seconds=pytest.approx(0.001)),)
+    assert done.stalls == (
+        Stall(op=2, storage=0, waits_for="memory", seconds=pytest.approx(0.001)),
+    )
     assert done.iteration_s == pytest.approx(0.005)
 
 
 def test_an_op_waits_for_data_that_is_still_coming() -> None:
     done = simulate(trace([1] * 5, ACTIVATION), machine(), [move(0, 0, 2, 3, 4)])
-    assert done.stalls == (Stall(op=4, storage=0, seconds=pytest.approx(0.001)),)
+    assert done.stalls == (Stall(op=4, storage=0, waits_for="data", seconds=pytest.approx(0.001)),)
 
 
 def test_a_clean_move_leaves_at_once() -> None:
@@ -46,7 +49,9 @@ def test_writes_are_served_in_the_order_in_which_they_come() -> None:
     two = [storage([0, 4], [0], birth=0, death=4, name=name) for name in "ab"]
     moves = [move(0, 0, 3, 3, 4), move(1, 0, 2, 2, 4, offset=4096)]
     done = simulate(trace([1] * 5, *two), machine(), moves)
-    assert done.stalls[0] == Stall(op=2, storage=1, seconds=pytest.approx(0.001))
+    assert done.stalls[0] == Stall(
+        op=2, storage=1, waits_for="memory", seconds=pytest.approx(0.001)
+    )
 
 
 def test_a_read_that_an_op_waits_for_goes_before_the_others() -> None:
@@ -57,7 +62,7 @@ def test_a_read_that_an_op_waits_for_goes_before_the_others() -> None:
     moves.append(move(1, 0, 3, 4, 5, offset=4096))
     done = simulate(trace([6] + [1] * 8, late, soon, other), machine(), moves)
     # The read under way (3 ms, begun 1 ms before) ends first; then it is the urgent one's turn.
-    assert Stall(op=5, storage=1, seconds=pytest.approx(0.003)) in done.stalls
+    assert Stall(op=5, storage=1, waits_for="data", seconds=pytest.approx(0.003)) in done.stalls
 
 
 def test_channels_that_share_a_queue_slow_each_other_down() -> None:
@@ -80,6 +85,8 @@ def test_latency_is_part_of_every_transfer() -> None:
 def test_a_period_around_the_end_is_carried_over_to_the_next_iteration() -> None:
     weight = storage([1, 3], [3])
     done = simulate(trace([1] * 5, weight), machine(), [move(0, 3, 0, 0, 1)])
-    assert done.stalls == (Stall(op=1, storage=0, seconds=pytest.approx(0.001)),)
+    assert done.stalls == (Stall(op=1, storage=0, waits_for="data", seconds=pytest.approx(0.001)),)
     done = simulate(trace([1] * 5, weight), machine(), [move(0, 3, 4, 4, 1)])
-    assert done.stalls == (Stall(op=4, storage=0, seconds=pytest.approx(0.001)),)
+    assert done.stalls == (
+        Stall(op=4, storage=0, waits_for="memory", seconds=pytest.approx(0.001)),
+    )

@@ -1,0 +1,204 @@
+"""Traces and plans published models on a machine that has neither their GPU nor their memory.
+
+In: the command line. Out: a table of times, memory and how near each plan is to its bound; JSON on
+request; exit status 1 where a model took longer or more memory than it may. Must not know: how
+traces and plans are made; each model has its own process.
+
+``python -m benchmarks.whatif_models [--model NAME] [--gpu NAME] [--json OUT]``
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.machine import machine_name
+from teraio.whatif import model_names
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARES = (70, 50, 35)
+MOST_SECONDS, MOST_BYTES = 30.0, 4 << 30
+NEAR = 1.05
+BATCH, SEQUENCE = 8, 2048
+SSDS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """One plan; ``share`` is the budget in % of the unlimited peak, None: the GPU's memory."""
+
+    share: int | None
+    budget_bytes: int
+    wall_s: float
+    ideal_s: float
+    bound_s: float
+    predicted_s: float
+    read_bytes: int
+    written_bytes: int
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """``trace_s`` includes the imports; ``peak_rss_bytes`` is that of the process at its end."""
+
+    model: str
+    gpu: str
+    ops: int
+    storages: int
+    peak_bytes: int
+    trace_s: float
+    cpu_s: float
+    peak_rss_bytes: int
+    plans: tuple[Planned, ...]
+
+
+def measure(model: str, gpu: str) -> Result:
+    """Trace ``model`` and plan it for four budgets, in this process."""
+    start = time.perf_counter()
+    from teraio.planner import live_by_op
+    from teraio.whatif import Job, trace_config
+
+    trace = trace_config(model, Job(batch=BATCH, sequence=SEQUENCE), accelerator=gpu)
+    traced = time.perf_counter()
+    peak = int(live_by_op(trace).max())
+    plans = tuple(_plan(trace, gpu, share, peak) for share in (None, *SHARES))
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return Result(
+        model=model,
+        gpu=gpu,
+        ops=len(trace.ops),
+        storages=len(trace.storages),
+        peak_bytes=peak,
+        trace_s=traced - start,
+        cpu_s=used.ru_utime + used.ru_stime,
+        peak_rss_bytes=used.ru_maxrss * 1024,
+        plans=plans,
+    )
+
+
+def _plan(trace: object, gpu: str, share: int | None, peak: int) -> Planned:
+    from teraio.errors import BudgetError
+    from teraio.planner import plan
+    from teraio.whatif import hardware
+
+    budget = None if share is None else peak * share // 100
+    machine = hardware(gpu, ssds=SSDS, memory_budget_bytes=budget)
+    start = time.perf_counter()
+    try:
+        made = plan(trace, machine)  # type: ignore[arg-type]
+    except BudgetError as error:
+        return Planned(
+            share=share,
+            budget_bytes=machine.budget_bytes,
+            wall_s=time.perf_counter() - start,
+            ideal_s=0.0,
+            bound_s=0.0,
+            predicted_s=0.0,
+            read_bytes=0,
+            written_bytes=0,
+            error=str(error),
+        )
+    return Planned(
+        share=share,
+        budget_bytes=machine.budget_bytes,
+        wall_s=time.perf_counter() - start,
+        ideal_s=made.ideal_s,
+        bound_s=made.bound_s,
+        predicted_s=made.predicted_s,
+        read_bytes=made.read_bytes,
+        written_bytes=made.written_bytes,
+    )
+
+
+def measured_apart(model: str, gpu: str) -> Result:
+    """``measure`` in a process of its own. Raises RuntimeError with its output if that fails."""
+    command = [sys.executable, "-m", "benchmarks.whatif_models", "--child", model, "--gpu", gpu]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{model} failed:\n{done.stderr[-4000:]}")
+    fields = json.loads(done.stdout.splitlines()[-1])
+    plans = tuple(Planned(**fields_of_plan) for fields_of_plan in fields.pop("plans"))
+    return Result(**fields, plans=plans)
+
+
+def table(results: list[Result]) -> Table:
+    shown = Table(
+        title=f"Batch {BATCH} x {SEQUENCE}, BF16 with FP32 master weights, AdamW, "
+        f"{SSDS} drives: predicted over bound, and what it took here"
+    )
+    shown.add_column("model")
+    for name in ("ops", "GB needed", "trace, s", "slowest plan, s", "RSS, MB"):
+        shown.add_column(name, justify="right")
+    for name in ("GPU's memory", *(f"{share} %" for share in SHARES)):
+        shown.add_column(name, justify="right")
+    for result in results:
+        shown.add_row(
+            result.model,
+            f"{result.ops:,}",
+            f"{result.peak_bytes / 1e9:,.0f}",
+            f"{result.trace_s:.1f}",
+            f"{max(plan.wall_s for plan in result.plans):.1f}",
+            f"{result.peak_rss_bytes / 1e6:,.0f}",
+            *(_nearness(plan) for plan in result.plans),
+        )
+    return shown
+
+
+def _nearness(plan: Planned) -> str:
+    if plan.error:
+        return "too little"
+    return f"{plan.predicted_s / plan.bound_s:.3f} ({plan.ideal_s / plan.predicted_s:.0%})"
+
+
+def failures(results: list[Result]) -> list[str]:
+    wrong = []
+    for result in results:
+        slowest = max(plan.wall_s for plan in result.plans)
+        if result.trace_s + slowest > MOST_SECONDS:
+            wrong.append(f"{result.model}: {result.trace_s:.1f} s to trace, {slowest:.1f} to plan")
+        if result.peak_rss_bytes > MOST_BYTES:
+            wrong.append(f"{result.model}: {result.peak_rss_bytes / 2**30:.1f} GiB of memory")
+    return wrong
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.whatif_models")
+    parser.add_argument("--model", action="append", choices=model_names(), help="repeatable")
+    parser.add_argument("--gpu", default="h100-sxm")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write all figures to this file")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.child:
+        sys.stdout.write(json.dumps(asdict(measure(options.child, options.gpu))) + "\n")
+        return 0
+    console = Console()
+    console = console if console.is_terminal else Console(width=150)
+    results = []
+    for model in options.model or model_names():
+        with Console(stderr=True).status(model):
+            results.append(measured_apart(model, options.gpu))
+    console.print(table(results))
+    console.print(
+        f"In brackets: part of the speed without a memory limit. This machine: {machine_name()}."
+    )
+    wrong = failures(results)
+    for line in wrong:
+        console.print(f"FAILED  {line}")
+    if options.json:
+        document = {"machine": machine_name(), "results": [asdict(result) for result in results]}
+        options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""Tells the native observer which module runs.
+
+In: modules and their numbers. Out: two global hooks, while they are on. Must not know: plans,
+traces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+import teraio._C as _C
+
+
+class ModuleHooks:
+    """``numbers`` maps the id() of modules to their numbers; more may be added at any time."""
+
+    def __init__(self, numbers: Mapping[int, int]) -> None:
+        self._numbers = numbers
+        self._hooks: list[Any] = []
+
+    def add(self) -> None:
+        """From now on the observer knows; nothing changes if it does already."""
+        if not self._hooks:
+            self._hooks = [
+                register_module_forward_pre_hook(self._enter_hook()),
+                register_module_forward_hook(self._exit_hook(), always_call=True),
+            ]
+
+    def remove(self) -> None:
+        """Takes the hooks away, if they are there."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def _enter_hook(self) -> Callable[[torch.nn.Module, Any], None]:
+        numbers, enter = self._numbers, _C.enter_module
+
+        def hook(module: torch.nn.Module, _args: Any) -> None:
+            number = numbers.get(id(module))
+            if number is not None:
+                enter(number)
+
+        return hook
+
+    def _exit_hook(self) -> Callable[[torch.nn.Module, Any, Any], None]:
+        numbers, leave = self._numbers, _C.exit_module
+
+        def hook(module: torch.nn.Module, _args: Any, _result: Any) -> None:
+            if id(module) in numbers:
+                leave()
+
+        return hook

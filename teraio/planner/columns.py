@@ -1,0 +1,165 @@
+"""A trace as numpy columns, so that whole traces are counted and sorted at once.
+
+In: a Trace. Out: columns by op, by storage and by inactive period. Must not know: budgets, tiers,
+plans. ``teraio.planner.periods`` gives the same periods one by one, and says what they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+import numpy.typing as npt
+
+from teraio.planner.memory import carried_twins
+from teraio.records import Storage, Trace
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
+
+NONE = -2  # in columns of ops: there is no such op
+BEFORE_THE_ITERATION = -1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PeriodColumns:
+    """Inactive periods, by storage and then in order of ``after``; fields as in ``Period``.
+
+    ``before`` is NONE for a storage that does not come back, ``written_at`` is NONE for one that is
+    never written. ``copy`` numbers the copies: periods with the same number share one. ``age`` is
+    the number of ops from the write of the copy's data to the start of the period.
+    """
+
+    storage: Ints
+    after: Ints
+    before: Ints
+    length: Ints
+    written_at: Ints
+    nbytes: Ints
+    copy: Ints
+    age: Ints
+
+    def __len__(self) -> int:
+        return len(self.storage)
+
+    @property
+    def returns(self) -> Flags:
+        """Whether the storage is used again."""
+        return np.not_equal(self.before, NONE)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Columns:
+    """``duration_s`` and ``live`` (bytes with nothing away) by op, ``nbytes`` by storage."""
+
+    n: int
+    duration_s: Floats
+    live: Ints
+    nbytes: Ints
+    periods: PeriodColumns
+
+
+def columns(trace: Trace) -> Columns:
+    """The columns of ``trace``."""
+    n, storages = len(trace.ops), trace.storages
+    nbytes = _column((s.nbytes for s in storages), len(storages))
+    birth = _column((NONE if s.birth is None else s.birth for s in storages), len(storages))
+    # A death of -1 is one before op 0; what outlives the iteration is live until its last op.
+    death = _column((n - 1 if s.death is None else s.death for s in storages), len(storages))
+    persistent = np.fromiter((s.persistent for s in storages), np.bool_, len(storages))
+    steps = np.zeros(n + 1, np.int64)
+    np.add.at(steps, np.maximum(birth, 0), nbytes)
+    np.add.at(steps, death + 1, -nbytes)
+    workspace = _column((op.workspace_bytes for op in trace.ops), n)
+    return Columns(
+        n=n,
+        duration_s=np.multiply(_column((op.duration_ns for op in trace.ops), n), 1e-9),
+        live=np.cumsum(steps)[:n] + workspace + trace.base_bytes,
+        nbytes=nbytes,
+        periods=_periods(trace, n, nbytes, birth, death, persistent),
+    )
+
+
+def _column(values: Iterable[int], count: int) -> Ints:
+    return np.fromiter(values, np.int64, count)
+
+
+def _periods(
+    trace: Trace, n: int, nbytes: Ints, birth: Ints, death: Ints, persistent: Flags
+) -> PeriodColumns:
+    owner, event = _events(trace.storages, [s.uses for s in trace.storages], birth)
+    last = np.append(owner[1:] != owner[:-1], True) if len(owner) else np.zeros(0, np.bool_)
+    first_event = event[np.flatnonzero(np.append(True, last[:-1]))] if len(owner) else event
+    following = np.append(event[1:], 0) if len(event) else event
+    rank = np.cumsum(last) - last
+    wraps = last & persistent[owner]
+    before = np.where(wraps, first_event[rank], np.where(last, NONE, following))
+    tail = last & ~wraps
+    end, movable = _tail_ends(trace, n, death)
+    length = np.where(tail, end[owner] - event, (before - event - 1) % max(n, 1))
+    kept = (length > 0) & (~tail | ((length <= n) & movable[owner]))
+    # What is never used is away all the time.
+    idle = np.flatnonzero(persistent & (np.bincount(owner, minlength=len(nbytes)) == 0))
+    if not n:
+        idle = idle[:0]
+    storage = np.concatenate((owner[kept], idle))
+    after = np.concatenate((event[kept], np.full(len(idle), n - 1)))
+    before = np.concatenate((before[kept], np.full(len(idle), NONE)))
+    length = np.concatenate((length[kept], np.full(len(idle), n)))
+    order = np.argsort(storage, kind="stable")
+    storage, after, before, length = (c[order] for c in (storage, after, before, length))
+    written_at = _written_at(trace, storage, after, birth, persistent)
+    copy = _numbered(storage, written_at, n)
+    age = np.where(written_at >= 0, (after - written_at) % max(n, 1), after)
+    age = np.where(written_at == NONE, n, age)
+    return PeriodColumns(storage, after, before, length, written_at, nbytes[storage], copy, age)
+
+
+def flattened(lists: Sequence[Sequence[int]]) -> tuple[Ints, Ints]:
+    """All numbers of all lists in a row, and for each of them the index of its list."""
+    counts = _column(map(len, lists), len(lists))
+    owner = np.repeat(np.arange(len(lists)), counts)
+    return owner, _column(chain.from_iterable(lists), int(counts.sum()))
+
+
+def _events(
+    storages: tuple[Storage, ...], ops: list[tuple[int, ...]], birth: Ints
+) -> tuple[Ints, Ints]:
+    """Storages and the ops at which they must be in memory: their birth, and ``ops`` of each."""
+    owner, event = flattened(ops)
+    first = _column((found[0] if found else NONE for found in ops), len(ops))
+    born = np.flatnonzero((birth != NONE) & (first != birth))
+    owner, event = np.concatenate((born, owner)), np.concatenate((birth[born], event))
+    order = np.argsort(owner, kind="stable")
+    return owner[order], event[order]
+
+
+def _tail_ends(trace: Trace, n: int, death: Ints) -> tuple[Ints, Flags]:
+    """Last op at which each storage is live if it is not used again, and whether it may be away."""
+    end = death.copy()
+    movable = np.ones(len(end), np.bool_)
+    for first, second in carried_twins(trace).items():
+        end[first] = n + death[second]
+        movable[first] = not trace.storages[second].uses
+    return end, movable
+
+
+def _written_at(trace: Trace, storage: Ints, after: Ints, birth: Ints, persistent: Flags) -> Ints:
+    storages = trace.storages
+    owner, event = _events(storages, [s.writes for s in storages], birth)
+    span = len(trace.ops) + 1
+    found = np.searchsorted(owner * span + event, storage * span + after, side="right") - 1
+    known = (found >= 0) & (owner[found] == storage) if len(owner) else found >= 0
+    last_write = np.full(len(storages), NONE)
+    last_write[owner] = event  # the last of each owner stays
+    otherwise = np.where(persistent[storage], last_write[storage], BEFORE_THE_ITERATION)
+    return np.where(known, event[found], otherwise) if len(owner) else otherwise
+
+
+def _numbered(storage: Ints, written_at: Ints, n: int) -> Ints:
+    """The same number for equal pairs."""
+    numbers = np.unique(storage * (n + 2) + written_at - NONE, return_inverse=True)[1]
+    return np.asarray(numbers, dtype=np.int64)
