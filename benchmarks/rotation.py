@@ -19,13 +19,15 @@ import psutil
 from benchmarks.comparison import IDEAL, Compared, Comparison, Entry, Result, Status
 from benchmarks.job import Job
 from benchmarks.systems import Unavailable
-from benchmarks.worker import RunFailed, Worker
+from benchmarks.worker import ANSWER_S, RunFailed, Worker
 
 # What a process of teraio holds beside tensors: threads, I/O buffers, freed blocks not yet reused.
 RESERVE_BYTES = 72 << 20
 # Memory that has to be free before one more run is started, in peaks of the ideal run.
 _ROOM = 2.5
 _PROCESS_BYTES = 1 << 30
+_GRACE_S = 60.0
+_NO_TIME = "no time was left"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +42,11 @@ class Place:
     @property
     def late(self) -> bool:
         return time.monotonic() >= self.deadline
+
+    @property
+    def answer_s(self) -> float:
+        """How long a run may be silent: one that hangs must not take much more than the time."""
+        return min(ANSWER_S, max(0.0, self.deadline - time.monotonic()) + _GRACE_S)
 
 
 Tell = Callable[[str], None]
@@ -58,6 +65,9 @@ class Rotation:
 
     def run(self) -> Compared:
         pending = list(self._comparison.entries)
+        if self._place.late:
+            pending.insert(0, Entry(system=IDEAL))
+            return self._compared(pending, _NO_TIME)
         ideal = self._started(Entry(system=IDEAL))
         if ideal is not None:
             try:
@@ -67,8 +77,10 @@ class Rotation:
                     self._rotate(ideal, [])
             finally:
                 self._finished(ideal)
-        reason = "no time was left" if ideal is not None else "the ideal run did not work"
-        for entry in pending:
+        return self._compared(pending, _NO_TIME if ideal else "the ideal run did not work")
+
+    def _compared(self, left_out: list[Entry], reason: str) -> Compared:
+        for entry in left_out:
             self._note(self._job(entry), entry, "left out", reason)
         order = (Entry(system=IDEAL), *self._comparison.entries)
         return Compared(
@@ -94,7 +106,7 @@ class Rotation:
         self._tell(f"{self._comparison.name}: {entry.name}")
         job = self._job(entry)
         try:
-            worker = Worker(job)
+            worker = Worker(job, self._place.answer_s)
             worker.build()
             steps = [worker.step(-1) for _ in range(self._comparison.warm_up)]
         except (Unavailable, RunFailed) as error:

@@ -135,27 +135,32 @@ def spread(values: Sequence[float]) -> Spread:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contest:
-    """A row of teraio beside a peer that took no less memory."""
+    """A peer and teraio's fastest run that took no more memory; None if all took more."""
 
     peer: Row
-    ours: Row
+    ours: Row | None
 
     @property
-    def times_faster(self) -> float:
-        if self.peer.speed is None or self.ours.speed is None:
-            raise ValueError("a contest is between rows that count")
-        return self.ours.speed.of_ideal.middle / self.peer.speed.of_ideal.middle
+    def times_faster(self) -> float | None:
+        if self.ours is None:
+            return None
+        return _of_ideal(self.ours) / _of_ideal(self.peer)
 
 
 def contests(found: Sequence[Row]) -> tuple[Contest, ...]:
-    """For each peer that counts, teraio's fastest row within the peer's memory, if there is one."""
+    """One for each peer that counts."""
     ours = [row for row in found if row.system == "teraio" and row.speed and not row.host_share]
-    result = []
-    for peer in found:
-        if peer.system in ("teraio", "ideal") or peer.speed is None:
-            continue
-        fitting = [row for row in ours if (row.peak_bytes or 0) <= (peer.peak_bytes or 0)]
-        if fitting:
-            best = max(fitting, key=lambda row: row.speed.of_ideal.middle if row.speed else 0.0)
-            result.append(Contest(peer=peer, ours=best))
-    return tuple(result)
+    peers = [row for row in found if row.system not in ("teraio", "ideal") and row.speed]
+    return tuple(Contest(peer=peer, ours=_fastest(_within(ours, peer))) for peer in peers if ours)
+
+
+def _within(ours: Sequence[Row], peer: Row) -> list[Row]:
+    return [row for row in ours if (row.peak_bytes or 0) <= (peer.peak_bytes or 0)]
+
+
+def _fastest(some: Sequence[Row]) -> Row | None:
+    return max(some, key=_of_ideal, default=None)
+
+
+def _of_ideal(row: Row) -> float:
+    return row.speed.of_ideal.middle if row.speed else 0.0

@@ -117,9 +117,9 @@ def _contest_text(found: Sequence[Row]) -> str:
         (
             contest.peer.name,
             megabytes(contest.peer.peak_bytes),
-            contest.ours.name,
-            megabytes(contest.ours.peak_bytes),
-            f"{contest.times_faster:.2f}",
+            contest.ours.name if contest.ours else "none takes that little",
+            megabytes(contest.ours.peak_bytes if contest.ours else None),
+            "" if contest.times_faster is None else f"{contest.times_faster:.2f}",
         )
         for contest in contests(found)
     ]

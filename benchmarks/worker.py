@@ -37,6 +37,7 @@ class Worker:
         _check(job)
         self.job = job
         self._answer_s = answer_s
+        self._silent = False
         self._group: ControlGroup | None = None
         self._errors = tempfile.TemporaryFile(  # noqa: SIM115 (close() closes it)
             "w+", encoding="utf-8", errors="replace"
@@ -100,7 +101,7 @@ class Worker:
     def _answer(self, key: str) -> Any:
         if self._process.stdout is None:
             raise RunFailed("the run has no output")
-        silence = Timer(self._answer_s, self._process.kill)
+        silence = Timer(self._answer_s, self._end_silence)
         silence.start()
         try:
             line = self._process.stdout.readline()
@@ -113,11 +114,18 @@ class Worker:
             raise RunFailed(self._last_words())
         return message[key]
 
+    def _end_silence(self) -> None:
+        self._silent = True
+        self._process.kill()
+
     def _last_words(self) -> str:
         status = self._process.wait()
         self._errors.seek(0)
         text = self._errors.read().strip()[-_SHOWN_CHARACTERS:]
-        return f"ended with status {status}: {text}" if text else f"ended with status {status}"
+        end = f"ended with status {status}"
+        if self._silent:
+            end = f"no answer within {self._answer_s:.0f} s"
+        return f"{end}: {text}" if text else end
 
 
 class _ClosingOnError:
