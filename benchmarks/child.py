@@ -1,168 +1,146 @@
-"""Carries out one Job in this process: ``python -m benchmarks.child JOB`` (JSON).
+"""Carries out one Job in this process, a step at a time as it is told: ``benchmarks.child JOB``.
 
-In: a Job. Out, as lines of JSON on stdout: ``{"step": n}`` after each step, then
-``{"outcome": ...}``. Must not know: other runs, tables.
+In: a Job as JSON, then on stdin one word per line: ``build``, ``step N``, ``finish``. Out, as one
+line of JSON per word: ``{"loaded": ...}`` at first, ``{"built": ...}``, ``{"step": ...}``,
+``{"outcome": ...}``, or ``{"unavailable": reason}``. Must not know: other runs, tables.
+
+Between words the process sleeps, so several of them can take turns on one machine.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from dataclasses import asdict
-from pathlib import Path
-from threading import Event, Thread
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.job import SIZES, Job, Outcome, Size
-from benchmarks.text import standard_library_text
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-# The steps that a run with teraio profiles in; a plain run leaves out as many to warm up.
-FIRST_STEPS = 2
-
-
-class RssSampler:
-    """The largest resident set of this process between start and stop."""
-
-    def __init__(self, interval_s: float = 0.01) -> None:
-        self._interval_s = interval_s
-        self._stop = Event()
-        self._thread = Thread(target=self._run, daemon=True)
-        self.first = self.largest = resident_bytes()
-        self._thread.start()
-
-    def _run(self) -> None:
-        while not self._stop.wait(self._interval_s):
-            self.largest = max(self.largest, resident_bytes())
-
-    def stop(self) -> int:
-        """Growth in bytes since the start."""
-        self._stop.set()
-        self._thread.join()
-        return max(self.largest, resident_bytes()) - self.first
+from benchmarks.codec import decode, encode
+from benchmarks.energy import energy_joules
+from benchmarks.job import Job, Outcome, Step
+from benchmarks.meters import drives_traffic, peak_meter, process_traffic, resident_bytes
+from benchmarks.models import Batches, warm_up
+from benchmarks.shapes import SHAPES
+from benchmarks.systems import Unavailable, starter
 
 
-def resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+class Run:
+    """The run of one job. What the process held when it was made is not counted as the run's."""
+
+    def __init__(self, job: Job) -> None:
+        torch.set_num_threads(job.threads)
+        self._job = job
+        if job.device == "cuda" and not torch.cuda.is_available():
+            raise Unavailable("torch finds no CUDA device")
+        self._start = starter(job.system)
+        self._batches = Batches(SHAPES[job.shape], job.device)
+        warm_up(job.device)
+        self._cuda = job.device == "cuda"
+        self._peak = peak_meter()
+        self._peak.take()
+        self._base_bytes = resident_bytes()
+        self._build_peak_bytes = 0
+        self._steps: list[Step] = []
+
+    def build(self) -> None:
+        job = self._job
+        if self._cuda:
+            torch.cuda.empty_cache()
+            if job.limit_bytes is not None:
+                whole = torch.cuda.get_device_properties(0).total_memory
+                torch.cuda.set_per_process_memory_fraction(min(1.0, job.limit_bytes / whole))
+        self._training = self._start(job)
+        self._build_peak_bytes = self._peak.take() - self._base_bytes
+
+    def step(self, turn: int) -> Step:
+        tokens = self._batches[len(self._steps)]
+        if self._cuda:
+            torch.cuda.reset_peak_memory_stats()
+        process, drive = process_traffic(), drives_traffic(self._job.ssd)
+        joules = energy_joules() if self._cuda else None
+        wall, cpu = time.perf_counter(), time.process_time()
+        loss = self._training.step(tokens)
+        if self._cuda:
+            torch.cuda.synchronize()
+        wall_s, cpu_s = time.perf_counter() - wall, time.process_time() - cpu
+        joules_now = energy_joules() if self._cuda else None
+        moved = process_traffic().since(process)
+        drive_now = drives_traffic(self._job.ssd)
+        drive_moved = drive_now.since(drive) if drive_now and drive else None
+        step = Step(
+            turn=turn,
+            loss=loss,
+            wall_s=wall_s,
+            cpu_s=cpu_s,
+            host_peak_bytes=self._peak.take() - self._base_bytes,
+            device_peak_bytes=torch.cuda.max_memory_reserved() if self._cuda else None,
+            read_bytes=moved.read_bytes,
+            written_bytes=moved.written_bytes,
+            drive_read_bytes=drive_moved.read_bytes if drive_moved else None,
+            drive_written_bytes=drive_moved.written_bytes if drive_moved else None,
+            energy_j=joules_now - joules if joules_now is not None and joules is not None else None,
+        )
+        self._steps.append(step)
+        return step
+
+    def finish(self) -> Outcome:
+        training = self._training
+        try:
+            return Outcome(
+                parameters=training.parameters(),
+                parameters_sha256=training.digest(),
+                base_bytes=self._base_bytes,
+                build_peak_bytes=self._build_peak_bytes,
+                steps=tuple(self._steps),
+                teraio=training.figures(),
+            )
+        finally:
+            training.close()
 
 
-def build_model(size: Size, dtype: torch.dtype) -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=256,
-        hidden_size=size.hidden,
-        num_hidden_layers=size.layers,
-        intermediate_size=size.feed_forward,
-        num_attention_heads=size.heads,
-        num_key_value_heads=size.heads,
-        max_position_embeddings=size.sequence,
-        use_cache=False,
-    )
-    return LlamaForCausalLM(config).to(dtype)
+def serve(job: Job, words: Iterator[str], say: Any) -> None:
+    """Answers every word until ``finish``."""
+    run = Run(job)
+    say({"loaded": resident_bytes()})
+    for line in words:
+        word, *rest = line.split()
+        if word == "build":
+            run.build()
+            say({"built": resident_bytes()})
+        elif word == "step":
+            say({"step": encode(run.step(int(rest[0])))})
+        elif word == "finish":
+            say({"outcome": encode(run.finish())})
+            return
+        else:
+            raise ValueError(f"no such word: {line!r}")
 
 
-def batches(size: Size, steps: int) -> Iterator[torch.Tensor]:
-    per_step = size.batch * size.sequence
-    text = bytearray(standard_library_text(steps * per_step))
-    tokens = torch.frombuffer(text, dtype=torch.uint8).to(torch.int64)
-    yield from tokens.view(steps, size.batch, size.sequence)
-
-
-def warm_up() -> None:
-    """Loads what torch loads at its first step, so that it does not count as growth of a run."""
-    size = Size(hidden=64, layers=1, heads=2, feed_forward=128, batch=1, sequence=16)
-    model = build_model(size, torch.float32)
-    train(model, batches(size, 2), lambda step: None)
-
-
-def train(
-    model: LlamaForCausalLM, data: Iterator[torch.Tensor], on_step: Callable[[int], None]
-) -> tuple[list[float], list[float]]:
-    """Losses and wall seconds of each step."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
-    losses, seconds = [], []
-    for step, batch in enumerate(data):
-        start = time.perf_counter()
-        loss = model(input_ids=batch, labels=batch).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-        seconds.append(time.perf_counter() - start)
-        on_step(step)
-    return losses, seconds
-
-
-def parameters_digest(model: torch.nn.Module, offloaded: bool) -> str:
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        digest.update(name.encode())
-        with _in_memory(parameter, offloaded):
-            digest.update(parameter.detach().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def _in_memory(parameter: torch.Tensor, offloaded: bool):  # type: ignore[no-untyped-def]
-    if not offloaded:
-        return nullcontext()
-    import teraio
-
-    return teraio.resident(parameter)
-
-
-def run(job: Job, on_step: Callable[[int], None]) -> Outcome:
-    torch.set_num_threads(job.threads)
-    size = SIZES[job.size]
-    offloaded = job.budget_bytes is not None
-    warm_up()
-    rss = RssSampler()
-    model = build_model(size, DTYPES[job.dtype])
-    if offloaded:
-        import teraio
-
-        teraio.offload(model, memory_budget=job.budget_bytes, ssd=list(job.ssd) or None)
-    losses, seconds = train(model, batches(size, job.steps), on_step)
-    growth = rss.stop()
-    return Outcome(
-        losses=tuple(losses),
-        parameters_sha256=parameters_digest(model, offloaded),
-        seconds=tuple(seconds),
-        rss_growth_bytes=growth,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        **(_figures(model) if offloaded else _plain_figures(len(losses))),
-    )
-
-
-def _plain_figures(steps: int) -> dict[str, object]:
-    return {"planned": tuple(step >= min(FIRST_STEPS, steps - 1) for step in range(steps))}
-
-
-def _figures(model: torch.nn.Module) -> dict[str, object]:
-    import teraio
-
-    report = teraio.report(model)
-    steps = report.steps
-    columns = ("peak_bytes", "read_bytes", "written_bytes", "stall_s", "drift_ops", "ops")
-    return {
-        "planned": tuple(step.phase == "run" for step in steps),
-        **{name: tuple(getattr(step, name) for step in steps) for name in columns},
-        "predicted_s": report.predicted_s,
-        "ideal_s": report.ideal_s,
-        "bound_s": report.bound_s,
-    }
+@contextmanager
+def _channel() -> Iterator[TextIO]:
+    """The standard output, which from here on belongs to the answers: what else prints, and some
+    libraries do, goes to the standard error."""
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as channel:
+        os.dup2(2, 1)
+        yield channel
 
 
 def main() -> None:
-    fields = json.loads(sys.argv[1])
-    job = Job(**{**fields, "ssd": tuple(fields["ssd"])})
-    outcome = run(job, lambda step: print(json.dumps({"step": step}), flush=True))
-    print(json.dumps({"outcome": asdict(outcome)}), flush=True)
+    job = decode(Job, json.loads(sys.argv[1]))
+    with _channel() as channel:
+
+        def say(message: dict[str, object]) -> None:
+            channel.write(json.dumps(message) + "\n")
+            channel.flush()
+
+        try:
+            serve(job, iter(sys.stdin.readline, ""), say)
+        except Unavailable as reason:
+            say({"unavailable": str(reason)})
 
 
 if __name__ == "__main__":

@@ -13,23 +13,26 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from benchmarks.job import SIZES, Job, Outcome
+from benchmarks.codec import encode
+from benchmarks.job import Job, Outcome
+from benchmarks.shapes import SHAPES
+from benchmarks.worker import Worker
 
-ROOT = Path(__file__).resolve().parents[1]
+MODELS = {"small": "llama-3m", "100m": "llama-100m"}
 SHARES = (70, 50, 35)
 # Above any machine's memory, so nothing moves and the counted peak is that of the program itself.
 NO_LIMIT = 1 << 46
+# The steps that a run with teraio profiles in; a plain run leaves out as many to warm up.
+FIRST_STEPS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,36 +41,14 @@ class Run:
     outcome: Outcome
 
 
-def run_job(job: Job, on_step: Callable[[], None]) -> Run:
-    """Runs ``job`` in a process of its own. Raises RuntimeError with its output if that fails."""
-    command = [sys.executable, "-m", "benchmarks.child", json.dumps(asdict(job))]
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
-        child = subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True, encoding="utf-8"
-        )
-        outcome = _follow(child, on_step)
-        if child.wait() != 0 or outcome is None:
-            errors.seek(0)
-            raise RuntimeError(f"the run {job.name!r} failed:\n{errors.read()[-4000:]}")
-    return Run(job, outcome)
-
-
-def _follow(child: subprocess.Popen[str], on_step: Callable[[], None]) -> Outcome | None:
-    if child.stdout is None:
-        raise RuntimeError("the run has no output to follow")
-    outcome = None
-    for line in child.stdout:
-        message = json.loads(line) if line.startswith('{"') else {}
-        if "step" in message:
-            on_step()
-        if "outcome" in message:
-            outcome = _outcome(message["outcome"])
-    return outcome
-
-
-def _outcome(fields: dict[str, object]) -> Outcome:
-    tuples = {key: tuple(value) for key, value in fields.items() if isinstance(value, list)}
-    return Outcome(**{**fields, **tuples})  # type: ignore[arg-type]
+def run_job(job: Job, steps: int, on_step: Callable[[], None]) -> Run:
+    """Runs ``job`` in a process of its own. Raises RunFailed with its output if that fails."""
+    worker = Worker(job)
+    worker.build()
+    for step in range(steps):
+        worker.step(step)
+        on_step()
+    return Run(job, worker.finish())
 
 
 class Demo:
@@ -84,14 +65,14 @@ class Demo:
         self._progress.update(self._bar, description=name)
         job = Job(
             name=name,
-            size=options.params,
+            system="ideal" if budget_bytes is None else "teraio",
+            shape=MODELS[options.params],
             dtype=options.dtype,
-            steps=steps,
             threads=options.threads,
             budget_bytes=budget_bytes,
             ssd=tuple(options.ssd),
         )
-        return run_job(job, lambda: self._progress.advance(self._bar))
+        return run_job(job, steps, lambda: self._progress.advance(self._bar))
 
     def runs(self) -> tuple[list[Run], Run, list[Run]]:
         """Plain runs, the run without a limit, and those under the budgets."""
@@ -105,20 +86,30 @@ class Demo:
 
 
 def unlimited_peak(run: Run) -> int:
-    return max(run.outcome.peak_bytes or (0,))
+    """The largest peak that teraio counted; 0 without it."""
+    return max(run.outcome.teraio.peak_bytes) if run.outcome.teraio else 0
+
+
+def counted(outcome: Outcome) -> list[int]:
+    """The steps that ran under a plan, or after warming up; all if there is none."""
+    steps = range(len(outcome.steps))
+    if outcome.teraio:
+        kept = [step for step in steps if outcome.teraio.planned[step]]
+    else:
+        kept = [step for step in steps if step >= FIRST_STEPS]
+    return kept or list(steps)
 
 
 def step_seconds(outcome: Outcome) -> float:
-    """Median over the steps that ran under a plan, or after warming up; all if there is none."""
-    pairs = zip(outcome.seconds, outcome.planned, strict=True)
-    return statistics.median([s for s, planned in pairs if planned] or outcome.seconds)
+    return statistics.median(outcome.steps[step].wall_s for step in counted(outcome))
 
 
-def run_median(values: tuple[float, ...] | None, outcome: Outcome) -> float | None:
-    if values is None:
+def run_median(outcome: Outcome, figure: str) -> float | None:
+    """The median of one of teraio's own figures; None without teraio."""
+    if outcome.teraio is None:
         return None
-    kept = [value for value, planned in zip(values, outcome.planned, strict=True) if planned]
-    return statistics.median(kept or values)
+    values: tuple[float, ...] = getattr(outcome.teraio, figure)
+    return statistics.median(values[step] for step in counted(outcome))
 
 
 def equal(run: Run, plain: Run) -> bool:
@@ -146,7 +137,8 @@ def column(run: Run, plain: Run, step_s: float, ideal_s: float) -> dict[str, str
     """One run as lines of the table."""
     job, outcome = run.job, run.outcome
     limited = job.budget_bytes is not None and job.budget_bytes < NO_LIMIT
-    drift = run_median(outcome.drift_ops, outcome)
+    drift = run_median(outcome, "drift_ops")
+    figures = outcome.teraio
     return {
         "budget, MB": megabytes(job.budget_bytes) if limited else "none",
         "first loss": f"{outcome.losses[0]:.6f}",
@@ -154,15 +146,15 @@ def column(run: Run, plain: Run, step_s: float, ideal_s: float) -> dict[str, str
             f"{outcome.losses[-1]:.6f}" if same_length(run, plain) else ""
         ),
         "equal to plain": "" if run is plain else "yes" if equal(run, plain) else "NO",
-        "peak counted, MB": megabytes(max(outcome.peak_bytes) if outcome.peak_bytes else None),
-        "RSS growth, MB": megabytes(outcome.rss_growth_bytes),
+        "peak counted, MB": megabytes(unlimited_peak(run) if figures else None),
+        "RSS growth, MB": megabytes(outcome.host_peak_bytes),
         "s per step": seconds(step_s),
         "of ideal speed": f"{ideal_s / step_s:.0%}",
-        "predicted, s": seconds(outcome.predicted_s) if limited else "",
-        "least possible, s": seconds(outcome.bound_s) if limited else "",
-        "stall, s": seconds(run_median(outcome.stall_s, outcome)),
-        "read, MB": megabytes(run_median(outcome.read_bytes, outcome)),
-        "written, MB": megabytes(run_median(outcome.written_bytes, outcome)),
+        "predicted, s": seconds(figures.predicted_s) if figures and limited else "",
+        "least possible, s": seconds(figures.bound_s) if figures and limited else "",
+        "stall, s": seconds(run_median(outcome, "stall_s")),
+        "read, MB": megabytes(run_median(outcome, "read_bytes")),
+        "written, MB": megabytes(run_median(outcome, "written_bytes")),
         "drift ops": "" if drift is None else f"{drift:.0f}",
     }
 
@@ -205,7 +197,7 @@ def failures(plains: list[Run], unlimited: Run, limited: list[Run]) -> list[str]
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.demo", description=__doc__)
-    parser.add_argument("--params", choices=sorted(SIZES), default="100m")
+    parser.add_argument("--params", choices=sorted(MODELS), default="100m")
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--steps", type=int, default=8, help="per run; the first 2 are profiled")
     parser.add_argument("--threads", type=int, default=min(os.cpu_count() or 1, 8))
@@ -219,7 +211,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def write_json(path: Path, runs: list[Run]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([asdict(run) for run in runs], indent=1) + "\n", encoding="utf-8")
+    records = [{"job": encode(run.job), "outcome": encode(run.outcome)} for run in runs]
+    path.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -239,10 +232,10 @@ def main(arguments: list[str] | None = None) -> int:
     runs = [*plains, unlimited, *limited]
     if options.json:
         write_json(options.json, runs)
-    size = SIZES[options.params]
+    shape = SHAPES[MODELS[options.params]]
     console.print(
         f"Llama-like model, {plains[0].outcome.parameters / 1e6:.1f} million parameters, "
-        f"{options.dtype}, AdamW, {size.batch} x {size.sequence} bytes of text per step, "
+        f"{options.dtype}, AdamW, {shape.batch} x {shape.sequence} bytes of text per step, "
         f"{options.threads} threads"
     )
     console.print(table(plains, unlimited, limited))

@@ -1,0 +1,131 @@
+"""The command of the benchmarks: ``python -m benchmarks --suite NAME``, ``... report FILE``.
+
+In: the command line. Out: results as JSON, tables, pictures; exit status 1 if the ideal run or one
+of teraio's does not count. Must not know: how a run is made, how a table looks.
+
+Further commands measure single parts: ``overhead``, ``drive``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks import drive, overhead
+from benchmarks.comparison import IDEAL, Comparison, Results
+from benchmarks.report import report
+from benchmarks.results import collect, load, save
+from benchmarks.rotation import Place, run_all
+from benchmarks.rows import rows
+from benchmarks.suites import SUITES, Suite
+from benchmarks.systems import SYSTEMS
+from benchmarks.tables import document
+from benchmarks.worker import ROOT
+
+_SINGLE = {"overhead": overhead.main, "drive": drive.main}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] in _SINGLE:
+        return _SINGLE[arguments[0]](arguments[1:])
+    if arguments and arguments[0] == "report":
+        return _report(arguments[1:])
+    return _suite(arguments)
+
+
+def _suite(arguments: list[str]) -> int:
+    options = _parser().parse_args(arguments)
+    suite = SUITES[options.suite]
+    console = Console(stderr=True)
+    base = options.ssd or [str(ROOT / "build" / "spill")]
+    for folder in base:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    minutes = suite.minutes if options.minutes is None else options.minutes
+    place = Place(
+        device=suite.device,
+        threads=options.threads,
+        ssd=tuple(base),
+        deadline=time.monotonic() + 60 * minutes,
+    )
+    compared = run_all(
+        comparisons_of(suite, options.comparison, options.system),
+        place,
+        lambda text: console.print(f"[dim]{datetime.now(UTC):%H:%M:%S}[/] {text}"),
+    )
+    results = collect(options.suite, place, compared)
+    save(results, options.output or _new_file(options.suite))
+    print(document(results))
+    return 0 if all_ours_count(results) else 1
+
+
+def comparisons_of(
+    suite: Suite, shapes: Sequence[str], systems: Sequence[str]
+) -> tuple[Comparison, ...]:
+    """The suite's comparisons, all if nothing is chosen; the ideal run is part of each."""
+    return tuple(
+        replace(one, entries=tuple(e for e in one.entries if not systems or e.system in systems))
+        for one in suite.comparisons
+        if not shapes or one.name in shapes or one.shape in shapes
+    )
+
+
+def all_ours_count(results: Results) -> bool:
+    """True when every ideal run, and every one of teraio's that could be made, counts."""
+    found = [row for compared in results.compared for row in rows(compared)]
+    statuses = [result.status for compared in results.compared for result in compared.results]
+    return all(
+        row.speed is not None
+        for row, status in zip(found, statuses, strict=True)
+        if (row.system == IDEAL and status != "left out")
+        or (row.system == "teraio" and status in ("ran", "failed"))
+    )
+
+
+def _new_file(suite: str) -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="teraio-benchmarks-"))
+    path = folder / f"{suite}.json"
+    Console(stderr=True).print(f"figures: {path}")
+    return path
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--suite", choices=sorted(SUITES), required=True)
+    parser.add_argument("--ssd", action="append", metavar="DIR", help="one per drive; repeatable")
+    parser.add_argument("--threads", type=int, default=min(os.cpu_count() or 1, 16))
+    parser.add_argument("--minutes", type=float, help="start nothing more after this time")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="where to write the JSON")
+    parser.add_argument("--system", action="append", default=[], choices=sorted(SYSTEMS))
+    parser.add_argument("--comparison", action="append", default=[], metavar="SHAPE")
+    return parser
+
+
+def _report(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks report")
+    parser.add_argument("files", nargs="+", type=Path, help="what a suite wrote")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="default: beside each file")
+    parser.add_argument("--format", choices=("svg", "png"), default="svg")
+    options = parser.parse_args(arguments)
+    try:
+        for path in options.files:
+            folder = options.output or path.parent
+            for written in report(load(path), folder, path.stem, options.format):
+                print(written)
+    except (OSError, ValueError) as error:
+        print(f"report: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""The suites: which comparisons they make, on which device, and how long they may take.
+
+In: nothing. Out: SUITES by name. Must not know: torch, processes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from benchmarks.comparison import Comparison, Entry
+
+_DEEPSPEED = ("zero2", "zero3", "infinity-optimizer", "infinity", "infinity-small")
+_PYTORCH = ("checkpointing", "save-on-cpu", "torchao", "fsdp")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suite:
+    device: str
+    minutes: float
+    comparisons: tuple[Comparison, ...]
+
+
+def _teraio(*shares: float) -> tuple[Entry, ...]:
+    return tuple(Entry(system="teraio", share=share) for share in shares)
+
+
+def _plain(*systems: str) -> tuple[Entry, ...]:
+    return tuple(Entry(system=system) for system in systems)
+
+
+def _few(shape: str, dtype: str, share: float) -> Comparison:
+    """What a curve over sizes, batches or sequences needs."""
+    entries = (*_teraio(share), *_plain("infinity"))
+    return Comparison(shape=shape, dtype=dtype, entries=entries)
+
+
+_HOST = (Entry(system="teraio", share=0.5, host_share=0.5),)
+_SWAP = (Entry(system="swap", share=0.5),)
+
+SUITES = {
+    "quick": Suite(
+        device="cpu",
+        minutes=5,
+        comparisons=(
+            Comparison(
+                shape="llama-13m",
+                dtype="fp32",
+                entries=(*_teraio(0.75, 0.6), *_plain(*_PYTORCH, *_DEEPSPEED), *_SWAP, *_HOST),
+                timed=5,
+            ),
+            Comparison(
+                shape="gpt-13m",
+                dtype="bf16",
+                entries=(*_teraio(0.75), *_plain("checkpointing", "zero3", "infinity")),
+                timed=5,
+            ),
+        ),
+    ),
+    "cpu": Suite(
+        device="cpu",
+        minutes=30,
+        comparisons=(
+            Comparison(
+                shape="llama-100m",
+                dtype="fp32",
+                entries=(
+                    *_teraio(0.5),
+                    *_plain("infinity", "infinity-optimizer", "zero3", "zero2"),
+                    *_teraio(0.7, 0.35),
+                    *_SWAP,
+                    *_plain("infinity-small", *_PYTORCH),
+                    *_HOST,
+                ),
+            ),
+            _few("llama-25m", "fp32", 0.5),
+            _few("gpt-100m", "fp32", 0.5),
+            _few("llama-100m", "bf16", 0.5),
+            _few("llama-100m-batch1", "fp32", 0.5),
+            _few("llama-100m-seq768", "fp32", 0.5),
+        ),
+    ),
+    "gpu": Suite(
+        device="cuda",
+        minutes=8,
+        comparisons=(
+            Comparison(
+                shape="llama-1b",
+                dtype="bf16",
+                entries=(*_teraio(0.5), *_HOST, *_plain(*_DEEPSPEED[1:4], *_PYTORCH)),
+            ),
+            Comparison(
+                shape="gpt-1b",
+                dtype="fp32",
+                entries=(*_teraio(0.5), *_plain("infinity", "torchao")),
+            ),
+        ),
+    ),
+    "paper": Suite(
+        device="cuda",
+        minutes=60,
+        comparisons=(
+            Comparison(
+                shape="llama-3b",
+                dtype="fp32",
+                entries=(
+                    *_teraio(0.5),
+                    *_HOST,
+                    *_plain(*_DEEPSPEED, *_PYTORCH),
+                    *_teraio(0.8, 0.65, 0.35, 0.2),
+                    Entry(system="teraio", share=0.5, drives=1),
+                    Entry(system="teraio", share=0.5, drives=2),
+                ),
+            ),
+            Comparison(
+                shape="llama-3b",
+                dtype="bf16",
+                entries=(*_teraio(0.7, 0.5, 0.35), *_HOST, *_plain(*_DEEPSPEED, *_PYTORCH)),
+            ),
+            _few("llama-1b", "fp32", 0.5),
+            _few("llama-8b", "bf16", 0.5),
+            _few("llama-3b-batch2", "fp32", 0.5),
+            _few("llama-3b-seq4096", "fp32", 0.5),
+        ),
+    ),
+}
