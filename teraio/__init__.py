@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from teraio.api import iteration, offload, report, resident, restore
+    from teraio.api import iteration, offload, profile, report, resident, restore
     from teraio.errors import (
         BudgetError,
         ConfigurationError,
@@ -38,6 +38,7 @@ __all__ = [
     "__version__",
     "iteration",
     "offload",
+    "profile",
     "report",
     "resident",
     "restore",
@@ -57,6 +58,7 @@ _MODULE_OF = {
     "Trace": "teraio.records",
     "iteration": "teraio.api",
     "offload": "teraio.api",
+    "profile": "teraio.api",
     "report": "teraio.api",
     "resident": "teraio.api",
     "restore": "teraio.api",

@@ -18,16 +18,20 @@ from teraio.engine.folders import check_folder, spill_folders
 from teraio.errors import ConfigurationError
 from teraio.profiler.hardware import free_memory_bytes, memory_bytes
 from teraio.records import RunReport
-from teraio.runtime import Runtime
+from teraio.runtime import Runtime, check_devices
 from teraio.sizes import format_size, parse_size
+from teraio.watch import Stopped, Watch
 
 _Model = TypeVar("_Model", bound=torch.nn.Module)
 # Of the memory that is free, this part is left to everything that is no tensor.
 _DEFAULT_RESERVE = 0.15
 # Weights, gradients and the two states of Adam: what a run spills at most beside its activations.
 _BYTES_PER_WEIGHT_BYTE = 4
+# Above any machine's memory: a run under this budget moves nothing.
+_NO_LIMIT = 1 << 62
 
 _runtime: Runtime | None = None
+_watch: Watch | None = None
 
 
 def offload(
@@ -58,22 +62,13 @@ def offload(
     global _runtime
     if not isinstance(model, torch.nn.Module):
         raise ConfigurationError(f"offload() takes a torch.nn.Module, not {type(model).__name__}.")
-    if profile_iterations < 2:
-        raise ConfigurationError(
-            f"profile_iterations={profile_iterations}: pass 2 or more; the first iteration makes "
-            "the optimizer's states, so it is not like the others."
-        )
-    devices = {tensor.device.type for tensor in (*model.parameters(), *model.buffers())}
-    if devices - {"cpu"}:
-        raise ConfigurationError(
-            f"the model is on {', '.join(sorted(devices))}; "
-            "this version offloads models on the CPU only."
-        )
-    budget = None
-    if memory_budget is not None:
-        budget = parse_size(memory_budget, whole=memory_bytes(), what="memory_budget")
-        if budget == 0:
-            raise ConfigurationError("memory_budget is 0; pass the bytes that tensors may take.")
+    _check_iterations("profile_iterations", profile_iterations)
+    check_devices(model)
+    if _watch is not None and _runtime is _watch.runtime and _runtime.phase != "closed":
+        if not _runtime.has_model(model):
+            _runtime.add_model(model)  # a program that is profiled keeps to the profile's settings
+        return model
+    budget = _budget(memory_budget)
     if _runtime is not None and _runtime.phase != "closed":
         if _runtime.has_model(model):
             raise ConfigurationError(
@@ -136,6 +131,65 @@ def resident(*tensors: torch.Tensor) -> Iterator[None]:
     finally:
         for hold in holds:
             hold.release()
+
+
+@contextmanager
+def profile(
+    *,
+    memory_budget: int | str | None = None,
+    ssd: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
+    iterations: int = 3,
+    stop: bool = False,
+) -> Iterator[Watch]:
+    """``with teraio.profile() as run: train()`` records what one iteration does with memory.
+
+    The code inside needs no change: models are found at their first call, iterations end with the
+    optimizer's step. Enter it before the model is made, so that all of its memory is counted. The
+    last of ``iterations`` (at least 2) is recorded; from then on ``run.trace`` is its Trace. With
+    ``stop`` the block ends there. ``memory_budget`` and ``ssd`` are those of ``offload``; without a
+    budget nothing moves.
+
+    Raises ConfigurationError and SpillError as ``offload`` does.
+    """
+    global _runtime, _watch
+    if _runtime is not None and _runtime.phase != "closed":
+        raise ConfigurationError("a model is offloaded in this process; restore it first.")
+    _check_iterations("iterations", iterations)
+    budget = _budget(memory_budget)
+    folders = spill_folders(ssd)
+    for folder in folders:
+        check_folder(folder, allow_tmpfs=budget is None)
+    _watch = Watch(
+        budget_bytes=_NO_LIMIT if budget is None else budget,
+        folders=folders,
+        iterations=iterations,
+        stop=stop,
+    )
+    _runtime = _watch.runtime
+    try:
+        yield _watch
+    except Stopped:
+        pass
+    finally:
+        _watch.close()
+        _watch = None
+
+
+def _check_iterations(what: str, iterations: int) -> None:
+    if iterations < 2:
+        raise ConfigurationError(
+            f"{what}={iterations}: pass 2 or more; the first iteration makes "
+            "the optimizer's states, so it is not like the others."
+        )
+
+
+def _budget(memory_budget: int | str | None) -> int | None:
+    if memory_budget is None:
+        return None
+    budget = parse_size(memory_budget, whole=memory_bytes(), what="memory_budget")
+    if budget == 0:
+        raise ConfigurationError("memory_budget is 0; pass the bytes that tensors may take.")
+    return budget
 
 
 def _runtime_of(model: torch.nn.Module) -> Runtime:

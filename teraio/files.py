@@ -31,6 +31,7 @@ from teraio.records import (
     Extent,
     Hardware,
     Kind,
+    MeasuredStall,
     Move,
     Op,
     Phase,
@@ -93,6 +94,19 @@ def load(path: str | os.PathLike[str], kind: type[Record]) -> Record:
     except _Fault as fault:
         raise FileFormatError(f"{os.fspath(path)}: {fault}") from None
     return cast(Record, record)
+
+
+def load_any(path: str | os.PathLike[str]) -> AnyRecord:
+    """Read the record that ``path`` holds, whichever it is. Raises as ``load`` does."""
+    try:
+        document = _parse(_unpack(Path(path)))
+        name = document.get("kind") if isinstance(document, dict) else None
+        read = next((read for kind, _, read in _KINDS.values() if kind == name), None)
+        if read is None:
+            _fail("this is not a file of teraio, or of a kind that this version does not know")
+        return read(_open_document(document, str(name)))
+    except _Fault as fault:
+        raise FileFormatError(f"{os.fspath(path)}: {fault}") from None
 
 
 def _replace(target: Path, data: bytes) -> None:
@@ -500,6 +514,16 @@ def _read_stall(value: object, where: str) -> Stall:
     fields = _Fields(value, where, _STALL)
     return Stall(
         op=fields.integer("op"),
+        storage=fields.integer("storage"),
+        waits_for=fields.one_of("waits_for", get_args(WaitsFor)),
+        seconds=fields.number("seconds"),
+    )
+
+
+def _read_measured_stall(value: object, where: str) -> MeasuredStall:
+    fields = _Fields(value, where, _STALL)
+    return MeasuredStall(
+        op=fields.integer("op"),
         storage=fields.optional("storage", fields.integer),
         waits_for=fields.one_of("waits_for", get_args(WaitsFor)),
         seconds=fields.number("seconds"),
@@ -571,7 +595,7 @@ def _read_step(value: object, where: str = "step report") -> StepReport:
         phase=fields.one_of("phase", ("profile", "run")),
         duration_s=fields.number("duration_s"),
         stall_s=fields.number("stall_s"),
-        stalls=fields.items("stalls", _read_stall),
+        stalls=fields.items("stalls", _read_measured_stall),
         **{name: fields.integer(name) for name in _STEP_INTEGERS},
     )
 
@@ -595,7 +619,7 @@ def _read_run(value: object, where: str = "run report") -> RunReport:
     trace, plan = fields.raw("trace"), fields.raw("plan")
     return RunReport(
         budget_bytes=fields.integer("budget_bytes"),
-        phase=fields.one_of("phase", ("profile", "run", "closed")),
+        phase=fields.one_of("phase", ("planned", "profile", "run", "closed")),
         hardware=_read_hardware(fields.raw("hardware"), f"{where}.hardware"),
         trace=None if trace is None else _read_trace(trace, f"{where}.trace"),
         plan=None if plan is None else _read_plan(plan, f"{where}.plan"),

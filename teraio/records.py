@@ -180,13 +180,11 @@ class Bound:
 class Stall:
     """Op ``op`` waited ``seconds`` for ``storage``.
 
-    In a plan it waited for the "memory" that the storage was still leaving, or for its "data" to
-    come. In a step report ``storage`` is what was to come, and waited for memory or was on its way;
-    None for a storage that the trace doesn't know.
+    It waited for the "memory" that the storage was still leaving, or for "data" still coming.
     """
 
     op: int
-    storage: int | None
+    storage: int
     waits_for: WaitsFor
     seconds: float
 
@@ -235,6 +233,19 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredStall:
+    """Op ``op`` waited ``seconds``, for "data" that was coming or for "memory" to be free for it.
+
+    ``storage`` is what was to come; None for a new one, or one that the trace doesn't know.
+    """
+
+    op: int
+    storage: int | None
+    waits_for: WaitsFor
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepReport:
     """What one iteration really did.
 
@@ -251,15 +262,18 @@ class StepReport:
     written_bytes: int
     ops: int
     drift_ops: int
-    stalls: tuple[Stall, ...] = ()
+    stalls: tuple[MeasuredStall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunReport:
-    """The state of an offloaded run. ``plan`` and the times are None until a plan exists."""
+    """The state of an offloaded run. ``plan`` and the times are None until a plan exists.
+
+    In phase ``planned`` nothing has run: it is a plan with the trace and hardware it is for.
+    """
 
     budget_bytes: int
-    phase: Literal["profile", "run", "closed"]
+    phase: Literal["planned", "profile", "run", "closed"]
     hardware: Hardware
     trace: Trace | None
     plan: Plan | None

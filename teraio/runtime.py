@@ -10,7 +10,7 @@ import logging
 import sys
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from torch.optim.optimizer import (
 )
 
 import teraio._C as _C
-from teraio import errors
+from teraio import errors, status
 from teraio.engine import list_ops, raw_access, schedule
 from teraio.engine.foreign import own_memory
 from teraio.engine.module_hooks import ModuleHooks
@@ -31,7 +31,7 @@ from teraio.engine.places import Places
 from teraio.planner import plan as make_plan
 from teraio.profiler.hardware import FolderSpeed, hardware, stripe_weights
 from teraio.profiler.trace import Recorded, build_trace, with_durations
-from teraio.records import Hardware, Kind, Plan, RunReport, Stall, StepReport
+from teraio.records import Hardware, Kind, MeasuredStall, Plan, RunReport, StepReport
 from teraio.sizes import format_size
 
 log = logging.getLogger("teraio")
@@ -63,7 +63,9 @@ class Runtime:
         spill_bytes: int,
         profile_iterations: int,
         device: str,
+        on_trace: Callable[[], None] | None = None,
     ) -> None:
+        """``on_trace`` is called when a trace is recorded; with it the run makes no plan."""
         _C.set_error_types(errors.BudgetError, errors.SpillError)
         measured = _C.open_spill([str(folder) for folder in folders], _MEASURED_BYTES)
         speeds = [
@@ -78,6 +80,7 @@ class Runtime:
         self.plan: Plan | None = None
         self.steps: list[StepReport] = []
         self._device = device
+        self._on_trace = on_trace
         self._profile_iterations = profile_iterations
         self._profiled = 0
         self._drifting = 0
@@ -94,6 +97,9 @@ class Runtime:
         self._live_at_start: list[tuple[int, int, bool]] = []
         self._module_hooks = ModuleHooks(self._module_ids)
         self._progress = _Progress(profile_iterations)
+        self._status = status.StatusFile()
+        self._started_s = time.time()
+        self._folders = tuple(str(folder) for folder in folders)
         _C.start(weights, spill_bytes, budget_bytes, MIN_STORAGE_BYTES)
         raw_access.install()
         list_ops.install(budget_bytes // _LIST_OP_SHARE)
@@ -153,6 +159,10 @@ class Runtime:
         """Whether the model is offloaded by this runtime."""
         return id(model) in self._models
 
+    def knows_module(self, module: torch.nn.Module) -> bool:
+        """Whether the module is one of an offloaded model."""
+        return id(module) in self._module_ids
+
     def remove_model(self, model: torch.nn.Module) -> None:
         """The last model to go closes the run."""
         self._forget(id(model))
@@ -181,6 +191,7 @@ class Runtime:
         self._module_hooks.remove()
         list_ops.uninstall()
         raw_access.uninstall()
+        self._status.close()
         _C.stop()
         log.info("closed: everything is back in memory")
 
@@ -257,7 +268,7 @@ class Runtime:
                 ops=stats["ops"],
                 drift_ops=stats["drift_ops"],
                 stalls=tuple(
-                    Stall(
+                    MeasuredStall(
                         op=op,
                         storage=storage if storage >= 0 else None,
                         waits_for="memory" if memory else "data",
@@ -272,6 +283,26 @@ class Runtime:
         elif self.phase == "run":
             self._watch_time(self.steps[-1])
             self._watch_drift(self.steps[-1])
+        self._status.update(self._status_now)
+
+    def _status_now(self) -> status.RunStatus:
+        totals, tier = _C.totals(), self.hardware.tiers[0]
+        return status.RunStatus(
+            **status.this_process(),
+            started_s=self._started_s,
+            updated_s=time.time(),
+            folders=self._folders,
+            phase=self.phase,
+            budget_bytes=self.budget_bytes,
+            used_bytes=totals["used"],
+            away_bytes=totals["away"],
+            spill_bytes=totals["spill_reserved"],
+            read_bytes_per_s=tier.read_bytes_per_s,
+            write_bytes_per_s=tier.write_bytes_per_s,
+            predicted_s=self.plan.predicted_s if self.plan else None,
+            ideal_s=self.plan.ideal_s if self.plan else None,
+            steps=status.last_steps(self.steps),
+        )
 
     # ------------------------------------------------------------ profile, plan, drift
 
@@ -297,9 +328,9 @@ class Runtime:
         if left == 1:
             self._record()
         elif left <= 0:
-            self._make_plan()
+            self._end_profile()
 
-    def _make_plan(self) -> None:
+    def _end_profile(self) -> None:
         self.recorded = build_trace(
             _C.take_recording(), self._live_at_start, self._names(), self._places, self._device
         )
@@ -312,6 +343,10 @@ class Runtime:
         )
         self.phase = "run"
         self._progress.stop()
+        if self._on_trace is not None:
+            self._module_hooks.remove()
+            self._on_trace()
+            return
         self._timed = 0
         self._follow_plan(self.recorded)
 
@@ -361,7 +396,9 @@ class Runtime:
         _C.record(self._timed < _TIMED_ITERATIONS)
 
     def _watch_drift(self, step: StepReport) -> None:
-        moves = bool(self.plan and self.plan.moves)
+        if self.plan is None:
+            return
+        moves = bool(self.plan.moves)
         drifted = step.drift_ops > _DRIFT_SHARE * step.ops if moves else step.written_bytes > 0
         self._drifting = self._drifting + 1 if drifted else 0
         if self._drifting >= self._patience:
@@ -430,6 +467,16 @@ class _Progress:
         if self._status is not None:
             self._status.stop()
             self._status = None
+
+
+def check_devices(model: torch.nn.Module) -> None:
+    """Raises ConfigurationError for a model that is not on the CPU."""
+    devices = {tensor.device.type for tensor in (*model.parameters(), *model.buffers())}
+    if devices - {"cpu"}:
+        raise errors.ConfigurationError(
+            f"the model is on {', '.join(sorted(devices))}; "
+            "this version offloads models on the CPU only."
+        )
 
 
 def _tensors_of(model: torch.nn.Module, prefix: str) -> dict[str, torch.Tensor]:

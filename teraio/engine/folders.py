@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from teraio.errors import ConfigurationError, SpillError
@@ -55,19 +56,34 @@ def check_folder(folder: Path, *, allow_tmpfs: bool) -> None:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """The file system that a folder lies on, such as ``ext4``, and how it is mounted."""
+
+    kind: str
+    options: tuple[str, ...]
+
+
 def file_system(folder: Path) -> str:
     """The type of the file system that ``folder`` lies on, such as ``ext4``; empty when unknown."""
+    found = mount(folder)
+    return found.kind if found else ""
+
+
+def mount(folder: Path) -> Mount | None:
+    """What ``folder`` lies on; None when unknown."""
     path = os.path.realpath(folder)
-    best, kind = "", ""
+    best, found = "", None
     try:
         lines = Path("/proc/self/mountinfo").read_text().splitlines()
     except OSError:
-        return ""
+        return None
     for line in lines:
         before, _, after = line.partition(" - ")
-        point = before.split()[4].encode().decode("unicode_escape")
+        fields, (kind, _, options) = before.split(), after.split(maxsplit=2)
+        point = fields[4].encode().decode("unicode_escape")
         inside = path == point or path.startswith(point.rstrip("/") + "/")
         # Of mounts on one point the last one is what is seen.
         if inside and len(point) >= len(best):
-            best, kind = point, after.split()[0]
-    return kind
+            best, found = point, Mount(kind, (*fields[5].split(","), *options.split(",")))
+    return found

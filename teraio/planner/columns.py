@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from teraio.planner.memory import carried_twins
+from teraio.planner.periods import BEFORE_THE_ITERATION, Period
 from teraio.records import Storage, Trace
 
 Ints = npt.NDArray[np.int64]
@@ -21,7 +22,6 @@ Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
 
 NONE = -2  # in columns of ops: there is no such op
-BEFORE_THE_ITERATION = -1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,6 +44,22 @@ class PeriodColumns:
 
     def __len__(self) -> int:
         return len(self.storage)
+
+    def those(self, chosen: Flags) -> tuple[Period, ...]:
+        """The periods flagged by ``chosen``, one by one."""
+        columns = (self.storage, self.after, self.before, self.length, self.written_at)
+        return tuple(
+            Period(
+                storage=storage,
+                after=after,
+                before=None if before == NONE else before,
+                length=length,
+                written_at=None if written_at == NONE else written_at,
+            )
+            for storage, after, before, length, written_at in zip(
+                *(column[chosen].tolist() for column in columns), strict=True
+            )
+        )
 
     @property
     def returns(self) -> Flags:

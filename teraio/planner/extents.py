@@ -14,8 +14,9 @@ from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from teraio.planner.greedy import Choice, aligned
-from teraio.planner.periods import Period, age, writers
+from teraio.planner.periods import Period, age
+from teraio.planner.selection import aligned
+from teraio.planner.timing import Choice
 from teraio.records import Extent, Hardware, Move, Trace
 
 
@@ -24,6 +25,7 @@ class _Copy:
     """A copy on a tier: needed after op ``start`` until op ``end``, both counted past the last op.
 
     ``choices`` are the indices of the choices that use it. ``always``: needed at all times.
+    ``back`` is the first op before which it is read, the number of ops if it never is.
     """
 
     storage: int
@@ -32,6 +34,7 @@ class _Copy:
     end: int
     always: bool
     choices: tuple[int, ...]
+    back: int
 
 
 def moves_with_extents(
@@ -51,22 +54,19 @@ def moves_with_extents(
         for copy, offset in zip(copies, offsets, strict=True):
             for index in copy.choices:
                 extents[index] = Extent(offset=offset, nbytes=copy.nbytes)
-    writing = writers((choice.period for choice in choices), n)
-    moves = [
-        _move(choice, extents[i], choice.period in writing, n) for i, choice in enumerate(choices)
-    ]
+    moves = [_move(choice, extents[i], n) for i, choice in enumerate(choices)]
     moves.sort(key=lambda move: (move.offload_after, move.storage))
     return tuple(moves), spill_bytes
 
 
-def _move(choice: Choice, extent: Extent, write: bool, n: int) -> Move:
+def _move(choice: Choice, extent: Extent, n: int) -> Move:
     period = choice.period
     comes_back = period.before is not None
     return Move(
         storage=period.storage,
         tier=choice.tier,
         extent=extent,
-        write=write,
+        write=choice.write,
         offload_after=choice.leave % n,
         gone_before=choice.first % n,
         fetch_after=(choice.first + choice.length - 1) % n if comes_back else None,
@@ -75,15 +75,20 @@ def _move(choice: Choice, extent: Extent, write: bool, n: int) -> Move:
 
 
 def _copies(trace: Trace, choices: Sequence[Choice], here: Sequence[int]) -> list[_Copy]:
-    """Choices grouped by the copy that they share."""
+    """Choices grouped by the copy that they share: each write makes a new one."""
     n = len(trace.ops)
-    groups: dict[tuple[int, int | None], list[int]] = {}
-    for index in here:
+    groups: dict[tuple[int, int | None, int], list[int]] = {}
+    made: dict[tuple[int, int | None], int] = {}
+    for index in sorted(here, key=lambda i: age(choices[i].period, n)):
         period = choices[index].period
-        groups.setdefault((period.storage, period.written_at), []).append(index)
+        data = period.storage, period.written_at
+        made[data] = made.get(data, 0) + choices[index].write
+        groups.setdefault((*data, made[data]), []).append(index)
     return [
-        _copy(trace, storage, written_at is None, members, choices, n)
-        for (storage, written_at), members in groups.items()
+        _copy(trace, storage, written_at is None and not writes, members, choices, n)
+        for (storage, written_at, writes), members in sorted(
+            groups.items(), key=lambda item: item[1][0]
+        )
     ]
 
 
@@ -92,12 +97,13 @@ def _copy(
 ) -> _Copy:
     periods: list[Period] = [choices[index].period for index in members]
     nbytes = aligned(trace.storages[storage].nbytes)
+    back = min((p.before for p in periods if p.before is not None), default=n)
     if always:
-        return _Copy(storage, nbytes, 0, n, True, tuple(members))
+        return _Copy(storage, nbytes, 0, n, True, tuple(members), back)
     periods.sort(key=lambda period: age(period, n))
     start, last = periods[0].after, periods[-1]
     end = start + age(last, n) - age(periods[0], n) + last.length + 1
-    return _Copy(storage, nbytes, start, end, end - start >= n, tuple(members))
+    return _Copy(storage, nbytes, start, end, end - start >= n, tuple(members), back)
 
 
 def _size(copies: Sequence[_Copy], offsets: Sequence[int]) -> int:
@@ -116,11 +122,15 @@ def _one_place_each(copies: Sequence[_Copy]) -> list[int]:
 
 
 def _pack(copies: Sequence[_Copy], n: int) -> list[int]:
-    """Offsets of the copies; those needed across the end of the iteration share with nothing."""
+    """Offsets of the copies; those needed across the end of the iteration share with nothing.
+
+    They lie in the order in which they are needed back, so that they are read in a row.
+    """
     offsets = [0] * len(copies)
     top = 0
     inside = []
-    for index, copy in enumerate(copies):
+    for index in sorted(range(len(copies)), key=lambda i: (copies[i].back, i)):
+        copy = copies[index]
         if copy.always or copy.end >= n:
             offsets[index] = top
             top += copy.nbytes

@@ -33,15 +33,19 @@ def least_budget(trace: Trace) -> int:
     return int(least_by_op(columns(trace)).max(initial=trace.base_bytes))
 
 
-def check_budget(trace: Trace, on: Columns, budget_bytes: int) -> None:
-    """Raise BudgetError, naming the op that needs most, if no plan can meet ``budget_bytes``."""
-    by_op = least_by_op(on)
+def check_budget(trace: Trace, on: Columns, allowed: Flags, budget_bytes: int) -> None:
+    """Raise BudgetError, naming the op that needs most, if no plan can meet ``budget_bytes``.
+
+    ``allowed`` flags the periods that a plan may use.
+    """
+    by_op = held_by_op(on, allowed)
     if not len(by_op) or int(by_op.max()) <= budget_bytes:
         return
     index = int(by_op.argmax())
     op, nbytes = trace.ops[index], int(by_op[index])
+    kept = "" if allowed.all() else ", or a smaller resident_state_share"
     raise BudgetError(
         f"op {index} ({op.name} in {op.module or 'the model'}) needs {nbytes} bytes of memory "
         f"at once, more than the budget of {budget_bytes} bytes; the least "
-        f"budget for this iteration is {nbytes} bytes"
+        f"budget for this iteration is {nbytes} bytes{kept}"
     )

@@ -41,8 +41,10 @@ from teraio.records import Hardware
 _CHECKPOINTS = (240, 160, 120, 90, 70, 50, 40, 30, 20, 12, 6)
 _MOST_VARIABLES = 16_000
 _MOST_SIMPLEX_STEPS = 60_000
-# What moved bytes cost beside time, so that of equal solutions one that moves little is found.
+# What moves cost beside time, so that of equal solutions one that moves little and few is found:
+# this part of the time that their bytes take, and of this much for each storage.
 _TIDINESS = 1e-5
+_STORAGE_S = 2e-4
 _DAY_S = 86400.0
 _INF = float("inf")
 
@@ -53,8 +55,8 @@ class Groups:
 
     They begin in the stretch ``first`` and end in the stretch ``last``, which is in the next lap
     for periods around the end. ``position`` counts the groups before it that share its copies;
-    those have the numbers right before it. ``of_period`` is the group of each period of the
-    Columns, -1 for those that no checkpoint sees.
+    those have the numbers right before it. ``count`` is how many periods a group has, ``of_period``
+    the group of each period of the Columns, -1 for those that no checkpoint sees.
     """
 
     first: Ints
@@ -63,6 +65,7 @@ class Groups:
     written: Flags
     position: Ints
     nbytes: Floats
+    count: Floats
     of_period: Ints
 
 
@@ -140,6 +143,7 @@ def grouped(on: Columns, points: Ints) -> Groups:
         position=np.arange(len(numbers)) - np.searchsorted(numbers // _MOST_IN_CHAIN,
                                                            numbers // _MOST_IN_CHAIN),
         nbytes=_sums(group, periods.nbytes[kept], len(numbers)),
+        count=_sums(group, np.ones(len(kept)), len(numbers)),
         of_period=of_period,
     )  # fmt: skip
 
@@ -349,6 +353,9 @@ class _Program:
         for tier, (written, read) in zip(self._hardware.tiers, self._moved, strict=True):
             costs[written] = scale / tier.write_bytes_per_s
             costs[read] = scale / tier.read_bytes_per_s
+        per_byte_s = _STORAGE_S * self._groups.count / np.maximum(self._groups.nbytes, 1.0)
+        for flow, group, _ in self._leaving:
+            costs[flow] = _TIDINESS * (per_byte_s * self._unit_bytes / self._unit_s)[group]
         return costs
 
     def solved(self) -> Relaxation:
@@ -403,7 +410,8 @@ class _Program:
         least = float((multipliers * side).sum() + np.minimum(rest * low, rest * high).sum())
         # The objective counts moved bytes too; all of them together at most so much.
         slowest = min(min(t.read_bytes_per_s, t.write_bytes_per_s) for t in self._hardware.tiers)
-        least -= _TIDINESS * 2 * self._total / slowest / self._unit_s
+        most_s = 2 * self._total / slowest + _STORAGE_S * float(self._groups.count.sum())
+        least -= _TIDINESS * most_s / self._unit_s
         return max(0.0, min(least, self._most_s)) * self._unit_s
 
 

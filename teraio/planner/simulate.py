@@ -27,8 +27,8 @@ from teraio.planner.memory import memory_by_op
 from teraio.records import Hardware, Move, Stall, TierUse, Trace, WaitsFor
 
 _LEAST_ITERATIONS = 3
-_MOST_ITERATIONS = 8
-_STEADY = 1e-9
+_MOST_ITERATIONS = 4
+_STEADY = 1e-6
 _SHORTEST_STALL_S = 1e-12
 
 Direction = Literal["write", "read"]

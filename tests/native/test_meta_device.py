@@ -51,7 +51,8 @@ def test_births_and_deaths_are_seen_when_they_happen(watched) -> None:
     assert op_names(recording) == ["aten::empty", "aten::add", "aten::mul"]
     births = dict(zip(recording["births"][0], recording["births"][2], strict=True))
     assert births == {_C.block_id(a): 0, block: 1, _C.block_id(c): 2}
-    assert list(zip(*recording["deaths"], strict=True)) == [(block, 2)]
+    assert (block, 2) in list(zip(*recording["deaths"], strict=True))
+    assert not {_C.block_id(a), _C.block_id(c)} & set(recording["deaths"][0])
 
 
 def test_an_address_that_is_used_again_is_another_storage(watched) -> None:
@@ -59,7 +60,7 @@ def test_an_address_that_is_used_again_is_another_storage(watched) -> None:
     for _ in range(100):
         seen.add(_C.block_id(meta(LARGE)))
     assert len(seen) == 100
-    assert _C.live_blocks() == []
+    assert seen.isdisjoint(block for block, _, _ in _C.live_blocks())
 
 
 def test_what_a_kernel_is_made_of_on_the_meta_device_is_not_seen(watched) -> None:

@@ -8,10 +8,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from teraio.files import save
 from tests.policy.source import ROOT
+from tests.unit.reports_data import HARDWARE, TRACE
 
 HEAVY = ("torch", "transformers")
 
@@ -22,6 +25,39 @@ def _modules_after(statement: str) -> set[str]:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def _modules_after_call(*arguments: str) -> set[str]:
+    """Of a call of the tool, which leaves the process when it is done."""
+    return _modules_after(
+        "import sys\n"
+        f"sys.argv = {['teraio', *arguments]!r}\n"
+        "from teraio.cli.main import main\n"
+        "try:\n    main()\nexcept SystemExit as done:\n    assert not done.code, done.code"
+    )
+
+
+def test_help_of_the_tool_loads_nothing_heavy() -> None:
+    assert _modules_after_call("--help").isdisjoint({*HEAVY, "numpy", "psutil", "matplotlib"})
+
+
+@pytest.mark.parametrize("command", [("inspect",), ("inspect", "--tree"), ("compare", "FILE")])
+def test_reading_commands_work_without_torch(command: tuple[str, ...], tmp_path: Path) -> None:
+    save(TRACE, tmp_path / "run.trace")
+    file = str(tmp_path / "run.trace")
+    arguments = [file if part == "FILE" else part for part in command]
+    assert _modules_after_call(*arguments, file).isdisjoint(HEAVY)
+
+
+def test_planning_and_reports_for_a_saved_machine_work_without_torch(tmp_path: Path) -> None:
+    save(TRACE, tmp_path / "run.trace")
+    save(HARDWARE, tmp_path / "a.hardware")
+    trace, machine, plan = (str(tmp_path / name) for name in ("run.trace", "a.hardware", "a.plan"))
+    made = _modules_after_call("plan", trace, "--hardware", machine, "--budget", "60%", "-o", plan)
+    assert made.isdisjoint(HEAVY)
+    pictures = ("--png", str(tmp_path / "a.png"), "--perfetto", str(tmp_path / "a.json"))
+    drawn = _modules_after_call("report", plan, "-o", str(tmp_path / "a.html"), *pictures)
+    assert drawn.isdisjoint({*HEAVY, "plotly"})
 
 
 def test_import_teraio_loads_neither_torch_nor_numpy() -> None:

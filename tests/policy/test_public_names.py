@@ -28,6 +28,7 @@ PUBLIC = {
     "__version__",
     "iteration",
     "offload",
+    "profile",
     "report",
     "resident",
     "restore",

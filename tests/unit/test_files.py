@@ -22,6 +22,7 @@ from teraio.planner import live_by_op, plan
 from teraio.records import (
     Bound,
     Hardware,
+    MeasuredStall,
     Plan,
     PlanOptions,
     RunReport,
@@ -59,8 +60,8 @@ STEP = StepReport(
     ops=40,
     drift_ops=0,
     stalls=(
-        Stall(op=5, storage=None, waits_for="memory", seconds=0.25),
-        Stall(op=7, storage=2, waits_for="data", seconds=0.125),
+        MeasuredStall(op=5, storage=None, waits_for="memory", seconds=0.25),
+        MeasuredStall(op=7, storage=2, waits_for="data", seconds=0.125),
     ),
 )
 RUN = RunReport(

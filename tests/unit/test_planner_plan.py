@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,21 @@ from teraio.planner import (
     simulate,
     validate,
 )
+from teraio.planner.columns import columns
 from teraio.planner.extents import moves_with_extents
-from teraio.planner.greedy import Tuning, choose
-from teraio.records import Extent, Hardware, Move, Storage, Tier, Trace
+from teraio.planner.rounding import NOWHERE
+from teraio.planner.selection import Selection
+from teraio.planner.timing import Tuning, timed
+from teraio.records import (
+    Extent,
+    Hardware,
+    Move,
+    PlanOptions,
+    Storage,
+    Tier,
+    TierUse,
+    Trace,
+)
 from tests.unit import strategies
 from tests.unit.small import plan_of
 from tests.unit.traces import HOST, MIB, SSD, hardware, transformer_trace
@@ -55,22 +68,61 @@ def test_any_budget_from_the_least_on_gives_a_valid_plan_within_it(
 TUNINGS = [
     Tuning(patience=10.0),
     Tuning(patience=1.0, headroom=0.2, slack=(0.1, 1.0)),
-    Tuning(benefit_power=2.0, nearly=0.3, slack=()),
+    Tuning(slack=()),
 ]
 
 
-@given(cases(), st.sampled_from(TUNINGS), st.floats(0.0, 1e-3))
+@given(cases(), st.sampled_from(TUNINGS), st.floats(0.0, 1e-3), st.data())
 @settings(max_examples=300, deadline=None)
 def test_every_way_of_planning_keeps_the_rules(
-    case: tuple[Trace, Hardware], tuning: Tuning, stalled_s: float
+    case: tuple[Trace, Hardware], tuning: Tuning, stalled_s: float, data: st.DataObject
 ) -> None:
     trace, machine = case
-    op_s = np.array([op.duration_ns * 1e-9 + stalled_s for op in trace.ops])
-    choices = choose(trace, machine, inactive_periods(trace), op_s, tuning)
+    on = columns(trace)
+    op_s = on.duration_s + stalled_s
+    reuse = data.draw(st.booleans())
+    every = np.ones(len(on.periods), np.bool_)
+    selection = Selection(
+        on,
+        machine,
+        (every,),
+        op_s,
+        reuse_copies=reuse,
+        shared_room=data.draw(st.sampled_from([None, 0.5, 1.0])),
+    )
+    # Whatever is thought to be good to begin with.
+    tiers = st.integers(NOWHERE, len(machine.tiers) - 1)
+    count = len(on.periods)
+    seed = data.draw(st.lists(tiers, min_size=count, max_size=count))
+    selection.seed(np.array(seed, np.int64))
+    selection.cover(machine.budget_bytes)
+    choices = timed(on, machine, selection.tier_of, op_s, tuning, machine.budget_bytes, reuse)
     moves, spill_bytes = moves_with_extents(trace, machine, choices)
     made = plan_of(trace, moves, spill_bytes)
-    validate(trace, machine, made)
+    if all(use.space_bytes <= tier.capacity_bytes for use, tier in uses(trace, machine, moves)):
+        validate(trace, machine, made)
     assert made.peak_bytes <= machine.budget_bytes
+
+
+def uses(trace: Trace, machine: Hardware, moves: Sequence[Move]) -> list[tuple[TierUse, Tier]]:
+    return list(zip(simulate(trace, machine, moves).tiers, machine.tiers, strict=True))
+
+
+OPTIONS = [
+    PlanOptions(bound="simple"),
+    PlanOptions(improve=False),
+    PlanOptions(reuse_copies=False),
+    PlanOptions(capacity_by_time=False),
+]
+
+
+@given(cases(), st.sampled_from(OPTIONS))
+@settings(max_examples=200, deadline=None)
+def test_every_option_gives_valid_plans(case: tuple[Trace, Hardware], options: PlanOptions) -> None:
+    made = plan(*case, options)
+    assert made.options == options
+    if not options.reuse_copies:
+        assert all(move.write for move in made.moves)
 
 
 @given(cases())

@@ -1,0 +1,233 @@
+"""``teraio plan``: a plan for a trace, or for a model that is nowhere in memory.
+
+In: the command line. Out: tables or JSON on standard output, and a plan file. Must not know: how
+plans are found.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+if TYPE_CHECKING:
+    from teraio.records import Hardware, Trace
+    from teraio.reports.planning import Alternative
+    from teraio.reports.subject import Subject
+
+_EXAMPLES = """
+[bold]Examples[/bold]
+
+  teraio plan run.trace --budget 50%
+
+  teraio plan run.trace --budget 24GiB --ssd /mnt/nvme0 --ssd /mnt/nvme1 -o run.plan --explain
+
+  teraio plan run.trace --hardware h100-nvl --ssd 4 --host 64GiB
+
+  teraio plan --model llama3-8b --batch 8 --sequence 2048 --hardware h100-nvl --ssd 4
+"""
+
+
+def add_to(app: typer.Typer) -> None:
+    """Registers the command."""
+    app.command("plan", epilog=_EXAMPLES)(_plan)
+
+
+def _plan(
+    file: Annotated[
+        Path | None, typer.Argument(help="A trace, or a plan or report with a trace.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|CONFIG.JSON",
+            help="Instead of a trace: a model's configuration; nothing of it is loaded.",
+        ),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Of --model: sequences per iteration.")] = 8,
+    sequence: Annotated[int, typer.Option(min=1, help="Of --model: tokens per sequence.")] = 2048,
+    precision: Annotated[
+        str, typer.Option(help="Of --model: fp32, tf32, bf16 or bf16-mixed.")
+    ] = "bf16-mixed",
+    optimizer: Annotated[
+        str, typer.Option(help="Of --model: adamw-fused, adamw-foreach, adamw or sgd.")
+    ] = "adamw-fused",
+    checkpointing: Annotated[
+        bool, typer.Option("--checkpointing", help="Of --model: recompute layers in backward.")
+    ] = False,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="Memory for tensors: 24GiB, or 50% of what the iteration takes without a limit. "
+            "Default: what the machine has."
+        ),
+    ] = None,
+    hardware: Annotated[
+        str,
+        typer.Option(
+            metavar="this|PRESET|FILE",
+            help="This machine, measured now; another one by name; or one saved by doctor.",
+        ),
+    ] = "this",
+    ssd: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FOLDER|COUNT", help="A folder per drive of this machine; else how many drives."
+        ),
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Host memory as a tier, for a GPU.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Save the plan, with what it is for.")
+    ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="What binds, what costs most, what would help.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="JSON for programs.")] = False,
+) -> None:
+    """Plan what leaves memory when, and predict what that gives."""
+    from teraio.cli.console import out, write
+    from teraio.cli.inputs import check_folder_of, load_trace
+    from teraio.errors import ConfigurationError
+
+    if output is not None:
+        check_folder_of(output)
+    if (file is None) == (model is None):
+        raise ConfigurationError("pass either the file of a trace, or --model.")
+    if file is not None:
+        trace, title = load_trace(file), file.name
+    else:
+        title = Path(str(model)).stem
+        trace = _what_if(
+            str(model), (batch, sequence), precision, optimizer, checkpointing, hardware
+        )
+    machine = _machine(trace, budget, hardware, ssd or [], host)
+    subject = _planned(trace, machine, title)
+
+    from teraio.reports.as_json import as_json
+    from teraio.reports.planning import planning
+    from teraio.reports.planning_text import explanation_text, planning_text
+
+    facts = planning(subject)
+    others = _alternatives(subject, hardware, ssd or [], host) if explain else []
+    if output is not None:
+        _save(subject, output)
+    if json:
+        write(as_json({"plan": facts, "alternatives": others} if explain else facts))
+        return
+    out().print(planning_text(facts, f"Plan for {title}"))
+    if explain:
+        out().print()
+        out().print(explanation_text(facts, others))
+    if output is not None:
+        out().print(f"\nsaved: {output}", markup=False)
+
+
+def _what_if(
+    model: str,
+    tokens: tuple[int, int],
+    precision: str,
+    optimizer: str,
+    checkpointing: bool,
+    hardware: str,
+) -> Trace:
+    from teraio.cli.console import notes
+    from teraio.cli.machines import THIS
+    from teraio.errors import ConfigurationError
+
+    if hardware == THIS:
+        from teraio.whatif import accelerators
+
+        raise ConfigurationError(
+            "--model needs the machine that trains it: --hardware with one of "
+            f"{', '.join(sorted(accelerators()))}."
+        )
+    with notes().status(f"teraio: tracing {model} on {hardware}, without either"):
+        from teraio.whatif import Job, trace_config
+
+        job = Job(
+            batch=tokens[0],
+            sequence=tokens[1],
+            precision=cast(Any, precision),  # checked there
+            optimizer=cast(Any, optimizer),
+            checkpointing=checkpointing,
+        )
+        return trace_config(model, job, accelerator=hardware)
+
+
+def _machine(
+    trace: Trace, budget: str | None, hardware: str, ssd: list[str], host: str | None
+) -> Hardware:
+    from teraio.cli.console import notes
+    from teraio.cli.machines import THIS, machine
+    from teraio.planner import live_by_op
+    from teraio.sizes import parse_size
+
+    budget_bytes = None
+    if budget is not None:
+        peak = int(live_by_op(trace).max())
+        budget_bytes = parse_size(budget, whole=peak, what="--budget")
+    if hardware != THIS:
+        return machine(hardware, ssd, host, budget_bytes)
+    with notes().status("teraio: measuring the drives of this machine"):
+        return machine(hardware, ssd, host, budget_bytes)
+
+
+def _planned(trace: Trace, hardware: Hardware, name: str) -> Subject:
+    from teraio.cli.console import notes
+    from teraio.planner import plan
+    from teraio.reports.subject import Subject
+
+    with notes().status("teraio: planning"):
+        return Subject(name=name, trace=trace, hardware=hardware, plan=plan(trace, hardware))
+
+
+def _save(subject: Subject, path: Path) -> None:
+    from teraio.files import save
+    from teraio.records import RunReport
+
+    if subject.hardware is None:
+        return
+    save(
+        RunReport(
+            budget_bytes=subject.hardware.budget_bytes,
+            phase="planned",
+            hardware=subject.hardware,
+            trace=subject.trace,
+            plan=subject.plan,
+            steps=(),
+        ),
+        path,
+    )
+
+
+def _alternatives(
+    subject: Subject, name: str, ssd: list[str], host: str | None
+) -> list[Alternative]:
+    """The same trace planned for a little more of each thing."""
+    from teraio.cli.machines import with_one_more_drive
+    from teraio.reports.planning import Alternative
+
+    hardware, plan = subject.hardware, subject.plan
+    if hardware is None or plan is None or not plan.moves:
+        return []
+    more_memory = replace(hardware, budget_bytes=int(hardware.budget_bytes * 1.1))
+    changes = {
+        "10 % more memory": more_memory,
+        "one more SSD": with_one_more_drive(hardware, name, ssd, host),
+    }
+    found = []
+    for change, machine in changes.items():
+        other = _planned(subject.trace, machine, subject.name).plan
+        if other is not None:
+            found.append(
+                Alternative(
+                    change=change,
+                    predicted_s=other.predicted_s,
+                    saved_s=plan.predicted_s - other.predicted_s,
+                )
+            )
+    return found

@@ -1,0 +1,107 @@
+"""``teraio profile``: records what a training script does with memory.
+
+In: a script and its arguments. Out: a trace file and a summary. Must not know: how it is recorded.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_EXAMPLES = """
+[bold]Examples[/bold]
+
+  teraio profile train.py --batch-size 8
+
+  teraio profile -o run.trace --budget 8GiB --iterations 3 train.py
+
+  teraio profile -m my_package.train --epochs 1
+"""
+
+
+def add_to(app: typer.Typer) -> None:
+    """Registers the command."""
+    settings = {"ignore_unknown_options": True, "allow_interspersed_args": False}
+    app.command("profile", epilog=_EXAMPLES, context_settings=settings)(_profile)
+
+
+def _profile(
+    script: Annotated[str, typer.Argument(help="The training script, which needs no change.")],
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="ARGS...", help="Arguments of the script.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="The trace file; default: named after the script."),
+    ] = None,
+    module: Annotated[
+        bool, typer.Option("-m", help="SCRIPT names a module, as for python -m.")
+    ] = False,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="Keep tensors within this memory meanwhile: 8GiB, or 60% of the machine's. "
+            "Default: no limit, nothing moves."
+        ),
+    ] = None,
+    ssd: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FOLDER", help="Where storages spill to; one folder per drive."),
+    ] = None,
+    iterations: Annotated[
+        int, typer.Option(min=2, help="How many to watch; the last one is recorded.")
+    ] = 3,
+    to_end: Annotated[
+        bool, typer.Option("--to-end", help="Let the script go on after it is recorded.")
+    ] = False,
+) -> None:
+    """Run a training script and record one iteration as a trace.
+
+    The script runs as it is. It ends once an iteration is recorded, or goes on with --to-end.
+    """
+    from teraio.cli.console import notes, out
+    from teraio.cli.inputs import check_folder_of
+    from teraio.cli.script import Script
+
+    target = Script(script, tuple(arguments or ()), module)
+    path = output or Path(f"{target.stem}.trace")
+    check_folder_of(path)
+    notes().print(f"teraio: loading PyTorch, then running {target.title}", style="dim")
+
+    import teraio
+    from teraio.files import save
+
+    code = 0
+    with teraio.profile(
+        memory_budget=budget,
+        ssd=list(ssd) if ssd else None,
+        iterations=iterations,
+        stop=not to_end,
+    ) as run:
+        code = target.run()
+    if run.trace is None:
+        notes().print(_nothing_recorded(len(run.report().steps), iterations, code), markup=False)
+        raise typer.Exit(code or 1)
+    save(run.trace, path)
+
+    from teraio.reports.overview import overview
+    from teraio.reports.profile_text import profile_text
+
+    out().print(profile_text(overview(run.trace), run.report(), path))
+    raise typer.Exit(code)
+
+
+def _nothing_recorded(iterations: int, wanted: int, code: int) -> str:
+    if code:
+        return f"teraio: the script failed after {iterations} iterations, so there is no trace."
+    if iterations:
+        return (
+            f"teraio: the script ended after {iterations} of {wanted} iterations, so there is no "
+            "trace; let it train longer."
+        )
+    return (
+        "teraio: the script ended without an iteration. An iteration is a call of a torch module "
+        "with parameters, followed by the step of an optimizer of torch.optim."
+    )

@@ -1,0 +1,237 @@
+"""Plans made in different ways, judged by simulation.
+
+In: a Trace, its Columns, a Hardware, what may be used. Out: the best plan found. Must not know:
+bounds other than as a number to stop at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from teraio.errors import BudgetError
+from teraio.planner.columns import Columns, Flags, Floats, Ints
+from teraio.planner.extents import moves_with_extents
+from teraio.planner.feasibility import held_by_op
+from teraio.planner.relaxation import Relaxation
+from teraio.planner.rounding import NOWHERE, rounded
+from teraio.planner.selection import Selection
+from teraio.planner.simulate import Simulation, simulate
+from teraio.planner.timing import Tuning, timed
+from teraio.planner.wear import DAY_S
+from teraio.records import Hardware, Move, PlanOptions, Trace
+
+# A plan this close to the bound is not worth another try.
+_GOOD_ENOUGH = 1.002
+# Tries of a long trace are fewer: all of them together look at about so many ops.
+_OPS_TRIED = 60_000
+_VERY_MANY_OPS = 100_000
+_SMALL_BYTES = 64 << 10
+# Part of its bytes that the relaxation must move of a group for its periods to be tried first.
+_MOVED = 0.02
+# Parts of a tier that copies may fill taking turns; None: storages keep their places.
+_SHARED_ROOMS: tuple[float | None, ...] = (1.0, 0.85, None)
+# What writing costs beside reading, when too much is written in a day.
+_WRITE_PRICES = (4.0, 16.0, 64.0)
+_TUNINGS = (
+    Tuning(),
+    Tuning(patience=10.0, headroom=0.03),
+    Tuning(patience=10.0),
+    Tuning(headroom=0.03),
+    Tuning(patience=10.0, headroom=0.06),
+    Tuning(patience=3.0, headroom=0.03),
+)
+_QUICK_SLACK = (0.0025, 0.05)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A plan and what it does."""
+
+    moves: tuple[Move, ...]
+    spill_bytes: int
+    simulation: Simulation
+
+
+def allowed(trace: Trace, on: Columns, options: PlanOptions) -> Flags:
+    """The periods that a plan may use: all but those of optimizer states that are to stay.
+
+    The states that are used first stay: what the optimizer's step begins with need not be read.
+    """
+    stays = np.zeros(len(on.nbytes), np.bool_)
+    states = [
+        (storage.uses[0], index)
+        for index, storage in enumerate(trace.storages)
+        if storage.kind == "optimizer_state" and storage.uses
+    ]
+    left = options.resident_state_share * sum(int(on.nbytes[index]) for _, index in states)
+    for _, index in sorted(states):
+        left -= int(on.nbytes[index])
+        stays[index] = left >= 0
+    return ~stays[on.periods.storage]
+
+
+class Search:
+    """Looks for the fastest plan."""
+
+    def __init__(
+        self,
+        trace: Trace,
+        on: Columns,
+        hardware: Hardware,
+        options: PlanOptions,
+        solution: Relaxation | None,
+    ) -> None:
+        self._trace, self._on, self._hardware, self._options = trace, on, hardware, options
+        self._solution = solution
+        self._allowed = allowed(trace, on, options)
+        self._least_bytes = int(held_by_op(on, self._allowed).max(initial=0))
+        self._shared_rooms = _SHARED_ROOMS if options.capacity_by_time else (None,)
+
+    def best(self, bound_s: float) -> Found:
+        """The best plan found. Raises BudgetError where tiers or writing limit allow none."""
+        best = None
+        for found in self._tries(bound_s):
+            if best is None or found.simulation.iteration_s < best.simulation.iteration_s:
+                best = found
+            if best.simulation.iteration_s <= bound_s * _GOOD_ENOUGH:
+                break
+        if best is None:
+            raise self._too_much_writing()
+        return best
+
+    def _tries(self, bound_s: float) -> Iterator[Found]:
+        """Plans that write no more than allowed, the most promising first."""
+        within = False
+        for write_price in (1.0, *_WRITE_PRICES):
+            for found in self._variants(write_price):
+                if self._writes_too_much(found):
+                    continue
+                within = True
+                yield found
+            if within:
+                return
+
+    def _variants(self, write_price: float) -> Iterator[Found]:
+        seed, pace = self._seed(), self._pace()
+        tunings = self._tunings()
+        best, best_tuning = None, tunings[0]
+        for tuning in tunings:
+            found = self._attempt(seed, pace, tuning, write_price)
+            yield found
+            if best is None or found.simulation.iteration_s < best.simulation.iteration_s:
+                best, best_tuning = found, tuning
+        if best is not None and self._options.improve and self._on.n <= _VERY_MANY_OPS:
+            # While the device stalls the channels work on: plan with the time they really have.
+            op_s = self._on.duration_s + _stalled_s(best.simulation, self._on.n)
+            yield self._attempt(seed, op_s, best_tuning, write_price)
+
+    def _tunings(self) -> Sequence[Tuning]:
+        if self._on.n > _VERY_MANY_OPS:
+            return [Tuning(slack=_QUICK_SLACK)]
+        tries = _OPS_TRIED // self._on.n if self._options.improve else 1
+        return _TUNINGS[: max(1, tries)]
+
+    def _seed(self) -> Ints:
+        """Periods to begin with: what the relaxation moves, less what is not worth a transfer."""
+        if self._solution is None:
+            return np.full(len(self._on.periods), NOWHERE, np.int64)
+        chosen = rounded(self._on, self._solution)
+        return np.where(self._on.periods.nbytes >= _SMALL_BYTES, chosen, NOWHERE)
+
+    def _pace(self) -> Floats:
+        """Seconds that pass during each op, where the relaxation has to wait with its waits."""
+        on, solution = self._on, self._solution
+        if solution is None:
+            return on.duration_s
+        count = len(solution.checkpoints)
+        place = np.searchsorted(solution.checkpoints, np.arange(on.n), side="right") - 1
+        ideal = np.bincount(place % count, weights=on.duration_s, minlength=count)
+        ops = np.bincount(place % count, minlength=count)
+        waits = np.maximum(solution.stretch_s - ideal, 0.0) / ops
+        return np.add(on.duration_s, waits[place % count])
+
+    def _rings(self, seed: Ints) -> tuple[Flags, ...]:
+        """Periods to take from: what shares copies with the seed, what is large, all."""
+        periods = self._on.periods
+        large = self._allowed & (periods.nbytes >= _SMALL_BYTES)
+        copies = np.zeros(int(periods.copy.max(initial=-1)) + 1, np.bool_)
+        copies[periods.copy[seed != NOWHERE]] = True
+        return large & copies[periods.copy], large, self._allowed
+
+    def _attempt(self, seed: Ints, op_s: Floats, tuning: Tuning, write_price: float) -> Found:
+        """A plan whose copies can be packed into the tiers."""
+        for shared_room in self._shared_rooms[:-1]:
+            found = self._made(seed, op_s, tuning, write_price, shared_room)
+            uses = zip(found.simulation.tiers, self._hardware.tiers, strict=True)
+            if all(use.space_bytes <= tier.capacity_bytes for use, tier in uses):
+                return found
+            self._shared_rooms = self._shared_rooms[1:]
+        return self._made(seed, op_s, tuning, write_price, self._shared_rooms[-1])
+
+    def _made(
+        self,
+        seed: Ints,
+        op_s: Floats,
+        tuning: Tuning,
+        write_price: float,
+        shared_room: float | None,
+    ) -> Found:
+        on, hardware, options = self._on, self._hardware, self._options
+        target = int(hardware.budget_bytes * (1.0 - tuning.headroom))
+        target = max(target, self._least_bytes)
+        selection = Selection(
+            on,
+            hardware,
+            self._rings(seed),
+            op_s,
+            reuse_copies=options.reuse_copies,
+            shared_room=shared_room,
+            write_price=write_price,
+        )
+        if write_price == 1.0:
+            selection.seed(seed)
+        selection.cover(target)
+        choices = timed(on, hardware, selection.tier_of, op_s, tuning, target, options.reuse_copies)
+        moves, spill_bytes = moves_with_extents(self._trace, hardware, choices)
+        return Found(moves, spill_bytes, simulate(self._trace, hardware, moves))
+
+    def _writes_too_much(self, found: Found) -> bool:
+        limit = self._hardware.max_write_bytes_per_day
+        if limit is None:
+            return False
+        written = _written_to_rated(self._hardware, found)
+        return written * DAY_S > limit * found.simulation.iteration_s
+
+    def _too_much_writing(self) -> BudgetError:
+        least = min(
+            (
+                _written_to_rated(self._hardware, found) * DAY_S / found.simulation.iteration_s
+                for price in (1.0, *_WRITE_PRICES)
+                for found in self._variants(price)
+            ),
+            default=0.0,
+        )
+        return BudgetError(
+            f"every plan found writes more than {self._hardware.max_write_bytes_per_day:.0f} bytes "
+            f"per day to drives of limited endurance, {least:.0f} bytes at least: raise the limit, "
+            f"or the budget of {self._hardware.budget_bytes} bytes, or give host memory as a tier"
+        )
+
+
+def _written_to_rated(hardware: Hardware, found: Found) -> int:
+    return sum(
+        use.written_bytes
+        for use, tier in zip(found.simulation.tiers, hardware.tiers, strict=True)
+        if tier.rated_write_bytes is not None
+    )
+
+
+def _stalled_s(simulation: Simulation, n: int) -> Floats:
+    """Seconds of stalls, each counted to the op before the one that waited."""
+    stalled = np.zeros(n)
+    for stall in simulation.stalls:
+        stalled[stall.op - 1] += stall.seconds
+    return stalled

@@ -1,0 +1,174 @@
+"""A plan as text: what it is predicted to give, and why.
+
+In: Planning, and alternatives. Out: renderables of rich. Must not know: plans, traces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from teraio.reports.memory import ROW_TITLES
+from teraio.reports.planning import Alternative, Planning, StallFacts
+from teraio.reports.table import bar, spaced, table
+from teraio.reports.units import count, format_size, rate, seconds, share
+
+
+def planning_text(facts: Planning, title: str) -> RenderableType:
+    """What the plan gives: times, memory, what moves and where to."""
+    parts: list[RenderableType] = [_head(facts, title)]
+    if facts.moves:
+        parts += [_times(facts), _kinds(facts), _tiers(facts)]
+    return spaced(*parts)
+
+
+def explanation_text(facts: Planning, alternatives: Sequence[Alternative]) -> RenderableType:
+    """Why it takes the time it takes, and what would change that."""
+    parts: list[RenderableType] = []
+    if len(facts.bounds) > 1:
+        parts.append(_bounds(facts))
+    if facts.stalls:
+        parts.append(_stalls(facts.stalls))
+    if facts.costliest:
+        parts.append(_costliest(facts))
+    if alternatives:
+        parts.append(_alternatives(facts, alternatives))
+    return spaced(*parts)
+
+
+def _head(facts: Planning, title: str) -> Text:
+    return Text(
+        f"{title} on {facts.hardware}\n"
+        f"budget  {format_size(facts.budget_bytes)}, "
+        f"{share(facts.budget_bytes, facts.unlimited_peak_bytes)} of the "
+        f"{format_size(facts.unlimited_peak_bytes)} that the iteration takes without a limit; "
+        f"the plan holds at most {format_size(facts.peak_bytes)}\n"
+        f"moves   {count(facts.moves)}: {format_size(facts.written_bytes)} written and "
+        f"{format_size(facts.read_bytes)} read per iteration, "
+        f"{format_size(facts.spill_bytes)} of spill space\n"
+        f"{facts.binds}"
+    )
+
+
+def _times(facts: Planning) -> RenderableType:
+    rows = (
+        ("ideal", facts.ideal_s, "no limit on memory"),
+        ("bound", facts.bound_s, "no plan can be faster"),
+        ("predicted", facts.predicted_s, "this plan"),
+    )
+    return table(
+        "Time per iteration",
+        ("", "time", "of ideal speed", " ", "  "),
+        (
+            (name, seconds(value), share(facts.ideal_s, value), bar(value, facts.predicted_s), what)
+            for name, value, what in rows
+        ),
+    )
+
+
+def _kinds(facts: Planning) -> RenderableType:
+    most = max(kind.away_byte_seconds for kind in facts.kinds)
+    return table(
+        "What moves",
+        ("kind", "moves", "written", "read", "memory freed, on average", ""),
+        (
+            (
+                ROW_TITLES[kind.kind],
+                count(kind.moves),
+                format_size(kind.written_bytes),
+                format_size(kind.read_bytes),
+                format_size(kind.away_byte_seconds / facts.ideal_s) if facts.ideal_s else "",
+                bar(kind.away_byte_seconds, most),
+            )
+            for kind in facts.kinds
+        ),
+    )
+
+
+def _tiers(facts: Planning) -> RenderableType:
+    return table(
+        "Channels",
+        ("tier", "speed", "per iteration", "busy", "of the iteration", ""),
+        (
+            (
+                f"{tier.tier} {name}",
+                rate(speed),
+                format_size(nbytes),
+                seconds(busy_s),
+                share(busy_s, facts.predicted_s),
+                bar(busy_s, facts.predicted_s),
+            )
+            for tier in facts.tiers
+            for name, speed, nbytes, busy_s in (
+                ("write", tier.write_bytes_per_s, tier.written_bytes, tier.write_s),
+                ("read", tier.read_bytes_per_s, tier.read_bytes, tier.read_s),
+            )
+        ),
+    )
+
+
+def _bounds(facts: Planning) -> RenderableType:
+    return table(
+        "Lower bounds: no plan can be faster than",
+        ("reason", "time", ""),
+        (
+            (name, seconds(value), bar(value, facts.predicted_s))
+            for name, value in sorted(facts.bounds.items(), key=lambda item: -item[1])
+        ),
+    )
+
+
+def _stalls(stalls: Sequence[StallFacts]) -> RenderableType:
+    return table(
+        "Longest stalls predicted",
+        ("op", "name", "phase", "waits", "for", "of storage"),
+        (
+            (
+                str(stall.op),
+                f"{stall.module}/{stall.op_name}".removeprefix("/"),
+                stall.phase,
+                seconds(stall.seconds),
+                "room in memory" if stall.waits_for == "memory" else "data",
+                stall.storage,
+            )
+            for stall in stalls
+        ),
+    )
+
+
+def _costliest(facts: Planning) -> RenderableType:
+    return table(
+        "Moves that cost the most time on the channels",
+        ("storage", "kind", "size", "to", "channel time", "memory free for", "from op", "to op"),
+        (
+            (
+                move.storage,
+                move.kind,
+                format_size(move.nbytes),
+                move.tier,
+                seconds(move.channel_s),
+                seconds(move.away_s),
+                str(move.leaves_after),
+                "its end" if move.needed_by is None else str(move.needed_by),
+            )
+            for move in facts.costliest
+        ),
+    )
+
+
+def _alternatives(facts: Planning, alternatives: Sequence[Alternative]) -> RenderableType:
+    return table(
+        "What would help",
+        ("change", "predicted", "saved", "of ideal speed"),
+        (
+            (
+                other.change,
+                seconds(other.predicted_s),
+                seconds(other.saved_s),
+                share(facts.ideal_s, other.predicted_s),
+            )
+            for other in alternatives
+        ),
+    )

@@ -1,0 +1,74 @@
+"""What a report is about: a trace, and as much as is known beyond it.
+
+In: any record that holds a trace. Out: a Subject. Must not know: files, rendering.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from teraio.errors import ConfigurationError, PlanError
+from teraio.planner import validate
+from teraio.records import Hardware, Move, Plan, RunReport, StepReport, Trace
+
+# Sums of sizes stay exact in 64 bits.
+_MOST_BYTES = 1 << 62
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """One iteration: its trace, the plan for it and the machine of the plan, and measured steps."""
+
+    name: str
+    trace: Trace
+    hardware: Hardware | None = None
+    plan: Plan | None = None
+    steps: tuple[StepReport, ...] = ()
+
+    @property
+    def moves(self) -> tuple[Move, ...]:
+        """The moves of the plan; none without a plan."""
+        return self.plan.moves if self.plan else ()
+
+
+def subject_of(record: object, name: str) -> Subject:
+    """The Subject of a Trace or a RunReport. Raises ConfigurationError for records without one."""
+    if isinstance(record, Trace):
+        return _checked(Subject(name=name, trace=record))
+    if isinstance(record, RunReport) and record.trace is not None:
+        return _checked(
+            Subject(
+                name=name,
+                trace=record.trace,
+                hardware=record.hardware,
+                plan=record.plan,
+                steps=record.steps,
+            )
+        )
+    if isinstance(record, RunReport):
+        raise ConfigurationError(
+            f"{name} was saved before the run had recorded a trace; save the report later."
+        )
+    raise ConfigurationError(
+        f"{name} holds a {type(record).__name__} and no trace; pass the file of a trace, a plan "
+        "made by `teraio plan`, or a run report."
+    )
+
+
+def _checked(subject: Subject) -> Subject:
+    """A file may say anything: what reports rely on is checked here, once."""
+    trace, n = subject.trace, len(subject.trace.ops)
+    if not n or not any(op.duration_ns for op in trace.ops):
+        raise ConfigurationError(f"{subject.name} holds a trace without any op that takes time.")
+    workspace = max(op.workspace_bytes for op in trace.ops)
+    if trace.base_bytes + workspace + sum(s.nbytes for s in trace.storages) > _MOST_BYTES:
+        raise ConfigurationError(f"{subject.name} holds a trace with more bytes than can be.")
+    if subject.plan is None:
+        return subject
+    if subject.hardware is None:
+        raise ConfigurationError(f"{subject.name} holds a plan and no hardware that it is for.")
+    try:
+        validate(trace, subject.hardware, subject.plan)
+    except PlanError as error:
+        raise PlanError(f"{subject.name} holds a plan that breaks a rule: {error}") from None
+    return subject

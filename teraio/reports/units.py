@@ -1,0 +1,38 @@
+"""Numbers as people read them.
+
+In: bytes, seconds, shares. Out: short texts. Must not know: records.
+"""
+
+from __future__ import annotations
+
+from teraio.sizes import format_size
+
+__all__ = ["count", "format_size", "rate", "seconds", "share"]
+
+
+def seconds(value: float) -> str:
+    """Text such as ``1.50 s``, ``12.3 ms`` or ``45 us``."""
+    for factor, unit in ((1.0, "s"), (1e3, "ms"), (1e6, "us")):
+        scaled = value * factor
+        if abs(scaled) >= 0.9995 or unit == "us":
+            break
+    digits = 0 if scaled == 0 or abs(scaled) >= 99.95 else 1 if abs(scaled) >= 9.995 else 2
+    return f"{scaled:,.{digits}f} {unit if scaled else 's'}"
+
+
+def share(part: float, whole: float) -> str:
+    """Text such as ``12.5 %``; empty where the whole is nothing."""
+    if not whole:
+        return ""
+    percent = 100 * part / whole
+    return f"{percent:.0f} %" if abs(percent) >= 99.95 else f"{percent:.1f} %"
+
+
+def rate(bytes_per_s: float) -> str:
+    """Text such as ``2.50 GB/s``."""
+    return f"{bytes_per_s / 1e9:.2f} GB/s"
+
+
+def count(number: int) -> str:
+    """Text such as ``12,345``."""
+    return f"{number:,}"

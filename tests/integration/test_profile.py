@@ -1,0 +1,237 @@
+"""``teraio profile`` and ``teraio.profile``: programs that know nothing of teraio, recorded."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import teraio
+from teraio.errors import ConfigurationError
+from teraio.files import load
+from teraio.records import Trace
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = """
+import sys
+import torch
+from torch import nn
+
+class Model(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.first = nn.Linear(width, 4 * width)
+        self.second = nn.Linear(4 * width, width)
+
+    def forward(self, x):
+        return self.second(torch.relu(self.first(x)))
+
+assert __name__ == "__main__"
+torch.manual_seed(0)
+model = Model(int(sys.argv[1]))
+optimizer = torch.optim.AdamW(model.parameters())
+for step in range(int(sys.argv[2])):
+    x = torch.randn(64, int(sys.argv[1]))
+    loss = (model(x) - x).square().mean()
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    print(step, loss.item().hex(), flush=True)
+print("done")
+"""
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    (tmp_path / "train.py").write_text(SCRIPT)
+    return tmp_path / "train.py"
+
+
+def tool(*arguments: object, cwd: Path, spill: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "teraio", *map(str, arguments)],
+        cwd=cwd,
+        env={"PYTHONPATH": str(ROOT), "TERAIO_SSD": spill, "PATH": "", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def losses(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line[:1].isdigit()]
+
+
+def plain(script: Path, *arguments: object) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, str(script), *map(str, arguments)],
+        env={"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return losses(done.stdout)
+
+
+def test_a_script_is_recorded_as_it_is_and_ends_there(script: Path, spill: str) -> None:
+    done = tool("profile", script, 256, 100, cwd=script.parent, spill=spill)
+    assert done.returncode == 0, done.stderr
+    assert losses(done.stdout) == plain(script, 256, 3)[: len(losses(done.stdout))]
+    assert len(losses(done.stdout)) == 2  # the third step ends it before its print
+    trace = load(script.parent / "train.trace", Trace)
+    by_name = {storage.name: storage for storage in trace.storages}
+    weight = by_name["first.weight"]
+    assert (weight.kind, weight.nbytes) == ("parameter", 4 * 256 * 256 * 4)
+    assert by_name["second.weight:exp_avg"].kind == "optimizer_state"
+    assert by_name["second.weight:grad"].kind == "gradient"
+    assert {op.phase for op in trace.ops} >= {"forward", "backward", "optimizer"}
+    assert {op.module for op in trace.ops} >= {"first", "second", "Model"}
+    assert "peak memory" in done.stdout
+
+
+def test_a_model_larger_than_the_budget_is_recorded_within_it(script: Path, spill: str) -> None:
+    output = script.parent / "small.trace"
+    arguments = ("profile", "-o", output, "--budget", "20MiB", "--to-end", script, 512, 4)
+    done = tool(*arguments, cwd=script.parent, spill=spill)
+    assert done.returncode == 0, done.stderr
+    assert losses(done.stdout) == plain(script, 512, 4)
+    assert "done" in done.stdout
+    assert "were kept in memory" in done.stdout
+    kept = done.stdout.partition("while profiling, ")[2].split()[0]
+    assert float(kept) <= 20.0
+    assert sum(storage.nbytes for storage in load(output, Trace).storages) > 20 << 20
+
+
+def test_a_module_is_recorded(script: Path, spill: str) -> None:
+    (script.parent / "package").mkdir()
+    script.rename(script.parent / "package" / "train.py")
+    done = tool("profile", "-m", "package.train", 256, 9, cwd=script.parent, spill=spill)
+    assert done.returncode == 0, done.stderr
+    assert load(script.parent / "train.trace", Trace).ops
+
+
+def test_a_script_that_fails_shows_its_own_traceback_and_code(script: Path, spill: str) -> None:
+    done = tool("profile", script, "wide", cwd=script.parent, spill=spill)
+    assert done.returncode == 1
+    assert "ValueError: invalid literal for int()" in done.stderr
+    assert "runpy" not in done.stderr
+    assert "there is no trace" in done.stderr
+    assert not (script.parent / "train.trace").exists()
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "reason"),
+    [
+        ("import sys; sys.exit(3)", 3, "the script failed after 0 iterations"),
+        ("print('nothing to train')", 1, "ended without an iteration"),
+        (SCRIPT.replace("int(sys.argv[2])", "2").replace("int(sys.argv[1])", "64"), 1, "2 of 3"),
+    ],
+)
+def test_without_a_trace_the_reason_is_told(
+    body: str, code: int, reason: str, script: Path, spill: str
+) -> None:
+    script.write_text(body)
+    done = tool("profile", script, cwd=script.parent, spill=spill)
+    assert done.returncode == code
+    assert reason in " ".join(done.stderr.split())
+
+
+def test_a_script_that_offloads_by_itself_is_recorded(script: Path, spill: str) -> None:
+    text = SCRIPT.replace(
+        "optimizer =", "import teraio; teraio.offload(model, memory_budget='1GiB')\noptimizer ="
+    )
+    script.write_text(text)
+    done = tool("profile", script, 256, 9, cwd=script.parent, spill=spill)
+    assert done.returncode == 0, done.stderr
+    assert load(script.parent / "train.trace", Trace).ops
+
+
+# ---------------------------------------------------------------- teraio.profile
+
+
+def step_of(model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor) -> None:
+    model(x).square().mean().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def test_a_block_of_code_is_recorded(spill: str) -> None:
+    with teraio.profile(ssd=spill) as run:
+        model = nn.Sequential(nn.Linear(128, 256), nn.Linear(256, 128))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(3):
+            assert run.trace is None
+            step_of(model, optimizer, torch.randn(8, 128))
+    trace = run.trace
+    assert trace is not None
+    assert {s.name for s in trace.storages} >= {"0.weight", "1.weight"}
+    assert all(step.read_bytes == step.written_bytes == 0 for step in run.report().steps)
+
+
+def test_parts_that_are_called_by_themselves_belong_to_the_whole_model(spill: str) -> None:
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = nn.Linear(128, 128)
+            self.decoder = nn.Linear(128, 128)
+
+    with teraio.profile(ssd=spill) as run:
+        pair = Pair()
+        optimizer = torch.optim.SGD(pair.parameters(), lr=0.1)
+        for _ in range(3):
+            pair.decoder(pair.encoder(torch.randn(8, 128))).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert run.trace is not None
+    names = {storage.name for storage in run.trace.storages}
+    assert names >= {"encoder.weight", "decoder.weight"}
+
+
+def test_modules_without_parameters_start_no_profile(spill: str) -> None:
+    with teraio.profile(ssd=spill) as run:
+        model = nn.Linear(128, 128)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(3):
+            nn.MSELoss()(nn.Dropout()(model(torch.randn(8, 128))), torch.zeros(8, 128)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert run.trace is not None
+
+
+def test_stopping_ends_the_block_and_is_no_error_to_the_code_in_it(spill: str) -> None:
+    steps = 0
+    with teraio.profile(ssd=spill, stop=True) as run:
+        model = nn.Linear(128, 128)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        while True:
+            try:
+                step_of(model, optimizer, torch.randn(8, 128))
+            except Exception:
+                pytest.fail("the end of the profile looked like an error")
+            steps += 1
+    assert steps == 2
+    assert run.trace is not None
+
+
+def test_an_error_in_the_block_leaves_it_and_everything_is_taken_down(spill: str) -> None:
+    hooks = nn.modules.module._global_forward_pre_hooks
+    before = dict(hooks)
+    with pytest.raises(ZeroDivisionError), teraio.profile(ssd=spill):
+        raise ZeroDivisionError
+    assert dict(hooks) == before
+    with teraio.profile(ssd=spill):  # another one can start
+        pass
+
+
+def test_bad_arguments_are_refused(spill: str) -> None:
+    for arguments in ({"iterations": 1}, {"memory_budget": 0}, {"memory_budget": "much"}):
+        with pytest.raises(ConfigurationError), teraio.profile(ssd=spill, **arguments):
+            pass
+    model = teraio.offload(nn.Linear(64, 64), ssd=spill)
+    with pytest.raises(ConfigurationError, match="restore it first"), teraio.profile(ssd=spill):
+        pass
+    teraio.restore(model)

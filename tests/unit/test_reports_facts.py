@@ -1,0 +1,193 @@
+"""The facts behind reports agree with the planner's own figures, and hold for any trace."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from teraio.errors import ConfigurationError, PlanError
+from teraio.planner import live_by_op, memory_by_op, simulate
+from teraio.records import Trace
+from teraio.reports.comparison import compare
+from teraio.reports.curves import channel_use, telling_ops
+from teraio.reports.life import find_storage, life
+from teraio.reports.memory import active_by_op, by_module, memory_by_kind
+from teraio.reports.module_tree import module_tree
+from teraio.reports.overview import overview
+from teraio.reports.perfetto import timeline_document
+from teraio.reports.planning import planning
+from teraio.reports.subject import Subject, subject_of
+from teraio.reports.timeline import timeline
+from tests.unit import reports_data
+from tests.unit.reports_data import PLAN, TRACE, run_report, subjects
+from tests.unit.small import storage, trace
+
+patient = settings(deadline=None, max_examples=60)
+
+
+@given(subjects())
+@patient
+def test_memory_by_kind_adds_up_to_what_the_planner_counts(subject: Subject) -> None:
+    without = memory_by_kind(subject.trace).sum(axis=0)
+    planned = memory_by_kind(subject.trace, subject.moves).sum(axis=0)
+    assert np.array_equal(without, live_by_op(subject.trace))
+    assert np.array_equal(planned, memory_by_op(subject.trace, subject.moves))
+
+
+@given(subjects())
+@patient
+def test_every_report_can_be_made_of_any_plan(subject: Subject) -> None:
+    facts = [
+        overview(subject.trace),
+        planning(subject),
+        compare(subject, subject),
+        module_tree(subject.trace),
+        *(life(subject, index) for index in range(len(subject.trace.storages))),
+    ]
+    for fact in facts:
+        json.dumps(asdict(fact), allow_nan=False)
+    json.dumps(timeline_document(subject), allow_nan=False)
+
+
+@given(subjects())
+@patient
+def test_a_timeline_lies_within_the_iteration_that_the_simulation_predicts(
+    subject: Subject,
+) -> None:
+    times = timeline(subject)
+    whole = times.iteration_s
+    assert subject.hardware is not None
+    simulation = simulate(subject.trace, subject.hardware, subject.moves)
+    assert whole == pytest.approx(simulation.iteration_s)
+    assert np.all(np.diff(times.start_s) >= -1e-12)
+    spans = [busy.span for busy in times.transfers]
+    for where in times.whereabouts:
+        spans += [where.life, *where.writing, *where.away, *where.reading]
+    assert all(-1e-12 <= start <= end <= whole * (1 + 1e-9) for start, end in spans)
+
+
+@given(subjects())
+@patient
+def test_channels_carry_the_bytes_of_the_plan(subject: Subject) -> None:
+    times = timeline(subject)
+    moved = sum(busy.nbytes for busy in times.transfers)
+    assert moved == pytest.approx(subject.plan.read_bytes + subject.plan.written_bytes)
+    drawn = sum(
+        float(use.bytes_per_s.sum()) * times.iteration_s / len(use.bytes_per_s)
+        for use in channel_use(times.transfers, times.iteration_s)
+    )
+    assert drawn == pytest.approx(moved)
+
+
+def test_a_storage_is_away_between_leaving_and_coming_back() -> None:
+    times = timeline(reports_data.subject())
+    fetched = {move.storage for move in PLAN.moves if move.needed_by is not None}
+    for index in fetched:
+        where = times.whereabouts[index]
+        assert where.away
+        for start, end in where.away:
+            before = {0.0, *(s for _, s in where.writing), *times.end_s.tolist()}
+            after = {times.iteration_s, *(s for s, _ in where.reading), where.life[1]}
+            assert min(abs(start - t) for t in before) < 1e-9
+            assert min(abs(end - t) for t in after) < 1e-9
+
+
+def test_active_bytes_are_those_of_the_ops_own_storages() -> None:
+    small = trace([1, 1, 1], storage([0, 2], nbytes=100), storage([1], nbytes=7))
+    assert active_by_op(small).tolist() == [100, 7, 100]
+
+
+def test_the_active_share_is_weighed_by_time() -> None:
+    small = trace([3, 1], storage([0], nbytes=100), storage([1], nbytes=300))
+    facts = overview(small)
+    assert facts.active_share == pytest.approx((3 * 0.25 + 1 * 0.75) / 4)
+    assert facts.active_over_time[0] == pytest.approx(0.25)
+    assert facts.active_over_time[-1] == pytest.approx(0.75)
+
+
+def test_the_longest_inactive_period_wraps_into_the_next_iteration() -> None:
+    small = trace([1, 2, 4], storage([1], nbytes=100, name="weight"))
+    period = overview(small).longest_periods[0]
+    assert (period.name, period.after, period.before) == ("weight", 1, 1)
+    assert period.seconds == pytest.approx(0.005)
+
+
+def test_modules_at_the_peak_add_up_to_the_storages_alive() -> None:
+    facts = overview(TRACE)
+    alive = facts.peak_bytes - facts.peak_by_kind["workspace"] - facts.peak_by_kind["small"]
+    assert sum(facts.peak_by_module.values()) == alive
+    assert sum(by_module(TRACE.storages, facts.peak_op).values()) == alive
+    assert module_tree(TRACE).nbytes == alive
+
+
+def test_drawn_curves_keep_the_peak() -> None:
+    values = np.zeros(50_000, dtype=np.int64)
+    values[31_337] = 9
+    ops = telling_ops(values, np.arange(50_000) * 1e-6, points=100)
+    assert len(ops) <= 100
+    assert 31_337 in ops
+
+
+def test_a_storage_is_found_by_part_of_its_name_if_that_is_clear() -> None:
+    subject = Subject(
+        name="t", trace=trace([1], storage([0], name="a.weight"), storage([0], name="b.weight"))
+    )
+    assert find_storage(subject, "B.W") == 1
+    with pytest.raises(ConfigurationError, match=r"2 storages .* a\.weight, b\.weight"):
+        find_storage(subject, "weight")
+    with pytest.raises(ConfigurationError, match="no storage of t"):
+        find_storage(subject, "c")
+
+
+def test_a_plan_for_another_trace_is_refused() -> None:
+    other: Trace = trace([1, 1], storage([0]))
+    report = run_report()
+    with pytest.raises(PlanError, match=r"x\.report holds a plan that breaks a rule"):
+        subject_of(
+            type(report)(
+                budget_bytes=report.budget_bytes,
+                phase=report.phase,
+                hardware=report.hardware,
+                trace=other,
+                plan=PLAN,
+                steps=(),
+            ),
+            "x.report",
+        )
+
+
+def test_a_bare_plan_is_refused_by_name() -> None:
+    with pytest.raises(ConfigurationError, match="p holds a Plan and no trace"):
+        subject_of(PLAN, "p")
+
+
+def test_perfetto_events_have_what_the_format_asks_for() -> None:
+    document = timeline_document(reports_data.subject())
+    events = document["traceEvents"]
+    assert {event["ph"] for event in events} == {"M", "X", "C"}
+    for event in events:
+        assert {"name", "pid", "tid", "ph"} <= event.keys()
+        assert event["ph"] != "X" or (event["dur"] >= 0 and event["ts"] >= 0)
+    written = [e for e in events if e.get("cat") == "offload"]
+    assert {e["name"] for e in written} == {
+        TRACE.storages[move.storage].name for move in PLAN.moves if move.write
+    }
+
+
+def test_beside_a_profile_of_torch_the_iteration_begins_with_its_first_step() -> None:
+    theirs = [
+        {"ph": "X", "name": "aten::mm", "pid": 7, "tid": 7, "ts": 100.0, "dur": 1},
+        {"ph": "X", "name": "ProfilerStep#3", "pid": 7, "tid": 7, "ts": 500.0, "dur": 9},
+    ]
+    merged = timeline_document(
+        reports_data.subject(), {"traceEvents": theirs, "deviceProperties": []}
+    )
+    assert merged["traceEvents"][:2] == theirs
+    assert merged["deviceProperties"] == []
+    ours = [event for event in merged["traceEvents"][2:] if event["ph"] == "X"]
+    assert min(event["ts"] for event in ours) == pytest.approx(500.0)
+    assert 7 not in {event["pid"] for event in ours}
