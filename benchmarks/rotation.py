@@ -72,12 +72,15 @@ class Rotation:
         if ideal is not None:
             try:
                 while pending and not self._place.late and IDEAL not in self._results:
-                    self._rotate(ideal, self._group(pending))
-                if not self._comparison.entries:
+                    group = self._group(pending)
+                    if group:
+                        self._rotate(ideal, group)
+                if self._turn == 0:
                     self._rotate(ideal, [])
             finally:
                 self._finished(ideal)
-        return self._compared(pending, _NO_TIME if ideal else "the ideal run did not work")
+        worked = self._results[IDEAL].status == "ran"
+        return self._compared(pending, _NO_TIME if worked else "the ideal run did not work")
 
     def _compared(self, left_out: list[Entry], reason: str) -> Compared:
         for entry in left_out:
