@@ -10,9 +10,10 @@ step of any system has a step of the ideal run next to it.
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import psutil
 
@@ -32,12 +33,13 @@ _NO_TIME = "no time was left"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where runs are made, and until when (by ``time.monotonic``)."""
+    """Where runs are made, and until when (by ``time.monotonic``); ``load_before``: by others."""
 
     device: str
     threads: int
     ssd: tuple[str, ...]
     deadline: float = math.inf
+    load_before: float = field(default_factory=lambda: os.getloadavg()[0])
 
     @property
     def late(self) -> bool:
