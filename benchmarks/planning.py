@@ -68,7 +68,7 @@ def run(case: Case) -> Result:
         trace = traces.transformer_trace(
             layers=layers, hidden=256, ffn=512, tokens=4096, ideal_s=0.045 * layers
         )
-        hardware = traces.hardware(0)
+        hardware = traces.hardware(0, replace(traces.SSD, capacity_bytes=1 << 45))
     budget = int(int(live_by_op(trace).max()) * case.share)
     begin = time.process_time()
     made = plan(trace, replace(hardware, budget_bytes=budget))

@@ -95,7 +95,7 @@ def _settings(place: Place) -> tuple[str, ...]:
     return (
         f"{place.threads} threads",
         f"{len(place.ssd)} drive folders",
-        f"load average at the end {os.getloadavg()[0]:.1f}",
+        f"load average before {place.load_before:.1f}, at the end {os.getloadavg()[0]:.1f}",
         f"teraio's budget is the limit less {RESERVE_BYTES / 1e6:.0f} MB on the CPU",
         f"control groups: {why_not() or 'in use'}",
         "losses may differ by "

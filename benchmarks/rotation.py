@@ -10,9 +10,10 @@ step of any system has a step of the ideal run next to it.
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import psutil
 
@@ -32,12 +33,13 @@ _NO_TIME = "no time was left"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where runs are made, and until when (by ``time.monotonic``)."""
+    """Where runs are made, and until when (by ``time.monotonic``); ``load_before``: by others."""
 
     device: str
     threads: int
     ssd: tuple[str, ...]
     deadline: float = math.inf
+    load_before: float = field(default_factory=lambda: os.getloadavg()[0])
 
     @property
     def late(self) -> bool:
@@ -72,12 +74,15 @@ class Rotation:
         if ideal is not None:
             try:
                 while pending and not self._place.late and IDEAL not in self._results:
-                    self._rotate(ideal, self._group(pending))
-                if not self._comparison.entries:
+                    group = self._group(pending)
+                    if group:
+                        self._rotate(ideal, group)
+                if self._turn == 0:
                     self._rotate(ideal, [])
             finally:
                 self._finished(ideal)
-        return self._compared(pending, _NO_TIME if ideal else "the ideal run did not work")
+        worked = self._results[IDEAL].status == "ran"
+        return self._compared(pending, _NO_TIME if worked else "the ideal run did not work")
 
     def _compared(self, left_out: list[Entry], reason: str) -> Compared:
         for entry in left_out:

@@ -157,8 +157,6 @@ def _environment(job: Job) -> dict[str, str]:
     """Alike for all. Waiting threads of OpenMP must not spin: other runs have the turn."""
     return {
         **os.environ,
-        # DeepSpeed builds its parts anew whenever the order of a set makes other flags.
-        "PYTHONHASHSEED": "0",
         "OMP_NUM_THREADS": str(job.threads),
         "OMP_WAIT_POLICY": "PASSIVE",
         "KMP_BLOCKTIME": "0",

@@ -25,6 +25,7 @@ class _Copy:
     """A copy on a tier: needed after op ``start`` until op ``end``, both counted past the last op.
 
     ``choices`` are the indices of the choices that use it. ``always``: needed at all times.
+    ``back`` is the first op before which it is read, the number of ops if it never is.
     """
 
     storage: int
@@ -33,6 +34,7 @@ class _Copy:
     end: int
     always: bool
     choices: tuple[int, ...]
+    back: int
 
 
 def moves_with_extents(
@@ -95,12 +97,13 @@ def _copy(
 ) -> _Copy:
     periods: list[Period] = [choices[index].period for index in members]
     nbytes = aligned(trace.storages[storage].nbytes)
+    back = min((p.before for p in periods if p.before is not None), default=n)
     if always:
-        return _Copy(storage, nbytes, 0, n, True, tuple(members))
+        return _Copy(storage, nbytes, 0, n, True, tuple(members), back)
     periods.sort(key=lambda period: age(period, n))
     start, last = periods[0].after, periods[-1]
     end = start + age(last, n) - age(periods[0], n) + last.length + 1
-    return _Copy(storage, nbytes, start, end, end - start >= n, tuple(members))
+    return _Copy(storage, nbytes, start, end, end - start >= n, tuple(members), back)
 
 
 def _size(copies: Sequence[_Copy], offsets: Sequence[int]) -> int:
@@ -119,11 +122,15 @@ def _one_place_each(copies: Sequence[_Copy]) -> list[int]:
 
 
 def _pack(copies: Sequence[_Copy], n: int) -> list[int]:
-    """Offsets of the copies; those needed across the end of the iteration share with nothing."""
+    """Offsets of the copies; those needed across the end of the iteration share with nothing.
+
+    They lie in the order in which they are needed back, so that they are read in a row.
+    """
     offsets = [0] * len(copies)
     top = 0
     inside = []
-    for index, copy in enumerate(copies):
+    for index in sorted(range(len(copies)), key=lambda i: (copies[i].back, i)):
+        copy = copies[index]
         if copy.always or copy.end >= n:
             offsets[index] = top
             top += copy.nbytes

@@ -25,11 +25,14 @@ from teraio.records import Hardware, Move, PlanOptions, Trace
 
 # A plan this close to the bound is not worth another try.
 _GOOD_ENOUGH = 1.002
-_MANY_OPS = 20_000
+# Tries of a long trace are fewer: all of them together look at about so many ops.
+_OPS_TRIED = 60_000
 _VERY_MANY_OPS = 100_000
 _SMALL_BYTES = 64 << 10
 # Part of its bytes that the relaxation must move of a group for its periods to be tried first.
 _MOVED = 0.02
+# Parts of a tier that copies may fill taking turns; None: storages keep their places.
+_SHARED_ROOMS: tuple[float | None, ...] = (1.0, 0.85, None)
 # What writing costs beside reading, when too much is written in a day.
 _WRITE_PRICES = (4.0, 16.0, 64.0)
 _TUNINGS = (
@@ -85,7 +88,7 @@ class Search:
         self._solution = solution
         self._allowed = allowed(trace, on, options)
         self._least_bytes = int(held_by_op(on, self._allowed).max(initial=0))
-        self._by_time = options.capacity_by_time
+        self._shared_rooms = _SHARED_ROOMS if options.capacity_by_time else (None,)
 
     def best(self, bound_s: float) -> Found:
         """The best plan found. Raises BudgetError where tiers or writing limit allow none."""
@@ -128,9 +131,8 @@ class Search:
     def _tunings(self) -> Sequence[Tuning]:
         if self._on.n > _VERY_MANY_OPS:
             return [Tuning(slack=_QUICK_SLACK)]
-        if not self._options.improve:
-            return _TUNINGS[:1]
-        return _TUNINGS[:2] if self._on.n > _MANY_OPS else _TUNINGS
+        tries = _OPS_TRIED // self._on.n if self._options.improve else 1
+        return _TUNINGS[: max(1, tries)]
 
     def _seed(self) -> Ints:
         """Periods to begin with: what the relaxation moves, less what is not worth a transfer."""
@@ -160,17 +162,23 @@ class Search:
         return large & copies[periods.copy], large, self._allowed
 
     def _attempt(self, seed: Ints, op_s: Floats, tuning: Tuning, write_price: float) -> Found:
-        found = self._made(seed, op_s, tuning, write_price)
-        fits = all(
-            use.space_bytes <= tier.capacity_bytes
-            for use, tier in zip(found.simulation.tiers, self._hardware.tiers, strict=True)
-        )
-        if not fits:  # packed less tightly than counted: give each storage its own place instead
-            self._by_time = False
-            found = self._made(seed, op_s, tuning, write_price)
-        return found
+        """A plan whose copies can be packed into the tiers."""
+        for shared_room in self._shared_rooms[:-1]:
+            found = self._made(seed, op_s, tuning, write_price, shared_room)
+            uses = zip(found.simulation.tiers, self._hardware.tiers, strict=True)
+            if all(use.space_bytes <= tier.capacity_bytes for use, tier in uses):
+                return found
+            self._shared_rooms = self._shared_rooms[1:]
+        return self._made(seed, op_s, tuning, write_price, self._shared_rooms[-1])
 
-    def _made(self, seed: Ints, op_s: Floats, tuning: Tuning, write_price: float) -> Found:
+    def _made(
+        self,
+        seed: Ints,
+        op_s: Floats,
+        tuning: Tuning,
+        write_price: float,
+        shared_room: float | None,
+    ) -> Found:
         on, hardware, options = self._on, self._hardware, self._options
         target = int(hardware.budget_bytes * (1.0 - tuning.headroom))
         target = max(target, self._least_bytes)
@@ -180,7 +188,7 @@ class Search:
             self._rings(seed),
             op_s,
             reuse_copies=options.reuse_copies,
-            capacity_by_time=self._by_time,
+            shared_room=shared_room,
             write_price=write_price,
         )
         if write_price == 1.0:

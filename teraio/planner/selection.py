@@ -36,7 +36,11 @@ def aligned(nbytes: int) -> int:
 
 
 class Selection:
-    """Tiers of periods. ``rings`` flag those that may be used, each ring a part of the next."""
+    """Tiers of periods. ``rings`` flag those that may be used, each ring a part of the next.
+
+    ``shared_room`` is the part of each tier that copies may fill taking turns; None: each storage
+    has its place for the whole iteration.
+    """
 
     def __init__(
         self,
@@ -46,12 +50,12 @@ class Selection:
         op_s: Floats,
         *,
         reuse_copies: bool,
-        capacity_by_time: bool,
+        shared_room: float | None,
         write_price: float = 1.0,
     ) -> None:
         self._on, self._hardware, self._rings, self._op_s = on, hardware, rings, op_s
         self._reuse_copies, self._write_price = reuse_copies, write_price
-        self._rooms = [_Room(on, tier, capacity_by_time) for tier in hardware.tiers]
+        self._rooms = [_Room(on, tier, shared_room) for tier in hardware.tiers]
         copies = int(on.periods.copy.max(initial=-1)) + 1
         self._tier_of_copy = np.full(copies, NOWHERE, np.int64)
         self.tier_of = np.full(len(on.periods), NOWHERE, np.int64)
@@ -135,10 +139,15 @@ class Selection:
 
 
 class _Room:
-    """What a tier holds: storages for the whole iteration, or copies while they are needed."""
+    """What a tier holds: storages for the whole iteration, or copies while they are needed.
 
-    def __init__(self, on: Columns, tier: Tier, by_time: bool) -> None:
-        self._periods, self._capacity = on.periods, tier.capacity_bytes
+    ``share`` of the tier's capacity is counted on if copies count by time, as they can't be packed
+    without gaps; None: they don't.
+    """
+
+    def __init__(self, on: Columns, tier: Tier, share: float | None) -> None:
+        self._periods = on.periods
+        self._capacity = int(tier.capacity_bytes * (1.0 if share is None else share))
         total = int(on.nbytes.sum()) + _ALIGNMENT * len(on.nbytes)
         self._unlimited = total <= tier.capacity_bytes
         self._cells = min(on.n, _CELLS // 4)
@@ -147,7 +156,9 @@ class _Room:
         self._held = np.zeros(self._cells, np.int64)
         self._whole: set[int] = set()
         shared = np.bincount(on.periods.copy) > 1 if len(on.periods) else np.zeros(0, np.bool_)
-        self._for_ever = shared[on.periods.copy] | (on.periods.written_at == NONE) | (not by_time)
+        around = on.periods.after + on.periods.length + 1 >= on.n
+        never_written = on.periods.written_at == NONE
+        self._for_ever = shared[on.periods.copy] | never_written | around | (share is None)
 
     def _parts(self, index: int) -> list[tuple[int, int]]:
         """Cells that a copy touches."""

@@ -5,11 +5,10 @@ In: Checks. Out: renderables of rich. Must not know: how they are made.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 
-from rich import box
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -27,18 +26,25 @@ _VERDICTS = {
 
 def health_text(checks: Sequence[Check], worst: str) -> RenderableType:
     """One line for each check, by group, and a verdict."""
-    made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
-    made.add_column("")
-    made.add_column("", no_wrap=True)
-    made.add_column("found", overflow="fold")
-    made.add_column("remedy", overflow="fold")
+    name_width = max((len(check.name) for check in checks), default=0)
+    parts: list[RenderableType] = []
     for group, members in groupby(checks, key=lambda check: check.group):
-        made.add_row("", Text(group, style="bold"), "", "")
-        for check in members:
-            made.add_row(
-                Text(check.status, style=_STYLES[check.status]),
-                Text(f"  {check.name}"),
-                Text(check.found),
-                Text(check.remedy, style="yellow" if check.status in ("warn", "fail") else "dim"),
-            )
-    return spaced(made, Text(_VERDICTS[worst], style=_STYLES[worst]))
+        # A heading may be a long path, so it is no cell: it would widen its column.
+        parts += [Text(group, style="bold", overflow="fold"), _lines(members, name_width)]
+    return spaced(Group(*parts), Text(_VERDICTS[worst], style=_STYLES[worst]))
+
+
+def _lines(checks: Iterable[Check], name_width: int) -> Table:
+    made = Table.grid(padding=(0, 2, 0, 0), expand=True)
+    made.add_column(width=max(map(len, _STYLES)))
+    made.add_column(width=name_width, no_wrap=True)
+    made.add_column(ratio=1, overflow="fold")
+    made.add_column(ratio=1, overflow="fold")
+    for check in checks:
+        made.add_row(
+            Text(check.status, style=_STYLES[check.status]),
+            Text(check.name),
+            Text(check.found),
+            Text(check.remedy, style="yellow" if check.status in ("warn", "fail") else "dim"),
+        )
+    return made

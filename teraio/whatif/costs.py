@@ -99,8 +99,10 @@ def seconds(kernel: Kernel, device: Accelerator, float32_matmul: Float32Matmul =
     if kernel.base_name in _ATTENTION:
         compute = _attention_seconds(kernel, device)
     else:
+        # Allowed to use matrix cores for FP32, a library takes plain ones where they are quicker.
+        kinds = {_arithmetic(kernel, float32_matmul), _arithmetic(kernel, "fp32")}
         for product in products(kernel):
-            compute += product_seconds(product, device, _arithmetic(kernel, float32_matmul))
+            compute += min(product_seconds(product, device, kind) for kind in kinds)
     memory = traffic_bytes(kernel) / (device.memory_bytes_per_s * _BANDWIDTH_SHARE)
     return max(compute, memory, LAUNCH_S)
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.control_group import ControlGroup, why_not
+from benchmarks import control_group
+from benchmarks.control_group import ControlGroup, own_group, why_not
 from benchmarks.meters import HighWater, Sampler, process_traffic, resident_bytes
 from benchmarks.systems import Unavailable
 from teraio.engine.folders import file_system
@@ -68,3 +69,25 @@ def test_a_machine_that_keeps_no_limit_says_why(tmp_path: Path) -> None:
 def test_without_control_groups_nobody_is_confined(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match="control groups"):
         ControlGroup(1, MIB, mount=tmp_path)
+
+
+def test_a_confined_process_joins_a_group_of_its_own_with_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "cgroup.subtree_control").write_text("cpu memory\n")
+    monkeypatch.setattr(control_group, "why_not", lambda mount: None)
+    monkeypatch.setattr(control_group, "own_group", lambda mount: own)
+    ControlGroup(4321, 7 * MIB, mount=tmp_path)
+    group = own / "benchmark-4321"
+    assert (group / "memory.max").read_text() == str(7 * MIB)
+    assert (group / "cgroup.procs").read_text() == "4321"
+
+
+def test_the_group_of_a_process_is_read_from_its_own_list(tmp_path: Path) -> None:
+    groups = tmp_path / "cgroup"
+    groups.write_text("4:memory:/other\n0::/user.slice/run.scope\n")
+    assert own_group(tmp_path, groups) == tmp_path / "user.slice" / "run.scope"
+    groups.write_text("0::/user.slice/run.scope/benchmark-parent\n")
+    assert own_group(tmp_path, groups) == tmp_path / "user.slice" / "run.scope"

@@ -109,16 +109,24 @@ def test_without_an_ideal_run_nothing_else_is_started(script: Script) -> None:
     assert script.steps == []
 
 
+def test_the_ideal_run_is_timed_even_if_it_is_the_only_one(script: Script) -> None:
+    script.unavailable.add("zero2")
+    compare("zero2")
+    assert sum(turn >= 0 for turn, _ in script.steps) == 5
+
+
 def test_an_ideal_run_that_fails_ends_the_comparison(
     script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Rotation, "_has_room", lambda self: False)
     script.fails_at["ideal"] = 1
-    assert statuses(compare("zero2", "zero3")) == {
+    compared = compare("zero2", "zero3")
+    assert statuses(compared) == {
         "ideal": "failed",
         "zero2": "ran",
         "zero3": "left out",
     }
+    assert compared.results[2].reason == "the ideal run did not work"
 
 
 def test_after_the_deadline_nothing_more_is_started(script: Script) -> None:

@@ -83,7 +83,12 @@ def test_every_way_of_planning_keeps_the_rules(
     reuse = data.draw(st.booleans())
     every = np.ones(len(on.periods), np.bool_)
     selection = Selection(
-        on, machine, (every,), op_s, reuse_copies=reuse, capacity_by_time=data.draw(st.booleans())
+        on,
+        machine,
+        (every,),
+        op_s,
+        reuse_copies=reuse,
+        shared_room=data.draw(st.sampled_from([None, 0.5, 1.0])),
     )
     # Whatever is thought to be good to begin with.
     tiers = st.integers(NOWHERE, len(machine.tiers) - 1)
