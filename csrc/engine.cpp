@@ -308,6 +308,14 @@ void Engine::open(Block* block, c10::StorageImpl* storage) {
   }
 }
 
+// From now on the block may leave, and only ops and holders that pin it can reach its data.
+void Engine::shut(Block* block, c10::StorageImpl* storage) {
+  if (block->guarded || block->exempt || block->state != State::kResident) return;
+  block->guarded = true;
+  guard::set_message(*storage, describe_guard(block));
+  if (block->pins == 0) guard::close(*storage);
+}
+
 void Engine::unpin(Block* block) {
   --block->pins;
   block->frame = nullptr;
@@ -338,7 +346,10 @@ void Engine::begin(Frame& f, const std::vector<Operand>& operands) {
   bool missing = false;
   for (const Operand& operand : operands) {
     link(operand.block, operand.storage);
-    if (!operand.data) continue;
+    if (!operand.data) {
+      shut(operand.block, operand.storage);  // all that an op may ever get of a gradient is a view
+      continue;
+    }
     pin(f, operand);
     missing = missing || operand.block->state != State::kResident;
   }
@@ -827,10 +838,7 @@ void Engine::adopt(Block* block, c10::StorageImpl* storage, std::string name) {
   const std::lock_guard<std::mutex> lock(mutex_);
   block->name = std::move(name);
   link(block, storage);
-  if (block->guarded || block->exempt || block->pins > 0) return;
-  block->guarded = true;
-  guard::set_message(*storage, describe_guard(block));
-  guard::close(*storage);
+  shut(block, storage);
 }
 
 void Engine::hold_locked(Block* block, c10::StorageImpl* storage, Lock& lock) {
@@ -866,11 +874,7 @@ bool Engine::send_away(Block* block, c10::StorageImpl* storage) {
   Lock lock(mutex_);
   if (!active()) return false;
   link(block, storage);
-  if (!block->guarded && !block->exempt) {
-    block->guarded = true;
-    guard::set_message(*storage, describe_guard(block));
-    guard::close(*storage);
-  }
+  shut(block, storage);
   const uint64_t failures = write_failures_;
   while (block->state != State::kAway) {
     if (block->state == State::kResident) {

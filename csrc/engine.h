@@ -166,6 +166,7 @@ class Engine {
   void enter(Frame& frame);
   void pin(Frame& frame, const Operand& operand);
   void open(Block* block, c10::StorageImpl* storage);
+  void shut(Block* block, c10::StorageImpl* storage);
   void link(Block* block, c10::StorageImpl* storage);
   void mark_written(Block* block);
   void unpin(Block* block);

@@ -47,6 +47,14 @@ def test_an_op_brings_back_what_it_needs(engine: nn.Module) -> None:
     assert state(tensor) == "resident"
 
 
+def test_a_result_that_is_only_viewed_can_leave(engine: nn.Module) -> None:
+    """As a gradient is from the backward pass to the optimizer's step."""
+    one = torch.ones(512 * KIB)
+    results = [(one + number).detach() for number in range(6)]  # 2 MiB each, of 8 in all
+    assert used() <= 8 * MIB
+    assert [result[-1].item() for result in results] == [1, 2, 3, 4, 5, 6]
+
+
 def test_views_share_one_storage_and_their_making_fetches_nothing(engine: nn.Module) -> None:
     tensor = torch.randn(256, 256)
     view = tensor.t()[3:7]
