@@ -23,7 +23,7 @@ from benchmarks.systems import Unavailable
 from benchmarks.worker import ANSWER_S, RunFailed, Worker
 
 # What a process of teraio holds beside tensors: threads, I/O buffers, freed blocks not yet reused.
-RESERVE_BYTES = 72 << 20
+RESERVE_BYTES = 88 << 20
 # Memory that has to be free before one more run is started, in peaks of the ideal run.
 _ROOM = 2.5
 _PROCESS_BYTES = 1 << 30

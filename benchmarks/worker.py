@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from threading import Timer
 from types import TracebackType
@@ -42,8 +43,11 @@ class Worker:
         self._errors = tempfile.TemporaryFile(  # noqa: SIM115 (close() closes it)
             "w+", encoding="utf-8", errors="replace"
         )
+        # DeepSpeed's files have fixed names: two runs in one folder destroy each other's.
+        self._folders = [tempfile.TemporaryDirectory(dir=folder) for folder in job.ssd]
+        own = replace(job, ssd=tuple(folder.name for folder in self._folders))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.child", json.dumps(encode(job))],
+            [sys.executable, "-m", "benchmarks.child", json.dumps(encode(own))],
             cwd=ROOT,
             env=_environment(job),
             stdin=subprocess.PIPE,
@@ -81,6 +85,8 @@ class Worker:
         for stream in (self._process.stdin, self._process.stdout, self._errors):
             if stream is not None and not stream.closed:
                 stream.close()
+        for folder in self._folders:
+            folder.cleanup()
         if self._group is not None:
             self._group.close()
             self._group = None

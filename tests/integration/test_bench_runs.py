@@ -20,7 +20,7 @@ COMPARISON = Comparison(
     shape="llama-4m",
     dtype="fp32",
     entries=(
-        Entry(system="teraio", share=1.1),
+        Entry(system="teraio", share=1.25),
         Entry(system=f"{WRONG}:altered"),
         Entry(system=f"{WRONG}:greedy", share=1.0),
         Entry(system=f"{WRONG}:crashing"),
