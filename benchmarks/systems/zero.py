@@ -43,7 +43,6 @@ from torch import distributed  # noqa: E402
 _NEVER = 10**9
 _MANY_BUFFERS = 50
 _FEW_BUFFERS = 12
-# With a third of the parameters live, swapping of parameters fails on models of a few layers.
 _LIVE_PART_ON_NVME = 12
 _AIO = {
     "block_size": 1 << 20,
@@ -106,7 +105,8 @@ def _infinity(job: Job, buffers: int) -> Training:
         "buffer_size": shape.largest_parameter,
         "max_in_cpu": 0,
     }
-    zero = _stage3(shape, _LIVE_PART_ON_NVME)
+    # Parameters fetched ahead failed with "already assigned swap buffer" (0.19.8).
+    zero = _stage3(shape, _LIVE_PART_ON_NVME) | {"stage3_prefetch_bucket_size": 0}
     return _start(job, {**zero, "offload_optimizer": _nvme(job), "offload_param": parameters})
 
 
