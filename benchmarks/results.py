@@ -17,7 +17,7 @@ from benchmarks.codec import decode, encode
 from benchmarks.comparison import Compared, Results
 from benchmarks.control_group import why_not
 from benchmarks.machine import machine_name
-from benchmarks.rotation import RESERVE_BYTES, Place
+from benchmarks.rotation import RESERVE_BYTES, RESERVE_PART, Place
 from benchmarks.verdict import LEAST_STEPS, TOLERANCES
 from benchmarks.worker import ROOT
 
@@ -96,7 +96,8 @@ def _settings(place: Place) -> tuple[str, ...]:
         f"{place.threads} threads",
         f"{len(place.ssd)} drive folders",
         f"load average before {place.load_before:.1f}, at the end {os.getloadavg()[0]:.1f}",
-        f"teraio's budget is the limit less {RESERVE_BYTES / 1e6:.0f} MB on the CPU",
+        f"teraio's budget is the limit less {RESERVE_BYTES / 1e6:.0f} MB and "
+        f"{RESERVE_PART:.0%} of the ideal run's peak, on the CPU",
         f"control groups: {why_not() or 'in use'}",
         "losses may differ by "
         + ", ".join(f"{value:.0e} ({dtype})" for dtype, value in TOLERANCES.items())

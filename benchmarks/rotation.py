@@ -23,7 +23,8 @@ from benchmarks.systems import Unavailable
 from benchmarks.worker import ANSWER_S, RunFailed, Worker
 
 # What a process of teraio holds beside tensors: threads, I/O buffers, freed blocks not yet reused.
-RESERVE_BYTES = 88 << 20
+RESERVE_BYTES = 72 << 20
+RESERVE_PART = 0.04  # of the ideal run's peak, on top
 # Memory that has to be free before one more run is started, in peaks of the ideal run.
 _ROOM = 2.5
 _PROCESS_BYTES = 1 << 30
@@ -175,7 +176,8 @@ class Rotation:
         if entry.share is None:
             return job
         limit = int(entry.share * self._ideal_peak)
-        budget = max(1, limit - (RESERVE_BYTES if place.device == "cpu" else 0))
+        reserve = RESERVE_BYTES + int(RESERVE_PART * self._ideal_peak)
+        budget = max(1, limit - (reserve if place.device == "cpu" else 0))
         return replace(job, limit_bytes=limit, budget_bytes=budget)
 
 

@@ -41,7 +41,9 @@ from deepspeed.accelerator import get_accelerator  # noqa: E402
 from torch import distributed  # noqa: E402
 
 _NEVER = 10**9
-_BUFFERS = 50
+_MANY_BUFFERS = 50
+_FEW_BUFFERS = 12
+_LIVE_PART_ON_NVME = 12
 _AIO = {
     "block_size": 1 << 20,
     "queue_depth": 16,
@@ -88,22 +90,23 @@ def infinity_optimizer(job: Job) -> Training:
 
 def infinity(job: Job) -> Training:
     """Optimizer states and parameters on NVMe."""
-    return _infinity(job, _BUFFERS, part=3)
+    return _infinity(job, _MANY_BUFFERS)
 
 
 def infinity_small(job: Job) -> Training:
     """The same with as few and small buffers as it runs with, for the least memory."""
-    return _infinity(job, 12, part=12)
+    return _infinity(job, _FEW_BUFFERS)
 
 
-def _infinity(job: Job, buffers: int, part: int) -> Training:
+def _infinity(job: Job, buffers: int) -> Training:
     shape = SHAPES[job.shape]
     parameters = _nvme(job) | {
         "buffer_count": buffers,
         "buffer_size": shape.largest_parameter,
         "max_in_cpu": 0,
     }
-    zero = _stage3(shape, part)
+    # Parameters fetched ahead failed with "already assigned swap buffer" (0.19.8).
+    zero = _stage3(shape, _LIVE_PART_ON_NVME) | {"stage3_prefetch_bucket_size": 0}
     return _start(job, {**zero, "offload_optimizer": _nvme(job), "offload_param": parameters})
 
 
