@@ -9,7 +9,7 @@ namespace teraio {
 namespace {
 
 // Below this, malloc's heap serves: fewer mappings, and no huge page to gain.
-constexpr size_t kPooled = size_t{1} << 20;
+constexpr size_t kPooled = size_t{128} << 10;
 
 char* map_pages(size_t nbytes) {
   const size_t slack = nbytes >= kHugePage ? kHugePage : 0;

@@ -171,8 +171,10 @@ def test_a_budget_below_the_largest_op_says_the_least_that_works(spill: str) -> 
         for _ in range(3):
             model(torch.ones(8, 1024)).sum().backward()
 
-    with pytest.raises(teraio.BudgetError, match=r"memory_budget=\d+"):
+    # An op in place allocates nothing, so it can only fail with the text of the error.
+    with pytest.raises(RuntimeError, match=r"memory_budget=\d+") as raised:
         train()
+    assert raised.type is teraio.BudgetError or "teraio.BudgetError: " in str(raised.value)
     teraio.restore(model)
     assert digest(model.weight) == weights
 
@@ -208,7 +210,12 @@ def raise_value_error() -> None:
 
 
 def interrupt() -> None:
-    signal.raise_signal(signal.SIGINT)
+    # A process that a shell started in the background ignores Ctrl-C; this one must not.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def run_with_trouble(training: Training, at_step: int, make_trouble: Callable[[], None]) -> None:

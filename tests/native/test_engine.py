@@ -269,7 +269,7 @@ def test_large_storages_are_striped_over_all_folders(tmp_path: Path) -> None:
         teraio.restore(module)
 
 
-PIECES = st.lists(st.tuples(st.integers(256, 1500), st.integers(0, 3)), min_size=1, max_size=40)
+PIECES = st.lists(st.tuples(st.integers(16, 1500), st.integers(0, 3)), min_size=1, max_size=40)
 
 
 @settings(
