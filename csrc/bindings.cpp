@@ -284,6 +284,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("log_calls", [] { calls::log(true); });
   m.def("take_calls", &take_calls);
   m.def("active", [] { return engine().active(); });
+  m.def("release_free_pages", [] { engine().release_free_pages(); });
   m.def("reserve_spill", [](uint64_t nbytes) { engine().reserve_spill(nbytes); });
 
   m.def("adopt", &adopt);

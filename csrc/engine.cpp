@@ -178,6 +178,11 @@ void Engine::small_allocated(size_t nbytes) {
   }
 }
 
+void Engine::release_free_pages() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  pages_.trim(pages_.cached());
+}
+
 void Engine::storage_died(Block* block) {
   const std::lock_guard<std::mutex> lock(mutex_);
   block->dead = true;

@@ -103,6 +103,8 @@ class Engine {
   void storage_died(Block* block);
   // Counts an allocation too small to be a block. Throws as allocate() does; then it is not counted.
   void small_allocated(size_t nbytes);
+  // Returns memory kept for reuse to the system, for work that needs memory beside the budget.
+  void release_free_pages();
   void small_freed(size_t nbytes) { small_ -= static_cast<int64_t>(nbytes); }
 
   // --- ops ---

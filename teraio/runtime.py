@@ -353,6 +353,7 @@ class Runtime:
     def _follow_plan(self, recorded: Recorded) -> None:
         begin = time.perf_counter()
         budget = int(self.budget_bytes * (1 - _PLAN_RESERVE))
+        _C.release_free_pages()  # planning takes memory too, and the budget may be all there is
         plan = make_plan(recorded.trace, replace(self.hardware, budget_bytes=budget))
         log.info(
             "planned in %.2f s: %d moves, %s to write and %s to read per iteration, "
