@@ -1,5 +1,6 @@
 #include "engine.h"
 
+#include <malloc.h>
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -179,8 +180,11 @@ void Engine::small_allocated(size_t nbytes) {
 }
 
 void Engine::release_free_pages() {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  pages_.trim(pages_.cached());
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    pages_.trim(pages_.cached());
+  }
+  ::malloc_trim(0);
 }
 
 void Engine::storage_died(Block* block) {

@@ -128,6 +128,7 @@ class Runtime:
         for name, parameter in model.named_parameters():
             self._parameters[id(parameter)] = prefix + name
         self._adopt(_tensors_of(model, prefix))
+        _C.release_free_pages()  # malloc keeps where the weights were
         key = id(model)
         self._models[key] = weakref.ref(model)
         weakref.finalize(model, self._model_died, key).atexit = False
