@@ -521,22 +521,21 @@ def _read_bound(value: object, where: str) -> Bound:
 
 def _read_stall(value: object, where: str) -> Stall:
     fields = _Fields(value, where, _STALL)
-    return Stall(
-        op=fields.integer("op"),
-        storage=fields.integer("storage"),
-        waits_for=fields.one_of("waits_for", get_args(WaitsFor)),
-        seconds=fields.number("seconds"),
-    )
+    return Stall(storage=fields.integer("storage"), **_wait(fields))
 
 
 def _read_measured_stall(value: object, where: str) -> MeasuredStall:
     fields = _Fields(value, where, _STALL)
-    return MeasuredStall(
-        op=fields.integer("op"),
-        storage=fields.optional("storage", fields.integer),
-        waits_for=fields.one_of("waits_for", get_args(WaitsFor)),
-        seconds=fields.number("seconds"),
-    )
+    return MeasuredStall(storage=fields.optional("storage", fields.integer), **_wait(fields))
+
+
+def _wait(fields: _Fields) -> dict[str, Any]:
+    """What stalls of plans and of step reports have in common."""
+    return {
+        "op": fields.integer("op"),
+        "waits_for": fields.one_of("waits_for", get_args(WaitsFor)),
+        "seconds": fields.number("seconds"),
+    }
 
 
 def _read_tier_use(value: object, where: str) -> TierUse:

@@ -28,6 +28,7 @@ from teraio.engine import list_ops, raw_access, schedule
 from teraio.engine.foreign import own_memory
 from teraio.engine.module_hooks import ModuleHooks
 from teraio.engine.places import Places
+from teraio.planner import ideal_s
 from teraio.planner import plan as make_plan
 from teraio.profiler.hardware import FolderSpeed, hardware, stripe_weights
 from teraio.profiler.trace import Recorded, build_trace, with_durations
@@ -144,6 +145,8 @@ class Runtime:
             and tensor.device.type == self._device
             and tensor.untyped_storage().nbytes() >= MIN_STORAGE_BYTES
         }
+        if not foreign:
+            return
         own_memory(list(foreign.values()))
         left = {name: tensor for name, tensor in foreign.items() if not _C.adopt(tensor, name)}
         if left:
@@ -385,11 +388,11 @@ class Runtime:
         self._timed += 1
         quicker = with_durations(recorded, _C.take_recording())
         if step.drift_ops == 0 and quicker is not None:
-            ideal_s = sum(op.duration_ns for op in quicker.trace.ops) * 1e-9
-            if ideal_s < (1 - _QUICKER_SHARE) * self.plan.ideal_s:
+            quicker_s = ideal_s(quicker.trace)
+            if quicker_s < (1 - _QUICKER_SHARE) * self.plan.ideal_s:
                 log.info(
                     "an iteration computed in %.3f s, the profiled one in %.3f s: planning again",
-                    ideal_s,
+                    quicker_s,
                     self.plan.ideal_s,
                 )
                 self.recorded = quicker

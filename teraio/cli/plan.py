@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 if TYPE_CHECKING:
-    from teraio.planner import Explanation
-    from teraio.records import Hardware, Trace
-    from teraio.reports.planning import Alternative
+    from teraio.planner import Explanation, Variant
+    from teraio.records import Hardware, Plan, Trace
     from teraio.reports.subject import Subject
 
 _EXAMPLES = """
@@ -179,12 +178,18 @@ def _machine(
 
 
 def _planned(trace: Trace, hardware: Hardware, name: str) -> Subject:
-    from teraio.cli.console import notes
-    from teraio.planner import plan
     from teraio.reports.subject import Subject
 
+    plan = _make_plan(trace, hardware)
+    return Subject(name=name, trace=trace, hardware=hardware, plan=plan)
+
+
+def _make_plan(trace: Trace, hardware: Hardware) -> Plan:
+    from teraio.cli.console import notes
+    from teraio.planner import plan
+
     with notes().status("teraio: planning"):
-        return Subject(name=name, trace=trace, hardware=hardware, plan=plan(trace, hardware))
+        return plan(trace, hardware)
 
 
 def _save(subject: Subject, path: Path) -> None:
@@ -215,12 +220,10 @@ def _why(subject: Subject) -> Explanation:
     return explain(subject.trace, subject.hardware, subject.plan)
 
 
-def _alternatives(
-    subject: Subject, name: str, ssd: list[str], host: str | None
-) -> list[Alternative]:
+def _alternatives(subject: Subject, name: str, ssd: list[str], host: str | None) -> list[Variant]:
     """The same trace planned for a little more of each thing."""
     from teraio.cli.machines import with_one_more_drive
-    from teraio.reports.planning import Alternative
+    from teraio.planner import replanned
 
     hardware, plan = subject.hardware, subject.plan
     if hardware is None or plan is None or not plan.moves:
@@ -230,15 +233,4 @@ def _alternatives(
         "10 % more memory": more_memory,
         "one more SSD": with_one_more_drive(hardware, name, ssd, host),
     }
-    found = []
-    for change, machine in changes.items():
-        other = _planned(subject.trace, machine, subject.name).plan
-        if other is not None:
-            found.append(
-                Alternative(
-                    change=change,
-                    predicted_s=other.predicted_s,
-                    saved_s=plan.predicted_s - other.predicted_s,
-                )
-            )
-    return found
+    return list(replanned(subject.trace, plan, _make_plan, changes.items()))

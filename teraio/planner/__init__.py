@@ -5,9 +5,9 @@ In: a Trace and a Hardware. Out: a Plan. Must not know: torch, files, the engine
 
 from __future__ import annotations
 
-from teraio.planner.bound import lower_bound_s, simple_bounds
+from teraio.planner.bound import ideal_s, lower_bound_s, simple_bounds
 from teraio.planner.columns import Columns, columns
-from teraio.planner.explanation import Explanation, Variant, explain, variants
+from teraio.planner.explanation import Explanation, Variant, explain, replanned, variants
 from teraio.planner.feasibility import check_budget, least_budget
 from teraio.planner.memory import live_by_op, memory_by_op
 from teraio.planner.periods import Period, inactive_periods
@@ -28,6 +28,7 @@ __all__ = [
     "Variant",
     "Wear",
     "explain",
+    "ideal_s",
     "inactive_periods",
     "keep_all",
     "layer_ahead",
@@ -37,6 +38,7 @@ __all__ = [
     "memory_by_op",
     "on_demand",
     "plan",
+    "replanned",
     "simple_bounds",
     "simulate",
     "validate",

@@ -6,7 +6,7 @@ would give. Must not know: how any of it is shown.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Literal
@@ -113,6 +113,16 @@ def variants(
     for name, count in drives.items():
         tiers = tuple(_grown(t, count) if t.name == name else t for t in hardware.tiers)
         changes.append((f"one more drive in {name}", replace(hardware, tiers=tiers)))
+    return replanned(trace, plan, make_plan, changes)
+
+
+def replanned(
+    trace: Trace,
+    plan: Plan,
+    make_plan: Callable[[Trace, Hardware], Plan],
+    changes: Iterable[tuple[str, Hardware]],
+) -> tuple[Variant, ...]:
+    """What planning again for each changed machine gives, against ``plan``."""
     found = []
     for change, changed in changes:
         predicted_s = make_plan(trace, changed).predicted_s

@@ -96,15 +96,6 @@ class Planning:
     wears: tuple[Wear, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Alternative:
-    """What another machine or budget would give."""
-
-    change: str
-    predicted_s: float
-    saved_s: float
-
-
 def planning(subject: Subject) -> Planning:
     """The figures of the subject's plan. Raises ConfigurationError where it has none."""
     trace, plan = subject.trace, subject.plan

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from rich.console import RenderableType
 from rich.text import Text
 
-from teraio.planner import Explanation
+from teraio.planner import Explanation, Variant
 from teraio.planner.explanation import CostlyMove, Stretch
 from teraio.reports.memory import ROW_TITLES
-from teraio.reports.planning import Alternative, Planning, StallFacts
+from teraio.reports.planning import Planning, StallFacts
 from teraio.reports.table import bar, spaced, table
 from teraio.reports.units import count, format_size, rate, seconds, share
 
@@ -29,7 +29,7 @@ def planning_text(facts: Planning, title: str) -> RenderableType:
 
 
 def explanation_text(
-    facts: Planning, why: Explanation, alternatives: Sequence[Alternative]
+    facts: Planning, why: Explanation, alternatives: Sequence[Variant]
 ) -> RenderableType:
     """Why it takes the time it takes, and what would change that."""
     parts: list[RenderableType] = [_verdict(why)]
@@ -237,7 +237,7 @@ def _wear(facts: Planning) -> RenderableType:
     )
 
 
-def _alternatives(facts: Planning, alternatives: Sequence[Alternative]) -> RenderableType:
+def _alternatives(facts: Planning, alternatives: Sequence[Variant]) -> RenderableType:
     return table(
         "What would help",
         ("change", "predicted", "saved", "of ideal speed"),

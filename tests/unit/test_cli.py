@@ -152,15 +152,15 @@ def test_a_plan_says_what_it_gives_and_why(
     plan_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from teraio.cli.console import out
-    from teraio.planner import explain
-    from teraio.reports.planning import Alternative, planning
+    from teraio.planner import Variant, explain
+    from teraio.reports.planning import planning
     from teraio.reports.planning_text import explanation_text, planning_text
     from teraio.reports.subject import subject_of
 
     subject = subject_of(planned(), "run.plan")
     facts = planning(subject)
     why = explain(subject.trace, planned().hardware, subject.plan)
-    other = Alternative(change="10 % more memory", predicted_s=0.05, saved_s=0.01)
+    other = Variant(change="10 % more memory", predicted_s=0.05, saved_s=0.01)
     out().print(planning_text(facts, "Plan"))
     out().print(explanation_text(facts, why, [other]))
     text = "\n".join(line.rstrip() for line in capsys.readouterr().out.split("\n"))
