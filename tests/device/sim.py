@@ -175,6 +175,8 @@ def load() -> SimModule:
     torch.utils.rename_privateuse1_backend("sim")
     torch._register_device_module("sim", module)
     torch.utils.generate_methods_for_privateuse1_backend()
+    # Module.to() keeps its parameters, so that tied ones stay tied, as it does between CPU and CUDA.
+    torch.__future__.set_swap_module_params_on_conversion(True)
     atexit.register(module.synchronize)
     return module
 

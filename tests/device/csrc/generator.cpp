@@ -12,7 +12,7 @@ namespace {
 
 struct Generator final : at::CPUGeneratorImpl {
   Generator() {
-    device_ = device();
+    device_ = sim::device();
     key_set_ = c10::DispatchKeySet(c10::DispatchKey::PrivateUse1);
   }
 };

@@ -161,10 +161,20 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("unfold", &at::native::unfold);
   m.impl("view_as_real", &at::native::view_as_real);
   m.impl("view_as_complex", &at::native::view_as_complex);
+}
 
-  // Other devices make these of other ops; the CPU's own kernels give other bits.
-  for (const char* name : {"native_layer_norm", "native_group_norm"}) {
-    m.impl(name, torch::CppFunction::makeFromBoxedFunction<&launch_op>());
+// [Note: the CPU's own kernels]
+// Some ops have a kernel of the CPU's own and are made of other ops everywhere else, which gives other bits. So that
+// the results are the CPU's, such ops are kernels here too.
+TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
+  for (const c10::OperatorName& name : c10::Dispatcher::singleton().getAllOpNames()) {
+    const auto op = c10::Dispatcher::singleton().findOp(name);
+    const auto has = [&](c10::DispatchKey key) { return op && op->hasKernelForDispatchKey(key); };
+    const bool composite =
+        has(c10::DispatchKey::CompositeExplicitAutograd) || has(c10::DispatchKey::CompositeImplicitAutograd);
+    if (name.getNamespace() == "aten" && has(c10::DispatchKey::CPU) && composite) {
+      m.impl(c10::toString(name).c_str(), torch::CppFunction::makeFromBoxedFunction<&launch_op>());
+    }
   }
 }
 
