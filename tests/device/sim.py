@@ -44,6 +44,7 @@ class SimModule(types.ModuleType):
     def __init__(self, native: Any) -> None:
         super().__init__("torch.sim", __doc__)
         self._native = native
+        self._initialized = True
         for name in (
             "set_delay",
             "allocated",
@@ -175,8 +176,6 @@ def load() -> SimModule:
     torch.utils.rename_privateuse1_backend("sim")
     torch._register_device_module("sim", module)
     torch.utils.generate_methods_for_privateuse1_backend()
-    # Module.to() keeps its parameters, so that tied ones stay tied, as it does between CPU and CUDA.
-    torch.__future__.set_swap_module_params_on_conversion(True)
     atexit.register(module.synchronize)
     return module
 

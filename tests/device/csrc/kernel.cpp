@@ -135,13 +135,26 @@ class Call {
                                 " has no kernel for the CPU, so it has none for the sim device");
   }
 
-  // What the results look like, or that they are numbers, depends on data.
+  // What the results look like depends on data, or they are no tensors.
   bool needs_data() const {
+    if (has_mask()) return true;
     if (op_.hasTag(at::Tag::dynamic_output_shape) || op_.hasTag(at::Tag::data_dependent_output)) return true;
     for (const auto& result : schema_.returns()) {
       if (!is_written(result) && !is_fresh_tensor(result)) return true;
     }
     return false;
+  }
+
+  // Masks are indices whose number depends on data.
+  bool has_mask() const {
+    bool found = false;
+    for (const IValue& argument : arguments_) {
+      if (!argument.isOptionalTensorList()) continue;
+      for_each_tensor(argument, [&](const at::Tensor& index) {
+        found = found || (index.defined() && (index.scalar_type() == at::kBool || index.scalar_type() == at::kByte));
+      });
+    }
+    return found;
   }
 
   // Nothing if the op has no kernel for the meta device.
