@@ -28,7 +28,7 @@ SOURCES = Path(__file__).parent / "csrc"
 BUILDS = Path(__file__).resolve().parents[2] / "build" / "device"
 
 FLAGS = [
-    "-O2",
+    "-O1",
     # torch is built with it; without it some of its classes have another layout.
     "-DNDEBUG",
     "-Wall",

@@ -190,6 +190,7 @@ class Call {
   torch::jit::Stack operands() const {
     torch::jit::Stack stack = with_tensors(arguments_, c10::DeviceType::CPU, as_operand);
     for (size_t i = 0; i < stack.size(); ++i) {
+      if (is_out(i)) make_resizable(stack[i].toTensor());
       if (!takes_generator(schema_.arguments()[i])) continue;
       const auto generator = arguments_[i].toOptional<at::Generator>();
       stack[i] = at::detail::createCPUGenerator(draw_seed(generator));
@@ -197,25 +198,42 @@ class Call {
     return stack;
   }
 
+  bool is_out(size_t i) const {
+    return is_written(schema_.arguments()[i]) && arguments_[i].isTensor() && arguments_[i].toTensor().defined();
+  }
+
+  // Some kernels resize what they write even if it ends up in its old size. Then its data is no longer where it was.
+  static void make_resizable(const at::Tensor& out) {
+    c10::StorageImpl* storage = out.storage().unsafeGetStorageImpl();
+    storage->set_allocator(c10::GetAllocator(c10::DeviceType::CPU));
+    storage->set_resizable(true);
+  }
+
   Values launch(const Values& metas) {
     Values results;
-    std::vector<std::pair<size_t, at::Tensor>> targets;
+    std::vector<at::Tensor> targets;  // the device memory of each result
     for (size_t i = 0; i < metas.size(); ++i) {
-      if (is_written(schema_.returns()[i])) {
-        results.push_back(written_argument(schema_.returns()[i]));
-        continue;
+      const c10::Argument& result = schema_.returns()[i];
+      if (is_written(result)) {
+        results.push_back(written_argument(result));
+      } else {
+        results.emplace_back(metas[i].isTensor() ? empty_like_meta(metas[i].toTensor()) : at::Tensor());
       }
-      results.emplace_back(metas[i].isTensor() ? empty_like_meta(metas[i].toTensor()) : at::Tensor());
-      if (results.back().toTensor().defined()) targets.emplace_back(i, as_cpu(results.back().toTensor()));
+      targets.push_back(results.back().isTensor() ? as_cpu(results.back().toTensor()) : at::Tensor());
     }
     current_stream().launch([op = op_, stack = operands(), targets = std::move(targets)]() mutable {
       op.callBoxed(&stack);
-      for (const auto& [i, target] : targets) store(op, stack[i].toTensor(), target);
+      for (size_t i = 0; i < targets.size(); ++i) {
+        if (targets[i].defined()) store(op, stack[i].toTensor(), targets[i]);
+      }
     });
     return results;
   }
 
   static void store(const c10::OperatorHandle& op, const at::Tensor& result, const at::Tensor& target) {
+    if (result.const_data_ptr() == target.const_data_ptr()) return;
+    // What a kernel does not need to compute it may leave empty, such as the statistics of a batch in evaluation.
+    if (result.numel() == 0) return;
     TORCH_CHECK(result.sizes() == target.sizes() && result.scalar_type() == target.scalar_type(), op.schema().name(),
                 ": its CPU kernel gave ", result.sizes(), " of ", result.scalar_type(), ", on the meta device it is ",
                 target.sizes(), " of ", target.scalar_type());
@@ -231,16 +249,31 @@ class Call {
       const c10::Argument& result = schema_.returns()[i];
       TORCH_CHECK_NOT_IMPLEMENTED(result.alias_info() == nullptr || is_written(result), schema_.name(),
                                   ": this view is not implemented for the sim device");
-      results.push_back(is_written(result) ? written_argument(result) : with_tensors(stack[i], to_device));
+      if (is_written(result)) {
+        results.push_back(written_argument(result));
+        if (stack[i].isTensor()) store_resized(stack[i].toTensor(), results.back().toTensor());
+      } else {
+        results.push_back(with_tensors(stack[i], to_device));
+      }
     }
     return results;
+  }
+
+  static void store_resized(const at::Tensor& result, const at::Tensor& out) {
+    if (result.const_data_ptr() == as_cpu(out).const_data_ptr()) return;
+    resize_like(out, result);
+    launch_copy(result, out);
   }
 
   static at::Tensor to_device(const at::Tensor& tensor) {
     if (!tensor.defined()) return tensor;
     at::Tensor copy = empty_like_meta(tensor);
-    current_stream().launch([target = as_cpu(copy), tensor] { target.copy_(tensor); });
+    launch_copy(tensor, copy);
     return copy;
+  }
+
+  static void launch_copy(const at::Tensor& from, const at::Tensor& to) {
+    current_stream().launch([from, target = as_cpu(to)] { target.copy_(from); });
   }
 
   const IValue& written_argument(const c10::Argument& result) const {
