@@ -1,4 +1,4 @@
-"""Every op of PyTorch's database gives the CPU's bits on the simulated device, and so do its gradients.
+"""Every op of PyTorch's database, and its gradient, gives the CPU's bits on the simulated device.
 
 In: `op_db` of torch.testing, a few samples of each op. Out: the names of ops that differ.
 """
@@ -93,6 +93,7 @@ def results(op: Any, sample: Any, device: str) -> list[Any]:
     if isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor) and y.requires_grad:
         y.sum().abs().backward()
         leaves.append(x.grad)
+    torch.accelerator.synchronize()  # copies to the host may not block
     return [leaf.detach().cpu() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
 
 

@@ -54,6 +54,13 @@ void for_each_tensor(const IValue& value, Visit visit) {
   });
 }
 
+// Kernels of several out arguments return references to them, which die with the stack's.
+torch::jit::Stack results_of(const c10::OperatorHandle& op, const torch::jit::Stack& operands) {
+  torch::jit::Stack stack = operands;
+  op.callBoxed(&stack);
+  return stack;
+}
+
 template <class Change>
 Values with_tensors(const Values& values, c10::DeviceType device_type, Change change) {
   Values changed;
@@ -159,31 +166,26 @@ class Call {
 
   // Nothing if the op has no kernel for the meta device.
   std::optional<Values> run_on_meta() {
-    torch::jit::Stack stack = with_tensors(arguments_, c10::DeviceType::Meta, as_meta);
-    const torch::jit::Stack operands = stack;
-    drop_generators(stack);
+    torch::jit::Stack operands = with_tensors(arguments_, c10::DeviceType::Meta, as_meta);
+    for (size_t i = 0; i < operands.size(); ++i) {
+      if (takes_generator(schema_.arguments()[i])) operands[i] = IValue();
+    }
+    Values metas;
     try {
-      op_.callBoxed(&stack);
+      metas = results_of(op_, operands);
     } catch (const c10::NotImplementedError&) {
       return std::nullopt;
     }
     for (size_t i = 0; i < operands.size(); ++i) {
-      if (is_written(schema_.arguments()[i]) && operands[i].isTensor()) resize_like(arguments_[i], operands[i].toTensor());
+      if (is_out(i)) resize_like(arguments_[i].toTensor(), operands[i].toTensor());
     }
-    return stack;
+    return metas;
   }
 
-  static void resize_like(const IValue& argument, const at::Tensor& meta) {
-    const at::Tensor& out = argument.toTensor();
-    if (!out.defined() || out.sizes() == meta.sizes()) return;
-    out.resize_(meta.sizes());
-    out.unsafeGetTensorImpl()->set_sizes_and_strides(meta.sizes(), meta.strides());
-  }
-
-  void drop_generators(torch::jit::Stack& stack) const {
-    for (size_t i = 0; i < stack.size(); ++i) {
-      if (takes_generator(schema_.arguments()[i])) stack[i] = IValue();
-    }
+  static void resize_like(const at::Tensor& out, const at::Tensor& model) {
+    if (out.sizes() == model.sizes()) return;
+    out.resize_(model.sizes());
+    out.unsafeGetTensorImpl()->set_sizes_and_strides(model.sizes(), model.strides());
   }
 
   // The arguments for the CPU kernel. Draws a seed for it if it takes random numbers.
@@ -221,10 +223,10 @@ class Call {
       }
       targets.push_back(results.back().isTensor() ? as_cpu(results.back().toTensor()) : at::Tensor());
     }
-    current_stream().launch([op = op_, stack = operands(), targets = std::move(targets)]() mutable {
-      op.callBoxed(&stack);
+    current_stream().launch([op = op_, operands = operands(), targets = std::move(targets)] {
+      const torch::jit::Stack computed = results_of(op, operands);
       for (size_t i = 0; i < targets.size(); ++i) {
-        if (targets[i].defined()) store(op, stack[i].toTensor(), targets[i]);
+        if (targets[i].defined()) store(op, computed[i].toTensor(), targets[i]);
       }
     });
     return results;
@@ -241,19 +243,19 @@ class Call {
   }
 
   Values run_at_once() {
-    torch::jit::Stack stack = operands();
+    const torch::jit::Stack inputs = operands();
     current_stream().synchronize();
-    op_.callBoxed(&stack);
+    const torch::jit::Stack computed = results_of(op_, inputs);
     Values results;
-    for (size_t i = 0; i < stack.size(); ++i) {
+    for (size_t i = 0; i < computed.size(); ++i) {
       const c10::Argument& result = schema_.returns()[i];
       TORCH_CHECK_NOT_IMPLEMENTED(result.alias_info() == nullptr || is_written(result), schema_.name(),
                                   ": this view is not implemented for the sim device");
       if (is_written(result)) {
         results.push_back(written_argument(result));
-        if (stack[i].isTensor()) store_resized(stack[i].toTensor(), results.back().toTensor());
+        if (computed[i].isTensor()) store_resized(computed[i].toTensor(), results.back().toTensor());
       } else {
-        results.push_back(with_tensors(stack[i], to_device));
+        results.push_back(with_tensors(computed[i], to_device));
       }
     }
     return results;
