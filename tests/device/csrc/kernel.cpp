@@ -3,8 +3,6 @@
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/EmptyTensor.h>
 #include <ATen/core/LegacyTypeDispatch.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_strided.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/record_function.h>
 #include <c10/core/GradMode.h>
@@ -16,66 +14,12 @@
 
 #include "allocator.h"
 #include "generator.h"
+#include "shapes.h"
 #include "stream.h"
+#include "values.h"
 
 namespace sim {
 namespace {
-
-using c10::IValue;
-using Values = std::vector<IValue>;
-
-bool on_device(const at::Tensor& tensor) { return tensor.defined() && tensor.device().type() == kDeviceType; }
-bool on_cpu(const at::Tensor& tensor) { return tensor.defined() && tensor.is_cpu(); }
-
-// The value with `change` applied to each tensor in it.
-template <class Change>
-IValue with_tensors(const IValue& value, Change change) {
-  if (value.isTensor()) return change(value.toTensor());
-  if (value.isTensorList()) {
-    c10::List<at::Tensor> changed;
-    for (const at::Tensor& tensor : value.toTensorVector()) changed.push_back(change(tensor));
-    return changed;
-  }
-  if (value.isOptionalTensorList()) {
-    c10::List<std::optional<at::Tensor>> changed;
-    for (const IValue& element : value.toListRef()) {
-      changed.push_back(element.isNone() ? std::nullopt : std::make_optional(change(element.toTensor())));
-    }
-    return changed;
-  }
-  return value;
-}
-
-template <class Visit>
-void for_each_tensor(const IValue& value, Visit visit) {
-  with_tensors(value, [&](const at::Tensor& tensor) {
-    visit(tensor);
-    return tensor;
-  });
-}
-
-// Kernels of several out arguments return references to them, which die with the stack's.
-torch::jit::Stack results_of(const c10::OperatorHandle& op, const torch::jit::Stack& operands) {
-  torch::jit::Stack stack = operands;
-  op.callBoxed(&stack);
-  return stack;
-}
-
-template <class Change>
-Values with_tensors(const Values& values, c10::DeviceType device_type, Change change) {
-  Values changed;
-  for (const IValue& value : values) {
-    const bool names_device = value.isDevice() && value.toDevice().type() == kDeviceType;
-    changed.push_back(names_device ? IValue(c10::Device(device_type)) : with_tensors(value, change));
-  }
-  return changed;
-}
-
-at::Tensor as_meta(const at::Tensor& tensor) {
-  // A single number of the CPU takes part in type promotion in another way than a tensor of the device.
-  if (!tensor.defined() || (on_cpu(tensor) && tensor.dim() == 0)) return tensor;
-  return at::Tensor(at::detail::empty_strided_meta(tensor.sizes(), tensor.strides(), tensor.scalar_type()));
-}
 
 at::Tensor empty_like_meta(const at::Tensor& meta) {
   if (!meta.defined()) return meta;
@@ -91,17 +35,6 @@ at::Tensor as_operand(const at::Tensor& tensor) {
   at::Tensor copy = tensor.clone();
   if (tensor.unsafeGetTensorImpl()->is_wrapped_number()) copy.unsafeGetTensorImpl()->set_wrapped_number(true);
   return copy;
-}
-
-bool is_written(const c10::Argument& argument) {
-  return argument.alias_info() != nullptr && argument.alias_info()->isWrite();
-}
-
-bool takes_generator(const c10::Argument& argument) {
-  const c10::Type& type = *argument.type();
-  if (type.kind() == c10::TypeKind::GeneratorType) return true;
-  const auto* optional = type.castRaw<c10::OptionalType>();
-  return optional != nullptr && optional->getElementType()->kind() == c10::TypeKind::GeneratorType;
 }
 
 bool is_fresh_tensor(const c10::Argument& result) {
@@ -121,8 +54,8 @@ class Call {
   }
 
   Values run() {
-    std::optional<Values> metas = needs_data() ? std::nullopt : run_on_meta();
-    return metas ? launch(*metas) : run_at_once();
+    const auto shapes = needs_data() ? nullptr : shapes_of(op_, arguments_);
+    return shapes ? launch(*shapes) : run_at_once();
   }
 
  private:
@@ -164,24 +97,6 @@ class Call {
     return found;
   }
 
-  // Nothing if the op has no kernel for the meta device.
-  std::optional<Values> run_on_meta() {
-    torch::jit::Stack operands = with_tensors(arguments_, c10::DeviceType::Meta, as_meta);
-    for (size_t i = 0; i < operands.size(); ++i) {
-      if (takes_generator(schema_.arguments()[i])) operands[i] = IValue();
-    }
-    Values metas;
-    try {
-      metas = results_of(op_, operands);
-    } catch (const c10::NotImplementedError&) {
-      return std::nullopt;
-    }
-    for (size_t i = 0; i < operands.size(); ++i) {
-      if (is_out(i)) resize_like(arguments_[i].toTensor(), operands[i].toTensor());
-    }
-    return metas;
-  }
-
   static void resize_like(const at::Tensor& out, const at::Tensor& model) {
     if (out.sizes() == model.sizes()) return;
     out.resize_(model.sizes());
@@ -189,8 +104,8 @@ class Call {
   }
 
   // The arguments for the CPU kernel. Draws a seed for it if it takes random numbers.
-  torch::jit::Stack operands() const {
-    torch::jit::Stack stack = with_tensors(arguments_, c10::DeviceType::CPU, as_operand);
+  Values operands() const {
+    Values stack = with_tensors(arguments_, c10::DeviceType::CPU, as_operand);
     for (size_t i = 0; i < stack.size(); ++i) {
       if (is_out(i)) make_resizable(stack[i].toTensor());
       if (!takes_generator(schema_.arguments()[i])) continue;
@@ -211,20 +126,22 @@ class Call {
     storage->set_resizable(true);
   }
 
-  Values launch(const Values& metas) {
+  Values launch(const Shapes& shapes) {
+    for (const auto& [i, model] : shapes.outs) resize_like(arguments_[i].toTensor(), model);
     Values results;
     std::vector<at::Tensor> targets;  // the device memory of each result
-    for (size_t i = 0; i < metas.size(); ++i) {
+    for (size_t i = 0; i < shapes.results.size(); ++i) {
       const c10::Argument& result = schema_.returns()[i];
       if (is_written(result)) {
         results.push_back(written_argument(result));
       } else {
-        results.emplace_back(metas[i].isTensor() ? empty_like_meta(metas[i].toTensor()) : at::Tensor());
+        const IValue& model = shapes.results[i];
+        results.emplace_back(model.isTensor() ? empty_like_meta(model.toTensor()) : at::Tensor());
       }
       targets.push_back(results.back().isTensor() ? as_cpu(results.back().toTensor()) : at::Tensor());
     }
     current_stream().launch([op = op_, operands = operands(), targets = std::move(targets)] {
-      const torch::jit::Stack computed = results_of(op, operands);
+      const Values computed = results_of(op, operands);
       for (size_t i = 0; i < targets.size(); ++i) {
         if (targets[i].defined()) store(op, computed[i].toTensor(), targets[i]);
       }
@@ -243,9 +160,9 @@ class Call {
   }
 
   Values run_at_once() {
-    const torch::jit::Stack inputs = operands();
+    const Values inputs = operands();
     current_stream().synchronize();
-    const torch::jit::Stack computed = results_of(op_, inputs);
+    const Values computed = results_of(op_, inputs);
     Values results;
     for (size_t i = 0; i < computed.size(); ++i) {
       const c10::Argument& result = schema_.returns()[i];
