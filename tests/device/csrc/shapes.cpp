@@ -25,12 +25,26 @@ class Key {
   Key(const c10::OperatorHandle& op, const Values& arguments) {
     add(&op.schema());
     add(c10::get_default_dtype().id());
-    for (const IValue& argument : arguments) add_value(argument);
+    const bool fractions = fractions_matter(op.schema(), arguments);
+    for (const IValue& argument : arguments) add_value(argument, fractions);
   }
   // Nothing if there are values whose kind is not known here.
   const std::optional<std::string>& bytes() const { return bytes_; }
 
  private:
+  // Optimizers pass another step size each time to ops that write their operands, whose shapes don't depend on it;
+  // in ranges, which have no operands, they do.
+  static bool fractions_matter(const c10::FunctionSchema& schema, const Values& arguments) {
+    bool writes = false;
+    bool reads = false;
+    for (size_t i = 0; i < arguments.size(); ++i) {
+      const bool written = is_written(schema.arguments()[i]);
+      writes = writes || written;
+      reads = reads || (!written && (arguments[i].isTensor() || arguments[i].isTensorList()));
+    }
+    return !(writes && reads);
+  }
+
   template <class Plain>
   void add(const Plain& plain) {
     if (bytes_) bytes_->append(reinterpret_cast<const char*>(&plain), sizeof plain);
@@ -56,13 +70,13 @@ class Key {
     add_numbers(tensor.strides());
   }
 
-  void add_value(const IValue& value) {
+  void add_value(const IValue& value, bool fractions) {
     add_text(value.tagKind());
     if (value.isTensor()) {
       add_tensor(value.toTensor());
     } else if (value.isList()) {
       add(value.toListRef().size());
-      for (const IValue& element : value.toListRef()) add_value(element);
+      for (const IValue& element : value.toListRef()) add_value(element, fractions);
     } else if (value.isInt()) {
       add(value.toInt());
     } else if (value.isBool()) {
@@ -71,7 +85,9 @@ class Key {
       add(value.toDevice());
     } else if (value.isString()) {
       add_text(value.toStringRef());
-    } else if (!value.isNone() && !value.isDouble() && !value.isComplexDouble() && !value.isGenerator()) {
+    } else if (value.isDouble()) {
+      if (fractions) add(value.toDouble());
+    } else if (!value.isNone() && !value.isGenerator()) {
       bytes_.reset();
     }
   }
