@@ -50,6 +50,7 @@ class SimModule(types.ModuleType):
             "allocated",
             "peak",
             "reserved",
+            "get_memory_info",
             "reset_peak",
             "empty_cache",
             "host_register",
@@ -143,7 +144,7 @@ class SimModule(types.ModuleType):
             self._native.resume(number)
 
     def set_memory_limit(self, nbytes: int | None) -> None:
-        """Bytes that the device has; allocations beyond them raise ``torch.OutOfMemoryError``."""
+        """Bytes that the device has, by default 4 GiB; beyond, ``torch.OutOfMemoryError`` is raised."""
         self._native.set_memory_limit(-1 if nbytes is None else nbytes)
 
     def set_free_memory_callback(self, address: int | None, *, every_miss: bool = False) -> None:

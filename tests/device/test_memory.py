@@ -130,7 +130,9 @@ def test_pytorch_reads_the_counts_too(sim: SimModule) -> None:
 
 def test_the_limit_is_kept(sim: SimModule) -> None:
     sim.set_memory_limit(256 * KIB)
-    kept = [block() for _ in range(4)]
+    kept = [block() for _ in range(3)]
+    assert sim.get_memory_info() == (64 * KIB, 256 * KIB)
+    kept.append(block())
     with pytest.raises(torch.OutOfMemoryError, match="the limit is 262144"):
         block()
     kept.pop()

@@ -70,7 +70,9 @@ def gpt2(dropout: float) -> torch.nn.Module:
 Make = Callable[[float], torch.nn.Module]
 
 
-def train(make: Make, device: str, dropout: float = 0.0, foreach: bool = True) -> list[str]:
+def train(
+    make: Make, device: str, dropout: float = 0.0, foreach: bool = True, mixed: bool = False
+) -> list[str]:
     """Losses and norms of the gradients, then the parameters; as text that shows every bit."""
     torch.manual_seed(0)
     model = make(dropout).to(device).train()
@@ -80,10 +82,13 @@ def train(make: Make, device: str, dropout: float = 0.0, foreach: bool = True) -
     numbers = []
     for _ in range(3):
         tokens = torch.randint(0, VOCABULARY, (4, 32), generator=data).to(device)
-        with sdpa_kernel(SDPBackend.MATH):
+        with (
+            sdpa_kernel(SDPBackend.MATH),
+            torch.autocast(device, dtype=torch.bfloat16, enabled=mixed),
+        ):
             outputs = model(tokens)
-        logits = outputs if isinstance(outputs, torch.Tensor) else outputs.logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens.flatten())
+            logits = outputs if isinstance(outputs, torch.Tensor) else outputs.logits
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens.flatten())
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
         optimizer.step()
@@ -108,6 +113,21 @@ def test_training_with_dropout_gives_the_same_bits_each_time(sim: SimModule, mak
     assert expected != train(make, "sim", dropout=0.0)
     sim.set_delay(100)
     assert train(make, "sim", dropout=0.1) == expected
+
+
+@pytest.mark.parametrize("make", [llama, gpt2])
+def test_mixed_precision_gives_the_same_bits_each_time(sim: SimModule, make: Make) -> None:
+    expected = train(make, "sim", mixed=True)
+    assert expected != train(make, "sim")
+    sim.set_delay(100)
+    assert train(make, "sim", mixed=True) == expected
+
+
+def test_autocast_multiplies_in_low_and_sums_in_full_precision(sim: SimModule) -> None:
+    x = torch.ones(4, 4, device="sim")
+    with torch.autocast("sim", dtype=torch.bfloat16):
+        assert (x @ x).dtype == torch.bfloat16
+        assert (x @ x).softmax(0).dtype == torch.float32
 
 
 def test_nothing_is_left_in_memory(sim: SimModule) -> None:
