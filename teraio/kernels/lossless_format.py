@@ -42,8 +42,8 @@ EXTRA_AT, EXTRA_BITS = 16, 16
 PLACE_AT = 32
 
 RAW_WIDTH = 8
-# Widths that are tried, besides 0 and RAW_WIDTH. Wider ones hardly ever pay; with a narrower one, the
-# top exponent, which also fills blocks up, would have no code beside that of zeros.
+# Widths that are tried, besides 0 and RAW_WIDTH. Wider ones hardly ever pay. With a narrower one,
+# the top exponent, which also fills blocks up, would have no code beside that of zeros.
 MIN_WIDTH, MAX_WIDTH = 2, 5
 FIELDS = (1, 2, 4)
 PLANE_UNITS = BLOCK // UNIT

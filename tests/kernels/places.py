@@ -2,8 +2,8 @@
 
 In: the environment. Out: parameters for tests. Must not know: what is tested.
 
-Triton decides when a kernel is defined whether it is compiled or interpreted, so one process does one
-of both: ``pytest tests/kernels`` interprets on the CPU; ``TERAIO_REQUIRE=gpu pytest -m gpu
+Triton decides when a kernel is defined whether it is compiled or interpreted, so one process does
+one of both: ``pytest tests/kernels`` interprets on the CPU; ``TERAIO_REQUIRE=gpu pytest -m gpu
 tests/kernels`` compiles, and fails where there is no GPU.
 """
 

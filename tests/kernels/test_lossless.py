@@ -18,6 +18,7 @@ both_dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 drawn = settings(
     max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
+CANARY = 0xA5
 parts = st.lists(
     st.tuples(st.sampled_from(sorted(KINDS)), st.integers(1, 1500), st.integers(0, 9)),
     min_size=1,
@@ -25,15 +26,19 @@ parts = st.lists(
 )
 
 
-def _encoded(storages: list[Tensor], place: Place) -> tuple[Packed, Tensor]:
+def _encoded(storages: list[Tensor], place: Place, fill: int = 0) -> tuple[Packed, Tensor]:
     moved = [place.put(storage) for storage in storages]
-    staging = place.staging(staging_nbytes(moved, codecs="lossless"))
+    staging = place.staging(staging_nbytes(moved, codecs="lossless") + 2048, fill)
     packed = pack(moved, staging, codecs="lossless", implementation=place.implementation)
     return packed, staging
 
 
 def _check_round_trip(storages: list[Tensor], place: Place) -> Packed:
-    packed, staging = _encoded(storages, place)
+    packed, staging = _encoded(storages, place, CANARY)
+    untouched = torch.ones(staging.numel(), dtype=torch.bool)
+    for piece in packed.pieces:
+        untouched[piece.offset : piece.offset + piece.nbytes] = False
+    assert staging.cpu()[untouched].eq(CANARY).all()
     targets = [place.put(torch.full_like(storage, 7)) for storage in storages]
     unpack(packed, staging, targets, implementation=place.implementation)
     assert all(same_bits(a, b) for a, b in zip(storages, targets, strict=True))

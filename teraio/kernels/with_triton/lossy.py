@@ -147,7 +147,9 @@ def decode_minifloats(
     found = tl.where(code == INFINITY, float("inf"), found)
     found = tl.where(code == NAN, float("nan"), found)
     if SIGNED:
-        found = tl.where(loaded > 0x7F, -found, found)
+        # By its bit: Triton's minus takes from zero, which loses the sign of zeros.
+        bits = found.to(tl.int32, bitcast=True) | ((loaded & 0x80) << 24)
+        found = bits.to(tl.float32, bitcast=True)
     _store_values(values, at, count, found, VALUE)
 
 
