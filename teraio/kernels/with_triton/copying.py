@@ -12,24 +12,36 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from teraio.kernels.with_triton.tables import table
+from teraio.kernels.with_triton.tables import Table, table
 
 TILE_NBYTES = 16 * 1024
 WARPS = 4
 
 
+def copy_table(rows: Sequence[tuple[int, int, int]], device: torch.device) -> Table:
+    """``rows``: source address, target address, bytes."""
+    return table(rows, [-(-nbytes // TILE_NBYTES) for _, _, nbytes in rows], device)
+
+
+def launch(made: Table) -> None:
+    copy_tiles[(made.programs,)](made.rows, made.owners, TILE=TILE_NBYTES, num_warps=WARPS)
+
+
 def pack(storages: Sequence[Tensor], offsets: Sequence[int], staging: Tensor) -> None:
     base = staging.data_ptr()
-    _copy([(s.data_ptr(), base + at, _nbytes(s)) for s, at in _zip(storages, offsets)], staging)
+    rows = [(s.data_ptr(), base + at, _nbytes(s)) for s, at in _zip(storages, offsets)]
+    launch(copy_table(rows, staging.device))
 
 
 def unpack(storages: Sequence[Tensor], offsets: Sequence[int], staging: Tensor) -> None:
     base = staging.data_ptr()
-    _copy([(base + at, s.data_ptr(), _nbytes(s)) for s, at in _zip(storages, offsets)], staging)
+    rows = [(base + at, s.data_ptr(), _nbytes(s)) for s, at in _zip(storages, offsets)]
+    launch(copy_table(rows, staging.device))
 
 
 def _zip(storages: Sequence[Tensor], offsets: Sequence[int]) -> list[tuple[Tensor, int]]:
@@ -38,13 +50,6 @@ def _zip(storages: Sequence[Tensor], offsets: Sequence[int]) -> list[tuple[Tenso
 
 def _nbytes(storage: Tensor) -> int:
     return storage.numel() * storage.element_size()
-
-
-def _copy(rows: list[tuple[int, int, int]], staging: Tensor) -> None:
-    """``rows``: source address, target address, bytes."""
-    tiles = [-(-nbytes // TILE_NBYTES) for _, _, nbytes in rows]
-    made = table(rows, tiles, staging.device)
-    copy_tiles[(made.programs,)](made.rows, made.owners, TILE=TILE_NBYTES, num_warps=WARPS)
 
 
 @triton.jit
