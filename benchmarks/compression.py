@@ -1,4 +1,4 @@
-"""How much smaller the lossless codec makes the storages of a training run.
+"""How much smaller codecs make the storages of a training run, and how far off the lossy ones are.
 
 In: the command line. Out: a table, JSON on request. Must not know: the encoded format.
 
@@ -6,7 +6,7 @@ In: the command line. Out: a table, JSON on request. Must not know: the encoded 
 
 A Llama-like model is trained with AdamW on the source files of Python's standard library, once in
 fp32 and once in bf16 throughout. After each number of steps, every weight, gradient and optimizer
-state is packed. Ratios hold for any implementation, since all write the same bytes.
+state is packed. Ratios and errors hold for any implementation, since all write the same bytes.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from torch import Tensor
 
 from benchmarks.models import Batches, adamw, build_model, loss_of
 from benchmarks.shapes import Shape
-from teraio.kernels import pack, staging_nbytes
+from teraio.kernels import CODECS, pack, staging_nbytes, unpack
 
+Storages = dict[str, list[Tensor]]
 KINDS = ("weights", "gradients", "exp_avg", "exp_avg_sq")
 
 
@@ -41,6 +42,21 @@ class Result:
     nbytes: int
     ratio: float
     encoded_share: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossyResult:
+    """Of fp32 values after the last step.
+
+    ``error`` is the root mean square of the errors over that of the values; ``zeroed`` the share of
+    values other than 0 that became 0.
+    """
+
+    kind: str
+    codec: str
+    ratio: float
+    error: float
+    zeroed: float
 
 
 def measured(dtype: str, steps: int, kind: str, storages: list[Tensor]) -> Result:
@@ -57,9 +73,22 @@ def measured(dtype: str, steps: int, kind: str, storages: list[Tensor]) -> Resul
     )
 
 
-def storages_by_kind(
-    model: torch.nn.Module, optimizer: torch.optim.AdamW
-) -> dict[str, list[Tensor]]:
+def lossy(kind: str, codec: str, storages: list[Tensor]) -> LossyResult:
+    staging = torch.empty(staging_nbytes(storages, codecs=codec), dtype=torch.uint8)
+    packed = pack(storages, staging, codecs=codec)
+    targets = [torch.empty_like(storage) for storage in storages]
+    unpack(packed, staging, targets)
+    exact, back = torch.cat(storages).double(), torch.cat(targets).double()
+    return LossyResult(
+        kind=kind,
+        codec=codec,
+        ratio=sum(piece.nbytes for piece in packed.pieces) / (4 * len(exact)),
+        error=float(((back - exact).square().mean() / exact.square().mean()).sqrt()),
+        zeroed=float(((back == 0) & (exact != 0)).sum() / (exact != 0).sum()),
+    )
+
+
+def storages_by_kind(model: torch.nn.Module, optimizer: torch.optim.AdamW) -> Storages:
     """Gradients are those of the last step."""
     found: dict[str, list[Tensor]] = defaultdict(list)
     for parameter in model.parameters():
@@ -72,18 +101,33 @@ def storages_by_kind(
     return found
 
 
-def train(shape: Shape, dtype: str, stops: list[int]) -> Iterator[Result]:
+def train(shape: Shape, dtype: str, stops: list[int]) -> Iterator[tuple[int, Storages]]:
+    """The storages after each number of steps in ``stops``; they change with the next step."""
     torch.manual_seed(0)
     model = build_model(shape, dtype, "cpu")
     optimizer = adamw(model.parameters())
     batches = Batches(shape, "cpu")
     for step in range(max(stops) + 1):
         if step in stops:
-            for kind, storages in storages_by_kind(model, optimizer).items():
-                yield measured(dtype, step, kind, storages)
+            yield step, storages_by_kind(model, optimizer)
         optimizer.zero_grad()
         torch.autograd.backward(loss_of(model, batches[step]))
         optimizer.step()
+
+
+def compare(shape: Shape, stops: list[int]) -> tuple[list[Result], list[LossyResult]]:
+    exact, approximate = [], []
+    for dtype in ("fp32", "bf16"):
+        for step, found in train(shape, dtype, stops):
+            exact += [measured(dtype, step, kind, storages) for kind, storages in found.items()]
+            if dtype == "fp32" and step == max(stops):
+                approximate += [
+                    lossy(kind, codec.name, storages)
+                    for kind, storages in found.items()
+                    for codec in CODECS.values()
+                    if not codec.exact and (codec.name != "ufp8" or kind == "exp_avg_sq")
+                ]
+    return exact, approximate
 
 
 def table(results: list[Result]) -> Table:
@@ -96,6 +140,16 @@ def table(results: list[Result]) -> Table:
         for dtype in dict.fromkeys(result.dtype for result in results):
             row = [ratios.get((kind, dtype, stop)) for stop in stops]
             found.add_row(kind, dtype, *(f"{ratio:.3f}" if ratio else "" for ratio in row))
+    return found
+
+
+def lossy_table(results: list[LossyResult]) -> Table:
+    found = Table(title="Lossy codecs on the fp32 values after the last step")
+    for name in ("kind", "codec", "of raw bytes", "rms error of rms value", "became zero"):
+        found.add_column(name, justify="left" if name in ("kind", "codec") else "right")
+    for result in results:
+        figures = (f"{result.ratio:.3f}", f"{result.error:.2%}", f"{result.zeroed:.3%}")
+        found.add_row(result.kind, result.codec, *figures)
     return found
 
 
@@ -119,13 +173,18 @@ def main(arguments: list[str] | None = None) -> int:
         batch=2,
         sequence=256,
     )
-    results = [r for dtype in ("fp32", "bf16") for r in train(shape, dtype, options.steps)]
+    exact, approximate = compare(shape, options.steps)
     console = Console()
     console = console if console.is_terminal else Console(width=120)
-    console.print(table(results))
+    console.print(table(exact))
+    console.print(lossy_table(approximate))
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps([asdict(r) for r in results], indent=1) + "\n")
+        figures = {
+            "lossless": [asdict(result) for result in exact],
+            "lossy": [asdict(result) for result in approximate],
+        }
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
     return 0
 
 

@@ -59,6 +59,11 @@ def _check_triton(device: torch.device) -> None:
             "implementation='triton': Triton is not installed; pip install 'teraio[gpu]'."
         )
     if device.type == "cuda":
+        if interpreting():
+            raise ConfigurationError(
+                "implementation='triton': the interpreter can't reach memory of a GPU; unset "
+                "TRITON_INTERPRET, or pass 'torch'."
+            )
         return
     if device.type != "cpu":
         raise ConfigurationError(

@@ -1,7 +1,8 @@
 """Compiles all kernels for GPUs that are not here, as a launch would.
 
-In: compute capabilities, as arguments. Out: for each kernel the memory instructions of its PTX and
-the bytes it spills, as JSON on standard output. Must not know: what is expected.
+In: compute capabilities, as arguments. Out: for each kernel the memory instructions of its PTX,
+those that round otherwise than IEEE's, and the bytes it spills, as JSON on standard output. Must
+not know: what is expected.
 
 A process of its own, because the tests' process interprets kernels.
 """
@@ -26,6 +27,8 @@ from teraio.kernels.with_triton import copying, lossless, lossy
 
 TYPES = {"rows": "*i64", "owners": "*i32", "descriptors": "*i64"}
 MEMORY = re.compile(r"\b(?:ld|st)\.global[.\w:]*")
+# Instructions that round otherwise than IEEE's: flushed denormals, fused and approximate ones.
+ROUNDING = re.compile(r"\b(?:\w+[.\w]*\.ftz[.\w]*|fma\.[.\w]*|\w+\.(?:approx|full)\.[.\w]*)")
 PTXAS = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
 
 
@@ -89,6 +92,7 @@ def main() -> None:
             found[f"{name} sm_{capability}"] = {
                 "memory": dict(counts),
                 "spilled": spilled(ptx, capability),
+                "rounding": sorted(set(ROUNDING.findall(ptx))),
             }
     print(json.dumps(found))
 

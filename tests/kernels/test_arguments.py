@@ -127,6 +127,20 @@ def test_triton_on_the_cpu_needs_its_interpreter(monkeypatch: pytest.MonkeyPatch
         implementation(CPU, "triton")
 
 
+def test_the_interpreter_does_not_serve_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would follow addresses of the GPU in host memory."""
+    pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(ConfigurationError, match="can't reach memory of a GPU"):
+        implementation(torch.device("cuda"), "triton")
+
+
+def test_there_are_no_kernels_for_other_devices() -> None:
+    pytest.importorskip("triton")
+    with pytest.raises(ConfigurationError, match="no kernels for meta"):
+        implementation(torch.device("meta"), "triton")
+
+
 def test_the_needed_room_is_that_of_the_raw_layout() -> None:
     storages = [torch.ones(3), torch.ones(10), torch.ones(0), torch.ones(1)]
     assert staging_nbytes(storages) == 16 + 48 + 0 + 4

@@ -39,6 +39,10 @@ def test_all_kernels_compile(kernels: dict[str, Any]) -> None:
     assert len(kernels) == 27 * len(CAPABILITIES)
 
 
+def test_floating_point_is_exact_or_rounded_as_by_the_twins(kernels: dict[str, Any]) -> None:
+    assert {name: k["rounding"] for name, k in kernels.items() if k["rounding"]} == {}
+
+
 def test_copies_and_the_lossless_codec_spill_nothing(kernels: dict[str, Any]) -> None:
     spilled = {name: kernel["spilled"] for name, kernel in kernels.items()}
     lossless = {name: n for name, n in spilled.items() if "_tiles" in name or "_blocks" in name}
