@@ -91,18 +91,18 @@ def check_room(needed: int, staging: Tensor) -> None:
         )
 
 
-def check_apart(tensors: Sequence[Tensor], what: str) -> None:
-    """No two of ``tensors`` share a byte."""
+def check_apart(storages: Sequence[Tensor]) -> None:
+    """No two of ``storages`` share a byte."""
     ranges = sorted(
-        (tensor.data_ptr(), tensor.data_ptr() + nbytes_of(tensor), index)
-        for index, tensor in enumerate(tensors)
-        if tensor.numel()
+        (storage.data_ptr(), storage.data_ptr() + nbytes_of(storage), index)
+        for index, storage in enumerate(storages)
+        if storage.numel()
     )
     for (_, end, first), (begin, _, second) in itertools.pairwise(ranges):
         if begin < end:
             raise ConfigurationError(
-                f"{what}: numbers {min(first, second)} and {max(first, second)} share "
-                f"{end - begin:,} bytes or more; pass each storage once."
+                f"storages[{min(first, second)}] and storages[{max(first, second)}] share memory "
+                f"from {begin:#x} on; pass each storage once."
             )
 
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from types import ModuleType
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,21 +17,17 @@ from torch import Tensor
 from teraio.kernels import checks, lossless_format
 from teraio.kernels.codecs import CODECS, fixed_nbytes
 from teraio.kernels.implementation import implementation as chosen
+from teraio.kernels.interface import Implementation
 from teraio.kernels.layout import Packed, Piece, offsets, rounded_up
-
-
-class _Parts(NamedTuple):
-    """The modules of one implementation."""
-
-    copying: ModuleType
-    lossless: ModuleType
-    lossy: ModuleType
 
 
 def staging_nbytes(
     storages: Sequence[Tensor], *, codecs: str | Sequence[str] = "raw", alignment: int = 16
 ) -> int:
-    """Bytes of staging that ``pack`` with the same arguments needs at most."""
+    """Bytes of staging that ``pack`` with the same arguments needs, a multiple of ``alignment``.
+
+    They are enough whatever the values are. Raises ConfigurationError as ``pack`` does.
+    """
     names = _names(codecs, storages)
     checks.check_alignment(alignment)
     checks.check_codecs(names, storages)
@@ -79,10 +73,10 @@ def unpack(
     *,
     implementation: str | None = None,
 ) -> None:
-    """Fill ``storages`` from what ``pack`` put into ``staging``, or into a buffer with the same
-    bytes.
+    """Fill ``storages`` from what ``pack`` put into ``staging``.
 
-    ``storages`` are as for ``pack``, of the same sizes and dtypes and in the same order, and share
+    ``staging`` may be another buffer that holds the same bytes at the same offsets, such as one
+    that was read from a file. ``storages`` are as for ``pack``, of the same sizes and dtypes and in the same order, and share
     no bytes. The bytes must be those that ``pack`` wrote: they are not checked here. On a GPU
     everything is enqueued on the current stream; the call does not wait. Autograd's version
     counters don't change.
@@ -93,11 +87,11 @@ def unpack(
     checks.check_storages(storages, staging)
     checks.check_fits(packed, staging, storages)
     checks.check_apart_from_staging(storages, staging)
-    checks.check_apart(storages, "storages")
+    checks.check_apart(storages)
     parts = _parts(staging, implementation)
     used = [piece.codec for piece in packed.pieces]
     with torch.no_grad(), _on_device_of(staging):
-        for (codec, dtype), members in _groups(storages, used).items():
+        for (codec, _), members in _groups(storages, used).items():
             group = [storages[index].data for index in members]
             at = [packed.pieces[index].offset for index in members]
             if codec == "raw":
@@ -105,17 +99,21 @@ def unpack(
             elif codec == "lossless":
                 parts.lossless.decode(group, at, staging)
             else:
-                parts.lossy.decode(codec, dtype, group, at, staging)
+                parts.lossy.decode(codec, group, at, staging)
 
 
 def _packed(
-    storages: Sequence[Tensor], staging: Tensor, names: list[str], alignment: int, parts: _Parts
+    storages: Sequence[Tensor],
+    staging: Tensor,
+    names: list[str],
+    alignment: int,
+    parts: Implementation,
 ) -> Packed:
     used = [_usable(name, storage) for name, storage in zip(names, storages, strict=True)]
     sizes = _largest_sizes(storages, used)
     tables = _describe(storages, used, sizes, parts)
     begins = offsets(sizes, alignment)
-    for (codec, dtype), members in _groups(storages, used).items():
+    for (codec, _), members in _groups(storages, used).items():
         group = [storages[index].data for index in members]
         at = [begins[index] for index in members]
         if codec == "raw":
@@ -123,7 +121,7 @@ def _packed(
         elif codec == "lossless":
             parts.lossless.encode(group, [tables[index] for index in members], at, staging)
         else:
-            parts.lossy.encode(codec, dtype, group, at, staging)
+            parts.lossy.encode(codec, group, at, staging)
     pieces = tuple(
         Piece(
             offset=begin,
@@ -138,7 +136,7 @@ def _packed(
 
 
 def _describe(
-    storages: Sequence[Tensor], used: list[str], sizes: list[int], parts: _Parts
+    storages: Sequence[Tensor], used: list[str], sizes: list[int], parts: Implementation
 ) -> dict[int, Tensor]:
     """The block table of each lossless storage; ``used`` and ``sizes`` become those that pay."""
     tables: dict[int, Tensor] = {}
@@ -181,7 +179,7 @@ def _largest_sizes(storages: Sequence[Tensor], names: Sequence[str]) -> list[int
 
 
 def _end(sizes: Sequence[int], alignment: int) -> int:
-    return sum(rounded_up(nbytes, alignment) for nbytes in sizes[:-1]) + sum(sizes[-1:])
+    return sum(rounded_up(nbytes, alignment) for nbytes in sizes)
 
 
 def _groups(
@@ -199,12 +197,12 @@ def _on_device_of(staging: Tensor) -> AbstractContextManager[object]:
     return torch.cuda.device(staging.device) if staging.is_cuda else nullcontext()
 
 
-def _parts(staging: Tensor, wanted: str | None) -> _Parts:
+def _parts(staging: Tensor, wanted: str | None) -> Implementation:
     # Imported when first needed: Triton takes a while to load, and may not be installed.
     if chosen(staging.device, wanted) == "triton":
         from teraio.kernels import with_triton
 
-        return _Parts(with_triton.copying, with_triton.lossless, with_triton.lossy)
+        return Implementation(with_triton.copying, with_triton.lossless, with_triton.lossy)
     from teraio.kernels import with_torch
 
-    return _Parts(with_torch.copying, with_torch.lossless, with_torch.lossy)
+    return Implementation(with_torch.copying, with_torch.lossless, with_torch.lossy)

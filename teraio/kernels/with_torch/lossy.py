@@ -17,13 +17,7 @@ from teraio.kernels.codecs import CODECS, GROUP, fixed_nbytes
 from teraio.kernels.lossy_format import INT8_NAN, INT8_SMALLEST, LOWEST_TOP, MINIFLOATS, Minifloat
 
 
-def encode(
-    codec: str,
-    dtype: torch.dtype,
-    storages: Sequence[Tensor],
-    offsets: Sequence[int],
-    staging: Tensor,
-) -> None:
+def encode(codec: str, storages: Sequence[Tensor], offsets: Sequence[int], staging: Tensor) -> None:
     for storage, offset in zip(storages, offsets, strict=True):
         scales, codes = _parts(codec, storage.numel(), offset, staging)
         if codec == "bf16":
@@ -34,13 +28,7 @@ def encode(
         scales.copy_(scale.flatten().contiguous().view(torch.uint8))
 
 
-def decode(
-    codec: str,
-    dtype: torch.dtype,
-    storages: Sequence[Tensor],
-    offsets: Sequence[int],
-    staging: Tensor,
-) -> None:
+def decode(codec: str, storages: Sequence[Tensor], offsets: Sequence[int], staging: Tensor) -> None:
     for storage, offset in zip(storages, offsets, strict=True):
         scales, codes = _parts(codec, storage.numel(), offset, staging)
         if codec == "bf16":

@@ -35,33 +35,16 @@ _ROUNDER = tl.constexpr(1.5 * 2**23)
 _DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
-def encode(
-    codec: str,
-    dtype: torch.dtype,
-    storages: Sequence[Tensor],
-    offsets: Sequence[int],
-    staging: Tensor,
-) -> None:
-    _launch(True, codec, dtype, storages, offsets, staging)
+def encode(codec: str, storages: Sequence[Tensor], offsets: Sequence[int], staging: Tensor) -> None:
+    _launch(True, codec, storages, offsets, staging)
 
 
-def decode(
-    codec: str,
-    dtype: torch.dtype,
-    storages: Sequence[Tensor],
-    offsets: Sequence[int],
-    staging: Tensor,
-) -> None:
-    _launch(False, codec, dtype, storages, offsets, staging)
+def decode(codec: str, storages: Sequence[Tensor], offsets: Sequence[int], staging: Tensor) -> None:
+    _launch(False, codec, storages, offsets, staging)
 
 
 def _launch(
-    encoding: bool,
-    codec: str,
-    dtype: torch.dtype,
-    storages: Sequence[Tensor],
-    offsets: Sequence[int],
-    staging: Tensor,
+    encoding: bool, codec: str, storages: Sequence[Tensor], offsets: Sequence[int], staging: Tensor
 ) -> None:
     """Rows: address of the values, their number, address of the scales, address of the codes."""
     kind, base = CODECS[codec], staging.data_ptr()
@@ -72,7 +55,7 @@ def _launch(
     ]
     made = table(rows, [-(-count // BLOCK) for count in counts], staging.device)
     grid, options = (made.programs,), {"num_warps": WARPS, "enable_fp_fusion": False}
-    value = _DTYPES[dtype]
+    value = _DTYPES[storages[0].dtype]
     if codec in MINIFLOATS:
         form = MINIFLOATS[codec]
         numbers = (
