@@ -76,10 +76,10 @@ def unpack(
     """Fill ``storages`` from what ``pack`` put into ``staging``.
 
     ``staging`` may be another buffer that holds the same bytes at the same offsets, such as one
-    that was read from a file. ``storages`` are as for ``pack``, of the same sizes and dtypes and in the same order, and share
-    no bytes. The bytes must be those that ``pack`` wrote: they are not checked here. On a GPU
-    everything is enqueued on the current stream; the call does not wait. Autograd's version
-    counters don't change.
+    that was read from a file. ``storages`` are as for ``pack``, of the same sizes and dtypes and in
+    the same order, and share no bytes. The bytes must be those that ``pack`` wrote: they are not
+    checked here. On a GPU everything is enqueued on the current stream; the call does not wait.
+    Autograd's version counters don't change.
 
     Raises ConfigurationError if an argument can't be used; then nothing was written.
     """
