@@ -156,10 +156,9 @@ def table(results: list[Result], title: str) -> Table:
 def what_ran(device: torch.device, options: argparse.Namespace) -> str:
     chosen = implementation(device, options.implementation)
     if device.type != "cuda":
-        return (
-            f"{machine_name()}, torch {torch.__version__}: NO GPU; these are the twins in plain "
-            f"torch, not Triton's kernels"
-        )
+        ran = "Triton's interpreter" if chosen == "triton" else "the twins in plain torch"
+        where = f"{machine_name()}, torch {torch.__version__}"
+        return f"{where}: NO GPU; these are figures of {ran}, not Triton's compiled kernels"
     versions = f"torch {torch.__version__}"
     if chosen == "triton":
         import triton
