@@ -577,6 +577,7 @@ void Engine::stress(unsigned max_delay_us) {
   const Lock lock(*this);
   poison_ = max_delay_us > 0;
   if (spill_) spill_->set_delay(max_delay_us);
+  if (host_) host_->set_delay(max_delay_us);
 }
 
 Engine::Totals Engine::totals() {

@@ -298,7 +298,7 @@ bool Engine::free_memory() {
       };
       for (; !fits() && leave_natively(lacking, lock); lacking = need / 4) freed = true;
     }
-  } catch (const c10::Error&) {
+  } catch (const std::exception&) {
     // A write that failed is reported when an op lacks its memory; here the allocator says that there is none.
   }
   f.freeing = false;
