@@ -144,7 +144,7 @@ class SimModule(types.ModuleType):
             self._native.resume(number)
 
     def set_memory_limit(self, nbytes: int | None) -> None:
-        """Bytes that the device has, by default 4 GiB; more are a ``torch.OutOfMemoryError``."""
+        """Bytes that this process may take of the device's; more: ``torch.OutOfMemoryError``."""
         self._native.set_memory_limit(-1 if nbytes is None else nbytes)
 
     def set_free_memory_callback(self, address: int | None, *, every_miss: bool = False) -> None:

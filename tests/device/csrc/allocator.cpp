@@ -103,7 +103,7 @@ class Allocator final : public c10::DeviceAllocator {
   }
   std::pair<size_t, size_t> getMemoryInfo(c10::DeviceIndex /*device*/) override {
     const std::lock_guard<std::recursive_mutex> lock(mutex_);
-    return {static_cast<size_t>(std::max<int64_t>(limit_ - counts_.reserved, 0)), static_cast<size_t>(limit_)};
+    return {static_cast<size_t>(kMemoryBytes - counts_.reserved), static_cast<size_t>(kMemoryBytes)};
   }
 
   MemoryCounts counts() {
@@ -112,7 +112,7 @@ class Allocator final : public c10::DeviceAllocator {
   }
   void set_limit(int64_t nbytes) {
     const std::lock_guard<std::recursive_mutex> lock(mutex_);
-    limit_ = nbytes < 0 ? kMemoryBytes : nbytes;
+    limit_ = nbytes < 0 ? kMemoryBytes : std::min(nbytes, kMemoryBytes);
   }
   void set_callback(FreeMemoryCallback callback, bool every_miss) {
     const std::lock_guard<std::recursive_mutex> lock(mutex_);
