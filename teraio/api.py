@@ -15,6 +15,7 @@ import torch
 
 import teraio._C as _C
 from teraio.engine.folders import check_folder, spill_folders
+from teraio.engine.materialize import stored_tensors
 from teraio.errors import ConfigurationError
 from teraio.profiler.hardware import free_memory_bytes, memory_bytes
 from teraio.records import RunReport
@@ -41,6 +42,8 @@ def offload(
     ssd: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
     profile_iterations: int = 2,
     allow_tmpfs: bool = False,
+    device: str | torch.device | None = None,
+    weights: str | os.PathLike[str] | None = None,
 ) -> _Model:
     """Puts training of ``model`` under a memory budget; returns the same object.
 
@@ -56,17 +59,26 @@ def offload(
     are
     watched to make the plan. A further model shares the budget of the first.
 
-    Raises ConfigurationError for arguments that can't be used and SpillError for folders that
-    can't.
+    A model on the meta device gets its tensors on ``device`` (the CPU), one after the other and
+    within the budget, so it may be larger than memory. ``weights`` is a safetensors file or a
+    folder of them to read, slice by slice; without it ``reset_parameters()`` of each module, or
+    ``_init_weights`` of transformers, fills them.
+
+    Raises ConfigurationError for arguments that can't be used, for weights that don't fit the model
+    and for tensors that nothing fills, FileFormatError for damaged weights and SpillError for
+    folders that can't be used.
     """
     global _runtime
     if not isinstance(model, torch.nn.Module):
         raise ConfigurationError(f"offload() takes a torch.nn.Module, not {type(model).__name__}.")
     _check_iterations("profile_iterations", profile_iterations)
-    check_devices(model)
+    check_devices(model, allowed=("cpu", "meta"))
+    _check_device(device)
+    stored = None if weights is None else stored_tensors(weights)
     if _watch is not None and _runtime is _watch.runtime and _runtime.phase != "closed":
         if not _runtime.has_model(model):
-            _runtime.add_model(model)  # a program that is profiled keeps to the profile's settings
+            # A program that is profiled keeps to the profile's settings.
+            _runtime.add_model(model, stored=stored)
         return model
     budget = _budget(memory_budget)
     if _runtime is not None and _runtime.phase != "closed":
@@ -81,7 +93,7 @@ def offload(
                 f"models of "
                 "one process share it; leave memory_budget out, or restore the other model first."
             )
-        _runtime.add_model(model)
+        _runtime.add_model(model, stored=stored)
         return model
     folders = spill_folders(ssd)
     for folder in folders:
@@ -96,7 +108,7 @@ def offload(
         device="cpu",
     )
     try:
-        _runtime.add_model(model)
+        _runtime.add_model(model, stored=stored)
     except BaseException:
         _runtime.close()
         raise
@@ -180,6 +192,13 @@ def _check_iterations(what: str, iterations: int) -> None:
         raise ConfigurationError(
             f"{what}={iterations}: pass 2 or more; the first iteration makes "
             "the optimizer's states, so it is not like the others."
+        )
+
+
+def _check_device(device: str | torch.device | None) -> None:
+    if device is not None and torch.device(device).type != "cpu":
+        raise ConfigurationError(
+            f"device={str(device)!r}: this version offloads models on the CPU only."
         )
 
 

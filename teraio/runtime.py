@@ -10,7 +10,7 @@ import logging
 import sys
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +26,7 @@ import teraio._C as _C
 from teraio import errors, status
 from teraio.engine import list_ops, raw_access, schedule
 from teraio.engine.foreign import own_memory
+from teraio.engine.materialize import StoredTensor, lacks_data, materialize
 from teraio.engine.module_hooks import ModuleHooks
 from teraio.engine.places import Places
 from teraio.planner import ideal_s
@@ -119,9 +120,17 @@ class Runtime:
 
     # ------------------------------------------------------------ models
 
-    def add_model(self, model: torch.nn.Module) -> None:
-        """Moves the model's storages under the budget, and profiles (again) with it."""
+    def add_model(
+        self, model: torch.nn.Module, *, stored: Mapping[str, StoredTensor] | None = None
+    ) -> None:
+        """Moves the model's storages under the budget, and profiles (again) with it.
+
+        A model on the meta device gets its storages first, filled from ``stored`` if that is given.
+        """
         prefix = "" if not self._models else f"model{len(self._models) + 1}."
+        if stored is not None or lacks_data(model):
+            device = torch.device(self._device)
+            materialize(model, device, stored, lambda new, name: self._adopt({prefix + name: new}))
         for name, module in model.named_modules():
             self._module_ids[id(module)] = self._places.add_module(
                 prefix + (name or _root_name(model))
@@ -474,10 +483,10 @@ class _Progress:
             self._status = None
 
 
-def check_devices(model: torch.nn.Module) -> None:
-    """Raises ConfigurationError for a model that is not on the CPU."""
+def check_devices(model: torch.nn.Module, *, allowed: Collection[str] = ("cpu",)) -> None:
+    """Raises ConfigurationError for a model that is elsewhere than on the CPU."""
     devices = {tensor.device.type for tensor in (*model.parameters(), *model.buffers())}
-    if devices - {"cpu"}:
+    if devices - set(allowed):
         raise errors.ConfigurationError(
             f"the model is on {', '.join(sorted(devices))}; "
             "this version offloads models on the CPU only."
