@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import TypeVar
+from typing import TypedDict, TypeVar
 
 import torch
 
 import teraio._C as _C
 from teraio.engine.folders import check_folder, spill_folders
-from teraio.engine.materialize import stored_tensors
+from teraio.engine.materialize import StoredTensor, stored_tensors
 from teraio.errors import ConfigurationError
 from teraio.profiler.hardware import free_memory_bytes, memory_bytes
 from teraio.records import RunReport
@@ -31,6 +31,12 @@ _BYTES_PER_WEIGHT_BYTE = 4
 # Above any machine's memory: a run under this budget moves nothing.
 _NO_LIMIT = 1 << 62
 
+
+class _HowToAdd(TypedDict):
+    stored: dict[str, StoredTensor] | None
+    optimizer_in_backward: bool
+
+
 _runtime: Runtime | None = None
 _watch: Watch | None = None
 
@@ -44,6 +50,7 @@ def offload(
     allow_tmpfs: bool = False,
     device: str | torch.device | None = None,
     weights: str | os.PathLike[str] | None = None,
+    optimizer_in_backward: bool = False,
 ) -> _Model:
     """Puts training of ``model`` under a memory budget; returns the same object.
 
@@ -64,6 +71,10 @@ def offload(
     folder of them to read, slice by slice; without it ``reset_parameters()`` of each module, or
     ``_init_weights`` of transformers, fills them.
 
+    With ``optimizer_in_backward`` each parameter is stepped during the backward pass, as soon as
+    its gradient is complete; the loop and its results stay the same. Loops that need all gradients
+    at once (clipping, accumulation, GradScaler) raise a ConfigurationError then.
+
     Raises ConfigurationError for arguments that can't be used, for weights that don't fit the model
     and for tensors that nothing fills, FileFormatError for damaged weights and SpillError for
     folders that can't be used.
@@ -74,11 +85,14 @@ def offload(
     _check_iterations("profile_iterations", profile_iterations)
     check_devices(model, allowed=("cpu", "meta"))
     _check_device(device)
-    stored = None if weights is None else stored_tensors(weights)
+    how: _HowToAdd = {
+        "stored": None if weights is None else stored_tensors(weights),
+        "optimizer_in_backward": optimizer_in_backward,
+    }
     if _watch is not None and _runtime is _watch.runtime and _runtime.phase != "closed":
         if not _runtime.has_model(model):
             # A program that is profiled keeps to the profile's settings.
-            _runtime.add_model(model, stored=stored)
+            _runtime.add_model(model, **how)
         return model
     budget = _budget(memory_budget)
     if _runtime is not None and _runtime.phase != "closed":
@@ -93,7 +107,7 @@ def offload(
                 f"models of "
                 "one process share it; leave memory_budget out, or restore the other model first."
             )
-        _runtime.add_model(model, stored=stored)
+        _runtime.add_model(model, **how)
         return model
     folders = spill_folders(ssd)
     for folder in folders:
@@ -108,7 +122,7 @@ def offload(
         device="cpu",
     )
     try:
-        _runtime.add_model(model, stored=stored)
+        _runtime.add_model(model, **how)
     except BaseException:
         _runtime.close()
         raise

@@ -25,6 +25,7 @@ from torch.optim.optimizer import (
 import teraio._C as _C
 from teraio import errors, status
 from teraio.engine import list_ops, raw_access, schedule
+from teraio.engine.backward_step import BackwardStep, UsedGradient
 from teraio.engine.foreign import own_memory
 from teraio.engine.materialize import StoredTensor, lacks_data, materialize
 from teraio.engine.module_hooks import ModuleHooks
@@ -94,6 +95,7 @@ class Runtime:
         self._module_ids: dict[int, int] = {}
         self._parameters: dict[int, str] = {}  # id(parameter) -> name
         self._optimizers: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
+        self._backward_step: BackwardStep | None = None
         self._closing: weakref.ref[torch.optim.Optimizer] | None = None
         self._gradients: list[dict[int, tuple[Kind, str]]] = []  # the newest first
         self._live_at_start: list[tuple[int, int, bool]] = []
@@ -121,7 +123,11 @@ class Runtime:
     # ------------------------------------------------------------ models
 
     def add_model(
-        self, model: torch.nn.Module, *, stored: Mapping[str, StoredTensor] | None = None
+        self,
+        model: torch.nn.Module,
+        *,
+        stored: Mapping[str, StoredTensor] | None = None,
+        optimizer_in_backward: bool = False,
     ) -> None:
         """Moves the model's storages under the budget, and profiles (again) with it.
 
@@ -135,8 +141,11 @@ class Runtime:
             self._module_ids[id(module)] = self._places.add_module(
                 prefix + (name or _root_name(model))
             )
-        for name, parameter in model.named_parameters():
-            self._parameters[id(parameter)] = prefix + name
+        names = {id(parameter): prefix + name for name, parameter in model.named_parameters()}
+        self._parameters.update(names)
+        if optimizer_in_backward:
+            self._backward_step = self._backward_step or BackwardStep()
+            self._backward_step.add(names)
         self._adopt(_tensors_of(model, prefix))
         _C.release_free_pages()  # malloc keeps where the weights were
         key = id(model)
@@ -202,6 +211,8 @@ class Runtime:
         for hook in self._optimizer_hooks:
             hook.remove()
         self._module_hooks.remove()
+        if self._backward_step is not None:
+            self._backward_step.close()
         list_ops.uninstall()
         raw_access.uninstall()
         self._status.close()
@@ -229,18 +240,20 @@ class Runtime:
         yield
         self._end_iteration()
 
-    def _before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if not self._trains(optimizer):
             return
+        used: dict[int, str] = {}
+        if self._backward_step is not None:
+            self._backward_step.before_step(optimizer, args, kwargs)
+            used = self._backward_step.take_gradients()
         _C.begin_optimizer()
         if self.phase == "profile":
             # Those of the iteration before are still there when this one begins.
             self._gradients[1:] = self._gradients[:1]
+            gradients = used | dict(_grads(self._named(optimizer)))
             self._gradients[:1] = [
-                {
-                    block: ("gradient", f"{name}:grad")
-                    for block, name in _grads(self._named(optimizer))
-                }
+                {block: ("gradient", f"{name}:grad") for block, name in gradients.items()}
             ]
 
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
@@ -498,7 +511,7 @@ def _tensors_of(model: torch.nn.Module, prefix: str) -> dict[str, torch.Tensor]:
     found: dict[str, torch.Tensor] = {}
     for name, parameter in model.named_parameters():
         found[prefix + name] = parameter
-        if parameter.grad is not None:
+        if parameter.grad is not None and not isinstance(parameter.grad, UsedGradient):
             found[f"{prefix}{name}:grad"] = parameter.grad
     for name, buffer in model.named_buffers():
         found[prefix + name] = buffer
@@ -518,5 +531,5 @@ def _parameters(optimizer: torch.optim.Optimizer) -> Iterator[tuple[torch.Tensor
 
 def _grads(named: list[tuple[str, torch.Tensor]]) -> Iterator[tuple[int, str]]:
     for name, parameter in named:
-        if parameter.grad is not None:
+        if parameter.grad is not None and not isinstance(parameter.grad, UsedGradient):
             yield _C.block_id(parameter.grad), name
