@@ -32,7 +32,7 @@ from teraio.engine.module_hooks import ModuleHooks
 from teraio.engine.places import Places
 from teraio.planner import ideal_s
 from teraio.planner import plan as make_plan
-from teraio.profiler.hardware import FolderSpeed, hardware, stripe_weights
+from teraio.profiler.hardware import FolderSpeed, free_memory_bytes, hardware, stripe_weights
 from teraio.profiler.trace import Recorded, build_trace, with_durations
 from teraio.records import Hardware, Kind, MeasuredStall, Plan, RunReport, StepReport
 from teraio.sizes import format_size
@@ -186,7 +186,17 @@ class Runtime:
         return id(module) in self._module_ids
 
     def remove_model(self, model: torch.nn.Module) -> None:
-        """The last model to go closes the run."""
+        """The last model to go closes the run.
+
+        Raises ConfigurationError if what is on SSD would not fit into memory.
+        """
+        away, free = _C.totals()["away"], free_memory_bytes()
+        if len(self._models) == 1 and away > free:
+            raise errors.ConfigurationError(
+                f"{format_size(away)} are on SSD and would have to come back, but only "
+                f"{format_size(free)} of memory are free. Save what you need with torch.save, "
+                "which takes one tensor at a time, and delete model and optimizer instead."
+            )
         self._forget(id(model))
 
     def _model_died(self, key: int) -> None:

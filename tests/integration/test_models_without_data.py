@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import teraio
+from teraio import runtime
 from teraio.engine.testing import stress
 from tests.integration.conftest import ROOT
 from tests.integration.training import MODELS, digest
@@ -202,6 +203,32 @@ def test_an_initialiser_that_fails_leaves_the_model_as_it_was(spill: str) -> Non
     model[1].broken = False
     reference = ordinary(lambda: nn.Sequential(Tied(), Failing(96, 96)))
     assert filled(model, spill) == tensors_of(reference)
+
+
+def test_what_has_data_already_keeps_it(spill: str) -> None:
+    def make() -> nn.Sequential:
+        norm = nn.BatchNorm1d(96)
+        norm.running_mean += 3
+        return nn.Sequential(nn.Linear(96, 96), nn.Linear(96, 96), norm)
+
+    model, reference = make(), ordinary(make)
+    expected = tensors_of(model) | {
+        name: value for name, value in tensors_of(reference).items() if name.startswith("1.")
+    }
+    with torch.device("meta"):
+        model[1] = nn.Linear(96, 96)
+        model[2].weight = nn.Parameter(torch.empty(96))
+    torch.manual_seed(5)
+    nn.Linear(96, 96)  # what came first in the reference
+    teraio.offload(model, memory_budget=MIB, ssd=spill)
+    teraio.restore(model)
+    assert tensors_of(model) == expected
+
+
+def test_parameters_without_a_shape_are_named(spill: str) -> None:
+    model = on_meta(lambda: nn.Sequential(nn.Linear(8, 8), nn.LazyLinear(8)))
+    with pytest.raises(teraio.ConfigurationError, match=r"no shape yet \(1\.weight, 1\.bias\)"):
+        teraio.offload(model, memory_budget=MIB, ssd=spill)
 
 
 # ------------------------------------------------------------ read from files
@@ -427,3 +454,18 @@ def test_only_the_cpu_can_be_asked_for(spill: str) -> None:
     teraio.offload(model, memory_budget=MIB, ssd=spill, device="cpu")
     assert model.weight.device.type == "cpu"
     teraio.restore(model)
+
+
+def test_what_does_not_fit_into_memory_is_not_brought_back(
+    spill: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = on_meta(lambda: nn.Sequential(*(nn.Linear(512, 512) for _ in range(8))))
+    teraio.offload(model, memory_budget=3 * MIB, ssd=spill)
+    monkeypatch.setattr(runtime, "free_memory_bytes", lambda: 4 * MIB)
+    with pytest.raises(teraio.ConfigurationError, match=r"6\.0 MiB are on SSD .* 4\.0 MiB of"):
+        teraio.restore(model)
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    monkeypatch.undo()
+    teraio.restore(model)
+    saved = torch.load(tmp_path / "model.pt")
+    assert all(torch.equal(saved[name], tensor) for name, tensor in model.state_dict().items())

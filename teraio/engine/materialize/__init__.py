@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from teraio.engine.materialize import pretrained
 from teraio.engine.materialize.construction import construct, reset_of
@@ -47,6 +48,12 @@ def materialize(
     Raises ConfigurationError, naming names, where tensors have no origin or don't fit; the model is
     then as it was.
     """
+    lazy = [name for name, tensor in model.named_parameters() if is_lazy(tensor)]
+    if lazy:
+        raise ConfigurationError(
+            f"parameters that have no shape yet ({listed(lazy)}) can't be offloaded; call the "
+            "model once before."
+        )
     placement = Placement(model, device, hand_over)
     reading = None if stored is None else Reading(model, placement, stored)
     _check_origins(model, reading.loaded if reading else set())

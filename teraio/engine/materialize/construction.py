@@ -23,29 +23,41 @@ def construct(model: torch.nn.Module, placement: Placement) -> None:
     tied parameters come from the module that is registered first (or that transformers names).
     """
     pretrained.forget_initialised(model)
+    for outer in pretrained.outermost(model):
+        for tensor in (*outer.parameters(), *outer.buffers()):
+            if not tensor.is_meta:
+                pretrained.mark_initialised(tensor)
     with _untied(model):
         _construct_module(model, placement, set())
 
 
-def _construct_module(module: torch.nn.Module, placement: Placement, done: set[int]) -> None:
+def _construct_module(module: torch.nn.Module, placement: Placement, done: set[int]) -> bool:
+    """Gives whether the module or one inside it got new tensors."""
     if id(module) in done:
-        return
+        return False
     done.add(id(module))
-    for child in module.children():
-        _construct_module(child, placement, done)
-    placement.place(module)
-    reset(module, placement)
-    if pretrained.is_pretrained(module):
+    inside = [_construct_module(child, placement, done) for child in module.children()]
+    new = placement.place(module) or any(inside)
+    if new:
+        reset(module, placement)
+    if new and pretrained.is_pretrained(module):
         with placement.written:
             pretrained.initialise(module)
+    return new
 
 
 def reset(module: torch.nn.Module, placement: Placement) -> None:
-    """Fills the module's own tensors, where it can do so."""
+    """Fills the module's tensors, where it can do so, but for those that had values before."""
     fill = reset_of(module)
-    if fill is not None:
-        with placement.written, torch.no_grad():
+    if fill is None:
+        return
+    with torch.no_grad():
+        tensors = (*module.parameters(), *module.buffers())
+        kept = [(tensor, tensor.clone()) for tensor in tensors if not placement.made(tensor)]
+        with placement.written:
             fill()
+        for tensor, values in kept:
+            tensor.copy_(values)
 
 
 def reset_of(module: torch.nn.Module) -> Callable[[], None] | None:

@@ -47,11 +47,13 @@ class Placement:
         self._placed: list[torch.nn.Module] = []
         self.written = Writes()
 
-    def place(self, module: torch.nn.Module) -> None:
-        """Gives the module's own tensors memory, if they have none yet."""
-        if any(tensor.is_meta for tensor in own_tensors(module).values()):
-            self._placed.append(module)
-            _replace(module, self._to_device)
+    def place(self, module: torch.nn.Module) -> bool:
+        """Gives those of the module's own tensors memory that have none; whether there were any."""
+        if not any(tensor.is_meta for tensor in own_tensors(module).values()):
+            return False
+        self._placed.append(module)
+        _replace(module, self._to_device)
+        return True
 
     def made(self, tensor: torch.Tensor) -> bool:
         """Whether its storage is one of these."""

@@ -98,11 +98,12 @@ class Reading:
 
     def _place(self, module: torch.nn.Module) -> None:
         """Also initialises a module of which the files don't have everything."""
-        tensors = own_tensors(module).values()
-        new = [tensor for tensor in tensors if tensor.is_meta]
-        partly = any(place_of(tensor) not in self.loaded for tensor in new)
+        partly = any(
+            tensor.is_meta and place_of(tensor) not in self.loaded
+            for tensor in own_tensors(module).values()
+        )
         self._placement.place(module)
-        if partly and len(new) == len(tensors):
+        if partly:
             reset(module, self._placement)
 
     def _fill(self, part: Part, filled: dict[object, str]) -> None:
