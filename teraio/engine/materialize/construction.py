@@ -39,21 +39,23 @@ def _construct_module(module: torch.nn.Module, placement: Placement, done: set[i
     inside = [_construct_module(child, placement, done) for child in module.children()]
     new = placement.place(module) or any(inside)
     if new:
-        reset(module, placement)
+        reset(module, lambda tensor: not placement.made(tensor), placement)
     if new and pretrained.is_pretrained(module):
         with placement.written:
             pretrained.initialise(module)
     return new
 
 
-def reset(module: torch.nn.Module, placement: Placement) -> None:
-    """Fills the module's tensors, where it can do so, but for those that had values before."""
+def reset(
+    module: torch.nn.Module, has_values: Callable[[torch.Tensor], bool], placement: Placement
+) -> None:
+    """Fills the module's tensors, where it can do so, but for those that have values."""
     fill = reset_of(module)
     if fill is None:
         return
     with torch.no_grad():
         tensors = (*module.parameters(), *module.buffers())
-        kept = [(tensor, tensor.clone()) for tensor in tensors if not placement.made(tensor)]
+        kept = [(tensor, tensor.clone()) for tensor in tensors if has_values(tensor)]
         with placement.written:
             fill()
         for tensor, values in kept:

@@ -35,11 +35,7 @@ class Placement:
         self._device = device
         self._hand_over = hand_over
         self._names = {
-            id(tensor): name
-            for name, tensor in (
-                *model.named_parameters(remove_duplicate=False),
-                *model.named_buffers(remove_duplicate=False),
-            )
+            id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())
         }
         # By the identity of one: itself and the other. Both are kept, as identities are addresses.
         self._real: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}

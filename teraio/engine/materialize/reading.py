@@ -104,7 +104,10 @@ class Reading:
         )
         self._placement.place(module)
         if partly:
-            reset(module, self._placement)
+            reset(module, self._has_values, self._placement)
+
+    def _has_values(self, tensor: torch.Tensor) -> bool:
+        return not self._placement.made(tensor) or tensor in self._placement.written
 
     def _fill(self, part: Part, filled: dict[object, str]) -> None:
         tensors = {name: self._tensor(name) for name in part.kinds}
