@@ -9,7 +9,6 @@ know: plans, budgets, iterations.
 
 from __future__ import annotations
 
-import inspect
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn, cast
@@ -101,7 +100,9 @@ def _used_among(value: Any) -> Iterator[UsedGradient]:
 class BackwardStep:
     """Steps the parameters of some models in the backward pass, for any number of optimizers."""
 
-    def __init__(self) -> None:
+    def __init__(self, also_separate: tuple[type[Optimizer], ...] = ()) -> None:
+        """``also_separate``: further optimizers that step each parameter by itself."""
+        self._separate = (*_SEPARATE, *also_separate)
         self._names: dict[int, str] = {}  # id(parameter) -> name
         self._optimizers: weakref.WeakKeyDictionary[Optimizer, _Run] = weakref.WeakKeyDictionary()
         self._gradients: dict[int, str] = {}
@@ -137,7 +138,7 @@ class BackwardStep:
         mine = [pair for pair in _parameters(optimizer) if id(pair[1]) in self._names]
         if not mine:
             return
-        _check_optimizer(optimizer)
+        _check_optimizer(optimizer, self._separate)
         if len(args) > 1 or any(value is not None for value in kwargs.values()):
             raise ConfigurationError(
                 "optimizer.step() got a closure, which computes gradients again; with "
@@ -327,12 +328,9 @@ def _step_of(parameter: torch.Tensor) -> _ParameterStep | None:
     return next((hook for hook in hooks.values() if isinstance(hook, _ParameterStep)), None)
 
 
-def _check_optimizer(optimizer: Optimizer) -> None:
+def _check_optimizer(optimizer: Optimizer, separate: tuple[type[Optimizer], ...]) -> None:
     kind = type(optimizer)
-    separate = kind in _SEPARATE and inspect.unwrap(kind.step) in {
-        inspect.unwrap(known.step) for known in _SEPARATE
-    }
-    if not separate:
+    if kind not in separate:
         raise ConfigurationError(
             f"{kind.__module__}.{kind.__qualname__} is not known to step each parameter by itself, "
             "as optimizer_in_backward=True needs it. Those of torch.optim that are: "
