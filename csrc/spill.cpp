@@ -166,7 +166,7 @@ FolderSpeed SpillSpace::measure(size_t folder, size_t nbytes) {
   return {n / read_s, n / write_s, n / mixed_s, latency_s};
 }
 
-void SpillSpace::start(const std::vector<unsigned>& weights) {
+void SpillSpace::start(const std::vector<unsigned>& weights, const Accelerator* accelerator) {
   // Largest remaining share first spreads each file's units evenly over the pattern.
   const size_t total = [&] {
     size_t sum = 0;
@@ -185,11 +185,21 @@ void SpillSpace::start(const std::vector<unsigned>& weights) {
     pattern_.push_back(best);
     unit_rank_.push_back(pattern_units_[best]++);
   }
-  const size_t threads = kThreadsPerChannel * files_.size();
-  for (size_t i = 0; i < threads; ++i) {
-    threads_.emplace_back([this] { run(reads_); });
-    threads_.emplace_back([this] { run(writes_); });
+  accelerator_ = accelerator;
+  for (size_t i = 0; i < 2 * kThreadsPerChannel * files_.size(); ++i) {
+    std::optional<Staging> staging;
+    if (accelerator_ != nullptr) {
+      staging_.push_back(static_cast<char*>(PagePool().take(kRequest)));
+      staging = Staging{staging_.back(), accelerator_->new_stream()};
+    }
+    threads_.emplace_back([this, i, staging] { run(i % 2 == 0 ? reads_ : writes_, staging); });
   }
+}
+
+std::vector<std::pair<char*, size_t>> SpillSpace::staging_memory() const {
+  std::vector<std::pair<char*, size_t>> buffers;
+  for (char* memory : staging_) buffers.emplace_back(memory, kRequest);
+  return buffers;
 }
 
 void SpillSpace::stop() {
@@ -203,6 +213,12 @@ void SpillSpace::stop() {
   threads_.clear();
   for (auto& file : files_) ::close(file.fd);
   files_.clear();
+  for (char* memory : staging_) {
+    PagePool pool;
+    pool.give(memory, kRequest);
+    pool.trim(kRequest);
+  }
+  staging_.clear();
 }
 
 void SpillSpace::reserve(uint64_t nbytes) {
@@ -217,50 +233,10 @@ void SpillSpace::reserve(uint64_t nbytes) {
 
 Extent SpillSpace::allocate(uint64_t nbytes) {
   nbytes = round_up(nbytes, kPage);
-  auto best = free_.end();
-  for (auto it = free_.begin(); it != free_.end(); ++it) {
-    if (it->second >= nbytes && (best == free_.end() || it->second < best->second)) best = it;
-  }
-  if (best == free_.end()) {
-    // Growing by an eighth at least keeps the number of reservations small.
-    reserve(reserved_ + std::max(nbytes, reserved_ / 8));
-    return allocate(nbytes);
-  }
-  const Extent extent{best->first, nbytes};
-  allocate_at(extent);
-  return extent;
-}
-
-bool SpillSpace::allocate_at(const Extent& extent) {
-  auto it = free_.upper_bound(extent.offset);
-  if (it == free_.begin()) return false;
-  --it;
-  const uint64_t begin = it->first;
-  const uint64_t end = begin + it->second;
-  const uint64_t last = extent.offset + extent.nbytes;
-  if (last > end) return false;
-  free_.erase(it);
-  if (extent.offset > begin) free_[begin] = extent.offset - begin;
-  if (end > last) free_[last] = end - last;
-  return true;
-}
-
-void SpillSpace::free(const Extent& extent) {
-  uint64_t begin = extent.offset;
-  uint64_t end = begin + extent.nbytes;
-  auto next = free_.lower_bound(begin);
-  if (next != free_.end() && next->first == end) {
-    end += next->second;
-    next = free_.erase(next);
-  }
-  if (next != free_.begin()) {
-    const auto before = std::prev(next);
-    if (before->first + before->second == begin) {
-      begin = before->first;
-      free_.erase(before);
-    }
-  }
-  free_[begin] = end - begin;
+  if (const auto extent = extents_.allocate(nbytes)) return *extent;
+  // Growing by an eighth at least keeps the number of reservations small.
+  reserve(reserved_ + std::max(nbytes, reserved_ / 8));
+  return *extents_.allocate(nbytes);
 }
 
 std::vector<SpillSpace::Piece> SpillSpace::pieces_of(Transfer* transfer) const {
@@ -316,7 +292,7 @@ void SpillSpace::promote(Transfer* transfer) {
                         [&](const Piece& piece) { return piece.transfer == transfer; });
 }
 
-void SpillSpace::run(Channel& channel) {
+void SpillSpace::run(Channel& channel, std::optional<Staging> staging) {
   std::unique_lock<std::mutex> lock(mutex_);
   for (;;) {
     channel.work.wait(lock, [&] { return stopping_ || !channel.queue.empty(); });
@@ -324,27 +300,62 @@ void SpillSpace::run(Channel& channel) {
     const Piece piece = channel.queue.front();
     channel.queue.pop_front();
     lock.unlock();
-    move(piece);
+    move(piece, staging);
     lock.lock();
   }
 }
 
-void SpillSpace::move(const Piece& piece) {
+// Device memory, through the thread's buffer; a piece is never larger than that.
+int SpillSpace::move_staged(const Piece& piece, const Staging& staging, uint64_t* at, uint64_t* checksum) {
+  const Transfer& transfer = *piece.transfer;
+  const int fd = files_[piece.file].fd;
+  char* memory = transfer.memory + piece.memory_offset;
+  const size_t nbytes = std::min(piece.nbytes, transfer.nbytes - std::min(transfer.nbytes, piece.memory_offset));
+  for (const c10::Event& event : transfer.after) event.block(staging.stream);
+  if (transfer.direction == Transfer::Direction::kWrite) {
+    accelerator_->copy_out(staging.memory, memory, nbytes, staging.stream);
+    accelerator_->synchronize(staging.stream);
+    std::memset(staging.memory + nbytes, 0, piece.nbytes - nbytes);
+    *checksum = sample_checksum(staging.memory, piece.nbytes, piece.memory_offset);
+    return move_all(fd, true, staging.memory, piece.nbytes, piece.file_offset, at);
+  }
+  const int error = move_all(fd, false, staging.memory, piece.nbytes, piece.file_offset, at);
+  if (error != 0) return error;
+  *checksum = sample_checksum(staging.memory, piece.nbytes, piece.memory_offset);
+  accelerator_->copy_in(memory, staging.memory, nbytes, staging.stream);
+  accelerator_->synchronize(staging.stream);
+  return 0;
+}
+
+void SpillSpace::move(const Piece& piece, const std::optional<Staging>& staging) {
   Transfer& transfer = *piece.transfer;
   if (const unsigned max_us = max_delay_us_) {
     static thread_local std::minstd_rand random(std::random_device{}());
     ::usleep(static_cast<useconds_t>(random() % max_us));
   }
   uint64_t at = 0;
-  char* memory = transfer.memory + piece.memory_offset;
-  const int error = move_all(files_[piece.file].fd, transfer.direction == Transfer::Direction::kWrite, memory,
-                             piece.nbytes, piece.file_offset, &at);
-  const uint64_t checksum = sample_checksum(memory, piece.nbytes, piece.memory_offset);
+  int error = 0;
+  uint64_t checksum = 0;
+  std::string text;
+  if (transfer.device.is_cpu()) {
+    char* memory = transfer.memory + piece.memory_offset;
+    error = move_all(files_[piece.file].fd, transfer.direction == Transfer::Direction::kWrite, memory, piece.nbytes,
+                     piece.file_offset, &at);
+    checksum = sample_checksum(memory, piece.nbytes, piece.memory_offset);
+  } else {
+    try {
+      error = move_staged(piece, *staging, &at, &checksum);
+    } catch (const std::exception& failure) {
+      error = EIO;
+      text = failure.what();
+    }
+  }
   bool last = false;
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (error != 0 && transfer.error == 0) {
       transfer.error = error;
+      transfer.error_text = text;
       transfer.error_path = files_[piece.file].path;
       transfer.error_offset = at;
     }

@@ -8,37 +8,19 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
-#include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
+#include "device.h"
+#include "extents.h"
+#include "transfer.h"
+
 namespace teraio {
-
-struct Extent {
-  uint64_t offset = 0;
-  uint64_t nbytes = 0;
-};
-
-// One memory range on its way to or from one extent. Whoever submits it owns it, the memory and the extent,
-// and keeps all three until `done` has been called for it.
-struct Transfer {
-  enum class Direction { kRead, kWrite };
-  Direction direction = Direction::kRead;
-  char* memory = nullptr;
-  Extent extent;
-  void* user = nullptr;
-
-  // Filled in by the spill space; read them after the transfer is done.
-  int error = 0;  // errno; 0 when all bytes were moved
-  std::string error_path;
-  uint64_t error_offset = 0;
-  size_t pieces_left = 0;
-  // Over a sample of the bytes, eight of each page: tells a file that lost or mixed up what was written to it.
-  uint64_t checksum = 0;
-};
 
 struct FolderSpeed {
   double read_bytes_per_s = 0;
@@ -61,8 +43,11 @@ class SpillSpace {
   bool direct(size_t folder) const { return files_.at(folder).direct; }
   // Runs reads and writes of `nbytes` over the folder's file. Throws SpillError. Call before start().
   FolderSpeed measure(size_t folder, size_t nbytes);
-  // Stripes over the folders in proportion to `weights`, and starts the I/O threads.
-  void start(const std::vector<unsigned>& weights);
+  // Stripes over the folders in proportion to `weights`, and starts the I/O threads. Device memory moves through
+  // host memory of theirs, one buffer a thread.
+  void start(const std::vector<unsigned>& weights, const Accelerator* accelerator);
+  // Those buffers; copies are quicker once they are page-locked.
+  std::vector<std::pair<char*, size_t>> staging_memory() const;
   // Waits for transfers that run, drops those that have not begun, ends the threads, closes the files.
   void stop();
 
@@ -72,8 +57,8 @@ class SpillSpace {
 
   // Extents are not thread-safe: the engine calls these under its mutex. allocate() grows the space.
   Extent allocate(uint64_t nbytes);
-  bool allocate_at(const Extent& extent);
-  void free(const Extent& extent);
+  bool allocate_at(const Extent& extent) { return extents_.allocate_at(extent); }
+  void free(const Extent& extent) { extents_.free(extent); }
 
   // The folders that hold a transfer's extent, for messages.
   std::string folders_of(Transfer* transfer) const;
@@ -103,8 +88,15 @@ class SpillSpace {
     std::condition_variable work;
   };
 
-  void run(Channel& channel);
-  void move(const Piece& piece);
+  // What a thread needs to move device memory.
+  struct Staging {
+    char* memory;
+    c10::Stream stream;
+  };
+
+  void run(Channel& channel, std::optional<Staging> staging);
+  void move(const Piece& piece, const std::optional<Staging>& staging);
+  int move_staged(const Piece& piece, const Staging& staging, uint64_t* at, uint64_t* checksum);
   void reserve_file(File& file, uint64_t nbytes);
   std::vector<Piece> pieces_of(Transfer* transfer) const;
 
@@ -114,12 +106,14 @@ class SpillSpace {
   std::vector<uint64_t> unit_rank_;    // how many earlier units of the pattern lie in the same file
   std::vector<uint64_t> pattern_units_;  // units of the pattern per file
   uint64_t reserved_ = 0;
-  std::map<uint64_t, uint64_t> free_;  // offset -> nbytes, neighbours merged
+  ExtentMap extents_;
 
   std::mutex mutex_;
   Channel reads_, writes_;
   bool stopping_ = false;
   std::atomic<unsigned> max_delay_us_{0};
+  const Accelerator* accelerator_ = nullptr;
+  std::vector<char*> staging_;
   std::vector<std::thread> threads_;
 };
 

@@ -10,7 +10,7 @@ import logging
 import sys
 import time
 import weakref
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,14 +25,21 @@ from torch.optim.optimizer import (
 import teraio._C as _C
 from teraio import errors, status
 from teraio.engine import list_ops, raw_access, schedule
+from teraio.engine.accelerator import accelerator_for
 from teraio.engine.backward_step import BackwardStep, UsedGradient
 from teraio.engine.foreign import own_memory
-from teraio.engine.materialize import StoredTensor, lacks_data, materialize
+from teraio.engine.materialize import StoredTensor, is_elsewhere, lacks_data, materialize
 from teraio.engine.module_hooks import ModuleHooks
 from teraio.engine.places import Places
 from teraio.planner import ideal_s
 from teraio.planner import plan as make_plan
-from teraio.profiler.hardware import FolderSpeed, free_memory_bytes, hardware, stripe_weights
+from teraio.profiler.hardware import (
+    FolderSpeed,
+    HostSpeed,
+    free_memory_bytes,
+    hardware,
+    stripe_weights,
+)
 from teraio.profiler.trace import Recorded, build_trace, with_durations
 from teraio.records import Hardware, Kind, MeasuredStall, Plan, RunReport, StepReport
 from teraio.sizes import format_size
@@ -40,6 +47,9 @@ from teraio.sizes import format_size
 log = logging.getLogger("teraio")
 
 _MEASURED_BYTES = 128 << 20
+_HOST_MEASURED_BYTES = 128 << 20
+# What a device's allocator can't use of the memory it holds, because it is in pieces too small.
+_FRAGMENTATION_SHARE = 1 / 16
 # Smaller storages stay in memory: too many, and too little to gain.
 MIN_STORAGE_BYTES = 16 << 10
 # A list op gets at most this part of the budget at once.
@@ -66,9 +76,15 @@ class Runtime:
         spill_bytes: int,
         profile_iterations: int,
         device: str,
+        host_bytes: int = 0,
         on_trace: Callable[[], None] | None = None,
     ) -> None:
-        """``on_trace`` is called when a trace is recorded; with it the run makes no plan."""
+        """``budget_bytes`` of the memory of ``device`` (``cpu``, ``cuda:0``) are there for tensors.
+
+        ``host_bytes`` of host memory may serve as a tier beside a device's memory. ``on_trace`` is
+        called when a trace is recorded; with it the run makes no plan.
+        """
+        self._accelerator = accelerator_for(torch.device(device))
         _C.set_error_types(errors.BudgetError, errors.SpillError)
         measured = _C.open_spill([str(folder) for folder in folders], _MEASURED_BYTES)
         speeds = [
@@ -77,12 +93,11 @@ class Runtime:
         ]
         weights = stripe_weights(speeds)
         self.budget_bytes = budget_bytes
-        self.hardware: Hardware = hardware(budget_bytes, speeds, weights)
         self.phase: Literal["profile", "run", "closed"] = "profile"
         self.recorded: Recorded | None = None
         self.plan: Plan | None = None
         self.steps: list[StepReport] = []
-        self._device = device
+        self.device = device
         self._on_trace = on_trace
         self._profile_iterations = profile_iterations
         self._profiled = 0
@@ -104,7 +119,25 @@ class Runtime:
         self._status = status.StatusFile()
         self._started_s = time.time()
         self._folders = tuple(str(folder) for folder in folders)
-        _C.start(weights, spill_bytes, budget_bytes, MIN_STORAGE_BYTES)
+        self._counted_bytes = budget_bytes  # of the budget, what storages may take
+        if self._accelerator is None:
+            host_bytes = 0
+        else:
+            self._accelerator.limit_memory(budget_bytes)
+            self._counted_bytes = int(budget_bytes * (1 - _FRAGMENTATION_SHARE))
+        _C.start(
+            weights,
+            spill_bytes,
+            "" if self._accelerator is None else device,
+            host_bytes,
+            self._counted_bytes,
+            budget_bytes,
+            MIN_STORAGE_BYTES,
+        )
+        if self._accelerator is not None:
+            self._accelerator.lock_pages(_C.staging_memory())
+        host = self._measure_host(host_bytes) if host_bytes else None
+        self.hardware: Hardware = hardware(budget_bytes, speeds, weights, host)
         raw_access.install()
         list_ops.install(budget_bytes // _LIST_OP_SHARE)
         self._optimizer_hooks = [
@@ -120,6 +153,22 @@ class Runtime:
                 "" if speed.direct else " (buffered: the file system has no direct I/O)",
             )
 
+    def _measure_host(self, host_bytes: int) -> HostSpeed:
+        self._reserve_host(min(host_bytes, _HOST_MEASURED_BYTES))
+        # Through device memory, of which the budget leaves so much before the model comes.
+        read, write, mixed = _C.host_speeds(min(_HOST_MEASURED_BYTES, self._counted_bytes // 4))
+        log.info("host memory: read %.2f GB/s, write %.2f GB/s", read / 1e9, write / 1e9)
+        return HostSpeed(
+            capacity_bytes=host_bytes,
+            read_bytes_per_s=read,
+            write_bytes_per_s=write,
+            mixed_bytes_per_s=mixed,
+        )
+
+    def _reserve_host(self, nbytes: int) -> None:
+        if self._accelerator is not None:
+            self._accelerator.lock_pages(_C.reserve_host(nbytes))
+
     # ------------------------------------------------------------ models
 
     def add_model(
@@ -127,15 +176,17 @@ class Runtime:
         model: torch.nn.Module,
         *,
         stored: Mapping[str, StoredTensor] | None = None,
+        to_device: bool = False,
         optimizer_in_backward: bool = False,
     ) -> None:
         """Moves the model's storages under the budget, and profiles (again) with it.
 
         A model on the meta device gets its storages first, filled from ``stored`` if that is given.
+        With ``to_device`` one that is elsewhere is brought to the run's device.
         """
         prefix = "" if not self._models else f"model{len(self._models) + 1}."
-        if stored is not None or lacks_data(model):
-            device = torch.device(self._device)
+        device = torch.device(self.device)
+        if stored is not None or lacks_data(model) or (to_device and is_elsewhere(model, device)):
             materialize(model, device, stored, lambda new, name: self._adopt({prefix + name: new}))
         for name, module in model.named_modules():
             self._module_ids[id(module)] = self._places.add_module(
@@ -160,12 +211,13 @@ class Runtime:
             name: tensor
             for name, tensor in tensors.items()
             if not _C.adopt(tensor, name)
-            and tensor.device.type == self._device
+            and tensor.device == torch.device(self.device)
             and tensor.untyped_storage().nbytes() >= MIN_STORAGE_BYTES
         }
         if not foreign:
             return
-        own_memory(list(foreign.values()))
+        if self._accelerator is None:
+            own_memory(list(foreign.values()))
         left = {name: tensor for name, tensor in foreign.items() if not _C.adopt(tensor, name)}
         if left:
             log.warning(
@@ -186,18 +238,21 @@ class Runtime:
         return id(module) in self._module_ids
 
     def remove_model(self, model: torch.nn.Module) -> None:
-        """The last model to go closes the run.
-
-        Raises ConfigurationError if what is on SSD would not fit into memory.
-        """
-        away, free = _C.totals()["away"], free_memory_bytes()
-        if len(self._models) == 1 and away > free:
-            raise errors.ConfigurationError(
-                f"{format_size(away)} are on SSD and would have to come back, but only "
-                f"{format_size(free)} of memory are free. Save what you need with torch.save, "
-                "which takes one tensor at a time, and delete model and optimizer instead."
-            )
+        """The last model to go closes the run. Raises BudgetError where it can't all come back."""
+        if len(self._models) == 1:
+            away, free = _C.totals()["away"], self._free_bytes()
+            if away > free:
+                raise errors.BudgetError(
+                    f"restore() would bring {format_size(away)} back to {self.device}, which has "
+                    f"{format_size(free)} left. Nothing has changed. Save a checkpoint, which "
+                    "needs no memory there, or free memory of the device first."
+                )
         self._forget(id(model))
+
+    def _free_bytes(self) -> int:
+        if self._accelerator is None:
+            return free_memory_bytes()
+        return self._accelerator.free_and_total_bytes()[0]
 
     def _model_died(self, key: int) -> None:
         if key not in self._models or self.phase == "closed":
@@ -226,7 +281,9 @@ class Runtime:
         list_ops.uninstall()
         raw_access.uninstall()
         self._status.close()
-        _C.stop()
+        if self._accelerator is not None:
+            self._accelerator.limit_memory(None)
+        _C.stop(self._accelerator.unlock_pages if self._accelerator else None)
         log.info("closed: everything is back in memory")
 
     def report(self) -> RunReport:
@@ -368,7 +425,7 @@ class Runtime:
 
     def _end_profile(self) -> None:
         self.recorded = build_trace(
-            _C.take_recording(), self._live_at_start, self._names(), self._places, self._device
+            _C.take_recording(), self._live_at_start, self._names(), self._places, self.device
         )
         trace = self.recorded.trace
         log.info(
@@ -388,7 +445,7 @@ class Runtime:
 
     def _follow_plan(self, recorded: Recorded) -> None:
         begin = time.perf_counter()
-        budget = int(self.budget_bytes * (1 - _PLAN_RESERVE))
+        budget = int(self._counted_bytes * (1 - _PLAN_RESERVE))
         _C.release_free_pages()  # planning takes memory too, and the budget may be all there is
         plan = make_plan(recorded.trace, replace(self.hardware, budget_bytes=budget))
         log.info(
@@ -405,7 +462,9 @@ class Runtime:
         )
         self.plan = plan
         if plan.moves:
-            _C.reserve_spill(plan.spill_bytes)
+            space = {tier.tier: tier.space_bytes for tier in plan.tiers}
+            _C.reserve_spill(space["ssd"])
+            self._reserve_host(space.get("host", 0))
             schedule.follow(recorded.trace, plan, recorded.blocks, recorded.births, self._places)
             _C.record(self._timed < _TIMED_ITERATIONS)
         else:
@@ -506,14 +565,36 @@ class _Progress:
             self._status = None
 
 
-def check_devices(model: torch.nn.Module, *, allowed: Collection[str] = ("cpu",)) -> None:
-    """Raises ConfigurationError for a model that is elsewhere than on the CPU."""
-    devices = {tensor.device.type for tensor in (*model.parameters(), *model.buffers())}
-    if devices - set(allowed):
+def device_of(model: torch.nn.Module) -> torch.device:
+    """The one device of all parameters. Raises ConfigurationError where there are several."""
+    return _only({parameter.device for parameter in model.parameters()})
+
+
+def _only(devices: set[torch.device]) -> torch.device:
+    if len(devices) > 1:
         raise errors.ConfigurationError(
-            f"the model is on {', '.join(sorted(devices))}; "
-            "this version offloads models on the CPU only."
+            f"the model is on {', '.join(sorted(map(str, devices)))}; teraio offloads from one "
+            "device in a process. Move the model to it first, or name it as `device`."
         )
+    return devices.pop() if devices else torch.device("cpu")
+
+
+def device_for(model: torch.nn.Module, wanted: str | torch.device | None) -> torch.device:
+    """The device that the model is to be on: the one ``wanted``, else the one where it is.
+
+    A model without data goes to the GPU if there is one. Raises ConfigurationError for a device
+    that PyTorch doesn't have.
+    """
+    if wanted is None:
+        devices = {parameter.device for parameter in model.parameters() if not parameter.is_meta}
+        if devices or not lacks_data(model):
+            return _only(devices)
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=wanted).device  # with its number
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise errors.ConfigurationError(f"device={str(wanted)!r} can't be used: {reason}") from None
 
 
 def _tensors_of(model: torch.nn.Module, prefix: str) -> dict[str, torch.Tensor]:

@@ -3,8 +3,8 @@
 In: the sources in csrc/, a C++ compiler. Out: ``torch.sim``, the device ``"sim:0"``. Must not know:
 teraio.
 
-A kernel runs later than its op, on the thread of its stream; memory that is freed is reused at once in
-stream order and filled with NaN before. So what would be a race on a GPU is one here.
+A kernel runs later than its op, on the thread of its stream; memory that is freed is filled with
+NaN and reused, in stream order and at once. So what would be a race on a GPU is one here.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SOURCES = Path(__file__).parent / "csrc"
 BUILDS = Path(__file__).resolve().parents[2] / "build" / "device"
 
 FLAGS = [
-    "-O2",
+    "-O1",
     # torch is built with it; without it some of its classes have another layout.
     "-DNDEBUG",
     "-Wall",
@@ -149,8 +149,8 @@ class SimModule(types.ModuleType):
     def set_free_memory_callback(self, address: int | None, *, every_miss: bool = False) -> None:
         """The address of a C function ``bool (*)(void)`` that may free memory of the device.
 
-        It is called, under the allocator's lock, when no free block fits and a new one would break the
-        limit; with ``every_miss``, whenever no free block fits.
+        It is called, under the allocator's lock, when no free block fits and a new one would break
+        the limit; with ``every_miss``, whenever no free block fits.
         """
         self._native.set_free_memory_callback(address or 0, every_miss)
 

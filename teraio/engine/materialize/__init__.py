@@ -1,8 +1,8 @@
-"""Gives a model without data its storages one by one, so that it never is in memory as a whole.
+"""Brings a model to its device tensor by tensor, so that it never is in memory there as a whole.
 
-In: a model with tensors on the meta device, a device, and how each new tensor is handed over (from
-then on it may leave memory). Out: the same model, its tensors initialised or read from files. Must
-not know: plans, budgets, where tensors go.
+In: a model that is elsewhere, or on the meta device and without data; a device; and how each new
+tensor is handed over (from then on it may leave memory). Out: the same model there, initialised or
+read from files where it had no data. Must not know: plans, budgets, where tensors go.
 """
 
 from __future__ import annotations
@@ -25,12 +25,17 @@ from teraio.engine.materialize.reading import Reading, listed
 from teraio.engine.materialize.weight_files import StoredTensor, stored_tensors
 from teraio.errors import ConfigurationError
 
-__all__ = ["StoredTensor", "lacks_data", "materialize", "stored_tensors"]
+__all__ = ["StoredTensor", "is_elsewhere", "lacks_data", "materialize", "stored_tensors"]
 
 
 def lacks_data(model: torch.nn.Module) -> bool:
     """Whether some parameter or buffer of the model is on the meta device."""
     return any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
+
+
+def is_elsewhere(model: torch.nn.Module, device: torch.device) -> bool:
+    """Whether some parameter or buffer of the model is not on ``device``."""
+    return any(tensor.device != device for tensor in (*model.parameters(), *model.buffers()))
 
 
 def materialize(
@@ -39,11 +44,12 @@ def materialize(
     stored: Mapping[str, StoredTensor] | None,
     hand_over: HandOver,
 ) -> None:
-    """Fills the model: from ``stored`` tensors by their names, without them as its classes do it.
+    """Moves all tensors of the model to the device, and fills those that have no data.
 
-    Parameters stay the same objects, and what shares memory goes on to do so. Without ``stored``,
-    each module that has tensors is initialised by its ``reset_parameters`` in the order in which
-    constructors run (children first), and models of transformers by ``_init_weights``.
+    ``stored`` tensors are read by their names, also over data that is there. Without them, each
+    module that lacks data is filled by its ``reset_parameters`` in the order in which constructors
+    run (children first), and models of transformers by ``_init_weights``. Parameters stay the same
+    objects, and what shares memory goes on to do so.
 
     Raises ConfigurationError, naming names, where tensors have no origin or don't fit; the model is
     then as it was.
@@ -54,6 +60,7 @@ def materialize(
             f"parameters that have no shape yet ({listed(lazy)}) can't be offloaded; call the "
             "model once before."
         )
+    device = torch.empty(0, device=device).device  # with its number
     placement = Placement(model, device, hand_over)
     reading = None if stored is None else Reading(model, placement, stored)
     _check_origins(model, reading.loaded if reading else set())
@@ -91,7 +98,7 @@ def _check_filled(model: torch.nn.Module, placement: Placement) -> None:
     """After all is filled: raises for tensors that nothing wrote to."""
 
     def lost(tensor: torch.Tensor, _own: bool) -> bool:
-        return tensor.is_meta or (placement.made(tensor) and tensor not in placement.written)
+        return tensor.is_meta or (placement.empty(tensor) and tensor not in placement.written)
 
     _raise_for_lost(model, lost)
 

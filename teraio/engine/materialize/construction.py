@@ -39,7 +39,7 @@ def _construct_module(module: torch.nn.Module, placement: Placement, done: set[i
     inside = [_construct_module(child, placement, done) for child in module.children()]
     new = placement.place(module) or any(inside)
     if new:
-        reset(module, lambda tensor: not placement.made(tensor), placement)
+        reset(module, lambda tensor: not placement.empty(tensor), placement)
     if new and pretrained.is_pretrained(module):
         with placement.written:
             pretrained.initialise(module)

@@ -1,13 +1,15 @@
-"""Memory for the tensors of a model that has none yet, module by module.
+"""Memory on a device for the tensors of a model that are elsewhere, module by module.
 
-In: modules with tensors on the meta device. Out: the same modules with uninitialised tensors, and
-which of these ops wrote to. Must not know: where values come from.
+In: modules with tensors on another device, or on the meta device. Out: the same modules, with
+copies or with uninitialised tensors, and which tensors ops wrote to. Must not know: where values
+come from.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,59 +29,72 @@ def place_of(tensor: torch.Tensor) -> object:
     return tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.size()
 
 
+@dataclass(slots=True)
+class _Moved:
+    """A new storage, where the old one was, and the old one itself where it had no data."""
+
+    new: torch.UntypedStorage
+    origin: torch.device
+    old: torch.UntypedStorage | None
+
+
 class Placement:
     """The storages made so far: those of each module when it is placed, and which were written."""
 
     def __init__(self, model: torch.nn.Module, device: torch.device, hand_over: HandOver) -> None:
-        self._model = model
         self._device = device
         self._hand_over = hand_over
         self._names = {
             id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())
         }
-        # By the identity of one: itself and the other. Both are kept, as identities are addresses.
-        self._real: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
-        self._meta: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
+        # Storages are known by their addresses. Old ones with data are not kept, as they take
+        # memory; none of the model's comes later, so none of its can have the address of another.
+        self._by_old: dict[int, _Moved] = {}
+        self._by_new: dict[int, _Moved] = {}
         self._placed: list[torch.nn.Module] = []
         self.written = Writes()
 
     def place(self, module: torch.nn.Module) -> bool:
-        """Gives those of the module's own tensors memory that have none; whether there were any."""
-        if not any(tensor.is_meta for tensor in own_tensors(module).values()):
-            return False
-        self._placed.append(module)
-        _replace(module, self._to_device)
-        return True
+        """Brings the module's own tensors to the device; whether some of them had no data."""
+        own = own_tensors(module).values()
+        empty = any(tensor.is_meta for tensor in own)
+        if any(tensor.device != self._device for tensor in own):
+            self._placed.append(module)
+            _replace(module, self._to_device)
+        return empty
 
-    def made(self, tensor: torch.Tensor) -> bool:
-        """Whether its storage is one of these."""
-        return tensor.untyped_storage()._cdata in self._meta
+    def empty(self, tensor: torch.Tensor) -> bool:
+        """Whether its storage had no data when it was made."""
+        moved = self._by_new.get(tensor.untyped_storage()._cdata)
+        return moved is not None and moved.origin.type == "meta"
 
     def take_back(self) -> None:
-        """All modules are on the meta device again."""
+        """All tensors are again where they were."""
         with kept_parameters():
             for module in self._placed:
-                _replace(module, self._to_meta)
+                _replace(module, self._back)
 
     def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
-        if not tensor.is_meta:
+        if tensor.device == self._device:
             return tensor
-        meta = tensor.untyped_storage()
-        if meta._cdata not in self._real:
-            data = torch.empty(meta.nbytes(), dtype=torch.uint8, device=self._device)
-            real = data.untyped_storage()
-            self.written.discard(data)
-            self._real[meta._cdata] = meta, real
-            self._meta[real._cdata] = real, meta
-        made = _view(tensor, self._real[meta._cdata][1], self._device)
-        self._hand_over(made, self._names.get(id(tensor), ""))
-        return made
+        old = tensor.untyped_storage()
+        moved = self._by_old.get(old._cdata)
+        if moved is None:
+            new = _moved(old, self._device)
+            self.written.discard(new)
+            moved = _Moved(new, old.device, old if old.device.type == "meta" else None)
+            self._by_old[old._cdata] = self._by_new[new._cdata] = moved
+        there = _view(tensor, moved.new)
+        self._hand_over(there, self._names.get(id(tensor), ""))
+        return there
 
-    def _to_meta(self, tensor: torch.Tensor) -> torch.Tensor:
-        if not self.made(tensor):
+    def _back(self, tensor: torch.Tensor) -> torch.Tensor:
+        moved = self._by_new.get(tensor.untyped_storage()._cdata)
+        if moved is None:
             return tensor
-        meta = self._meta[tensor.untyped_storage()._cdata][1]
-        return _view(tensor, meta, torch.device("meta"))
+        if moved.old is None:
+            moved.old = _moved(moved.new, moved.origin)
+        return _view(tensor, moved.old)
 
 
 class Writes(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -96,9 +111,9 @@ class Writes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Notes a write that was no op."""
         self._storages.add(tensor.untyped_storage()._cdata)
 
-    def discard(self, tensor: torch.Tensor) -> None:
-        """Forgets writes to a storage that was where this one is now."""
-        self._storages.discard(tensor.untyped_storage()._cdata)
+    def discard(self, storage: torch.UntypedStorage) -> None:
+        """Forgets writes to one that was where this one is now."""
+        self._storages.discard(storage._cdata)
 
     def __torch_dispatch__(
         self,
@@ -136,9 +151,15 @@ def _replace(module: torch.nn.Module, other: Callable[[torch.Tensor], torch.Tens
         tensor.__dict__.update(attributes[name])
 
 
-def _view(
-    tensor: torch.Tensor, storage: torch.UntypedStorage, device: torch.device
-) -> torch.Tensor:
+def _moved(storage: torch.UntypedStorage, device: torch.device) -> torch.UntypedStorage:
+    """A copy on another device; uninitialised if there is no data."""
+    data = torch.empty(storage.nbytes(), dtype=torch.uint8, device=device)
+    if storage.device.type != "meta":
+        data.copy_(torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage))
+    return data.untyped_storage()
+
+
+def _view(tensor: torch.Tensor, storage: torch.UntypedStorage) -> torch.Tensor:
     """``tensor`` in another storage."""
-    empty = torch.empty(0, dtype=tensor.dtype, device=device)
+    empty = torch.empty(0, dtype=tensor.dtype, device=storage.device)
     return empty.set_(storage, tensor.storage_offset(), tensor.size(), tensor.stride())

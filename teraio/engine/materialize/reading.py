@@ -107,7 +107,7 @@ class Reading:
             reset(module, self._has_values, self._placement)
 
     def _has_values(self, tensor: torch.Tensor) -> bool:
-        return not self._placement.made(tensor) or tensor in self._placement.written
+        return not self._placement.empty(tensor) or tensor in self._placement.written
 
     def _fill(self, part: Part, filled: dict[object, str]) -> None:
         tensors = {name: self._tensor(name) for name in part.kinds}
