@@ -38,6 +38,9 @@ FLAGS = [
 ]
 
 
+_MEMORY_BYTES = 4 << 30
+
+
 class SimModule(types.ModuleType):
     """``torch.sim``: what PyTorch asks of a device's module, and what tests ask of this device."""
 
@@ -142,6 +145,10 @@ class SimModule(types.ModuleType):
             yield
         finally:
             self._native.resume(number)
+
+    def get_memory_info(self) -> tuple[int, int]:
+        """Bytes that are free, and all: as much as tests may need."""
+        return _MEMORY_BYTES - int(self._native.reserved()), _MEMORY_BYTES
 
     def set_memory_limit(self, nbytes: int | None) -> None:
         """Bytes that this process may take of the device's; more: ``torch.OutOfMemoryError``."""
