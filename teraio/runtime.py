@@ -564,11 +564,9 @@ class Runtime:
         }
 
     def _named(self, optimizer: torch.optim.Optimizer) -> list[tuple[str, torch.Tensor]]:
+        names = self._masters | self._parameters
         return [
-            (
-                self._parameters.get(id(parameter)) or self._masters.get(id(parameter), position),
-                parameter,
-            )
+            (names.get(id(parameter), position), parameter)
             for parameter, position in _parameters(optimizer)
         ]
 
