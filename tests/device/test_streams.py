@@ -111,8 +111,11 @@ def test_events_tell_the_time_between_them(sim: SimModule) -> None:
     first, second = sim.Event(enable_timing=True), sim.Event(enable_timing=True)
     x = torch.ones(8, device="sim")
     first.record()
-    x.add_(1)
-    second.record()
+    with sim.paused():
+        x.add_(1)
+        second.record()
+        with pytest.raises(RuntimeError, match="must be completed"):
+            first.elapsed_time(second)
     second.synchronize()
     assert first.elapsed_time(second) >= 0.0
 

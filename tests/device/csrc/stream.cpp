@@ -172,10 +172,14 @@ void Event::wait_for(uint64_t version) const {
   reached_changed_.wait(lock, [&] { return reached_ >= version; });
 }
 
+Event::Clock::time_point Event::time() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  TORCH_CHECK(recorded_ > 0 && reached_ == recorded_, "elapsed_time: record both events and synchronize first");
+  return time_;
+}
+
 double Event::elapsed_ms(const Event& from, const Event& to) {
-  TORCH_CHECK(from.recorded_ > 0 && to.recorded_ > 0, "elapsed_time: both events must be recorded first");
-  TORCH_CHECK(from.query() && to.query(), "elapsed_time: both events must be complete; synchronize first");
-  return std::chrono::duration<double, std::milli>(to.time_ - from.time_).count();
+  return std::chrono::duration<double, std::milli>(to.time() - from.time()).count();
 }
 
 Stream& default_stream() { return stream_of(0); }

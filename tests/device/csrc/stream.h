@@ -74,6 +74,7 @@ class Event : public std::enable_shared_from_this<Event> {
  private:
   using Clock = std::chrono::steady_clock;
   void wait_for(uint64_t version) const;
+  Clock::time_point time() const;
 
   mutable std::mutex mutex_;
   mutable std::condition_variable reached_changed_;
