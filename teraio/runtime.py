@@ -490,6 +490,7 @@ class Runtime:
             _C.record(self._timed < _TIMED_ITERATIONS)
         else:
             self._module_hooks.remove()  # all fits: nothing to follow
+        _C.release_free_pages()
 
     def _watch_time(self, step: StepReport) -> None:
         recorded = self.recorded
