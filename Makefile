@@ -1,6 +1,7 @@
 # Needs Python 3.11 or newer, g++, make and git; everything else goes into $(VENV).
 #   make demo    trains with and without a memory budget and compares
 #   make test    style, types and tests
+#   make gpu     tests and figures that need a GPU
 PYTHON ?= python3
 VENV   ?= .venv
 # The exact pin keeps pip from fetching a newer build that brings CUDA along.
@@ -15,13 +16,20 @@ BIN    := $(VENV)/bin
 NATIVE := $(wildcard csrc/*.cpp csrc/*.h)
 export MAX_JOBS
 .DELETE_ON_ERROR:
-.PHONY: demo test lint build clean
+.PHONY: demo test gpu lint build clean
 
 demo: $(VENV)/.built
 	$(BIN)/python -m benchmarks.demo $(DEMO_ARGS)
 
 test: lint
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
+
+# Everything that only a GPU can show; the results are in build/gpu.
+gpu: $(VENV)/.built
+	mkdir -p build/gpu
+	TERAIO_REQUIRE=gpu $(BIN)/python -m pytest -m gpu --junitxml build/gpu/tests.xml
+	$(BIN)/python -m benchmarks --suite gpu --output build/gpu/suite.json
+	$(BIN)/python -m benchmarks.pack --json build/gpu/pack.json
 
 lint: $(VENV)/.built
 	$(BIN)/ruff check .

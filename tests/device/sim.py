@@ -150,7 +150,7 @@ class SimModule(types.ModuleType):
         return _MEMORY_BYTES - int(self._native.reserved()), _MEMORY_BYTES
 
     def set_memory_limit(self, nbytes: int | None) -> None:
-        """Bytes that the device has; allocations beyond them raise ``torch.OutOfMemoryError``."""
+        """Bytes that this process may take of the device's; more: ``torch.OutOfMemoryError``."""
         self._native.set_memory_limit(-1 if nbytes is None else nbytes)
 
     def set_free_memory_callback(self, address: int | None, *, every_miss: bool = False) -> None:

@@ -71,12 +71,14 @@ Make = Callable[[float], torch.nn.Module]
 
 
 def train(
-    make: Make, device: str, dropout: float = 0.0, foreach: bool = True, mixed: bool = False
+    make: Make, device: str, dropout: float = 0.0, kind: str = "foreach", mixed: bool = False
 ) -> list[str]:
     """Losses and norms of the gradients, then the parameters; as text that shows every bit."""
     torch.manual_seed(0)
     model = make(dropout).to(device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, foreach=foreach)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=1e-2, foreach=kind == "foreach", fused=kind == "fused"
+    )
     data = torch.Generator().manual_seed(1)
     torch.manual_seed(2)
     numbers = []
@@ -99,12 +101,12 @@ def train(
 
 
 @pytest.mark.parametrize("make", [mlp, llama, gpt2])
-@pytest.mark.parametrize("foreach", [True, False], ids=["foreach", "single"])
-def test_training_gives_the_bits_of_the_cpu(sim: SimModule, make: Make, foreach: bool) -> None:
-    expected = train(make, "cpu", foreach=foreach)
-    assert train(make, "sim", foreach=foreach) == expected
+@pytest.mark.parametrize("kind", ["foreach", "single", "fused"])
+def test_training_gives_the_bits_of_the_cpu(sim: SimModule, make: Make, kind: str) -> None:
+    expected = train(make, "cpu", kind=kind)
+    assert train(make, "sim", kind=kind) == expected
     sim.set_delay(100)
-    assert train(make, "sim", foreach=foreach) == expected
+    assert train(make, "sim", kind=kind) == expected
 
 
 @pytest.mark.parametrize("make", [llama, gpt2])
