@@ -318,6 +318,7 @@ class Runtime:
             return
         used: dict[int, str] = {}
         if self._backward_step is not None:
+            self._backward_step.check_copies(name for name, _ in self._named(optimizer))
             self._backward_step.before_step(optimizer, args, kwargs)
             used = self._backward_step.take_gradients()
         _C.begin_optimizer()
