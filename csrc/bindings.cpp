@@ -17,6 +17,7 @@
 #include "engine.h"
 #include "errors.h"
 #include "observer.h"
+#include "spill_bindings.h"
 
 namespace py = pybind11;
 
@@ -69,36 +70,9 @@ class Hold {
   bool write_;
 };
 
-// A spill space between its speed test and its start.
-std::unique_ptr<SpillSpace>& pending_spill() {
-  static auto* pending = new std::unique_ptr<SpillSpace>;
-  return *pending;
-}
-
-py::list open_spill(const std::vector<std::string>& folders, size_t measured_bytes) {
-  auto spill = std::make_unique<SpillSpace>([](Transfer* transfer) { engine().transfer_done(transfer); });
-  py::list speeds;
-  for (size_t i = 0; i < folders.size(); ++i) {
-    FolderSpeed speed;
-    {
-      const py::gil_scoped_release no_gil;
-      spill->add_folder(folders[i]);
-      speed = spill->measure(i, measured_bytes);
-    }
-    py::dict entry;
-    entry["direct"] = spill->direct(i);
-    entry["read_bytes_per_s"] = speed.read_bytes_per_s;
-    entry["write_bytes_per_s"] = speed.write_bytes_per_s;
-    entry["mixed_bytes_per_s"] = speed.mixed_bytes_per_s;
-    entry["latency_s"] = speed.latency_s;
-    speeds.append(entry);
-  }
-  pending_spill() = std::move(spill);
-  return speeds;
-}
-
-void start(const std::vector<unsigned>& weights, uint64_t spill_bytes, uint64_t budget, uint64_t min_block) {
-  auto spill = std::move(pending_spill());
+void start(SpillHandle& handle, const std::vector<unsigned>& weights, uint64_t spill_bytes, uint64_t budget,
+           uint64_t min_block) {
+  auto spill = handle.take();
   {
     const py::gil_scoped_release no_gil;
     spill->start(weights);
@@ -276,13 +250,14 @@ PYBIND11_MODULE(_C, m) {
     }
   });
 
-  m.def("open_spill", &open_spill);
+  bind_spill_space(m);
   m.def("start", &start);
   m.def("stop", &stop);
   m.def("watch_meta", &watch_meta);
   m.def("unwatch_meta", &unwatch_meta);
   m.def("log_calls", [] { calls::log(true); });
   m.def("take_calls", &take_calls);
+  m.def("on_io_thread", &SpillSpace::on_io_thread);
   m.def("active", [] { return engine().active(); });
   m.def("release_free_pages", [] { engine().release_free_pages(); });
   m.def("reserve_spill", [](uint64_t nbytes) { engine().reserve_spill(nbytes); });

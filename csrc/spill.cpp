@@ -6,12 +6,11 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cerrno>
-#include <chrono>
 #include <cstring>
 #include <random>
 #include <set>
+#include <utility>
 
 #include "errors.h"
 #include "pages.h"
@@ -19,13 +18,22 @@
 namespace teraio {
 namespace {
 
-constexpr uint64_t kStripeUnit = uint64_t{1} << 20;
-constexpr size_t kRequest = size_t{8} << 20;
 constexpr size_t kThreadsPerChannel = 2;
 
+thread_local bool t_io_thread = false;
+
+// An error in words: the path's own where it has some, else what the system calls it.
+std::string in_words(int error, const std::string& text) {
+  return (text.empty() ? std::strerror(error) : text) + " (errno " + std::to_string(error) + ")";
+}
+
+[[noreturn]] void fail(const std::string& what, const std::string& path, const Moved& moved,
+                       const std::string& remedy) {
+  throw SpillError(what + " " + path + ": " + in_words(moved.error, moved.text) + ". " + remedy);
+}
+
 [[noreturn]] void fail(const std::string& what, const std::string& path, int error, const std::string& remedy) {
-  throw SpillError(what + " " + path + ": " + std::strerror(error) + " (errno " + std::to_string(error) + "). " +
-                   remedy);
+  fail(what, path, Moved{0, error, ""}, remedy);
 }
 
 int open_unlinked(const std::string& folder, int extra_flags) {
@@ -36,28 +44,6 @@ int open_unlinked(const std::string& folder, int extra_flags) {
   fd = ::mkostemp(name.data(), O_CLOEXEC | extra_flags);
   if (fd >= 0) ::unlink(name.c_str());
   return fd;
-}
-
-double seconds_since(std::chrono::steady_clock::time_point start) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
-// Moves all bytes, continuing short reads and writes. Returns 0 or an errno; `at` is where it stopped.
-int move_all(int fd, bool write, char* memory, size_t nbytes, uint64_t offset, uint64_t* at) {
-  size_t moved = 0;
-  while (moved < nbytes) {
-    const off_t where = static_cast<off_t>(offset + moved);
-    const ssize_t n = write ? ::pwrite(fd, memory + moved, nbytes - moved, where)
-                            : ::pread(fd, memory + moved, nbytes - moved, where);
-    if (n > 0) {
-      moved += static_cast<size_t>(n);
-    } else if (n == 0 || errno != EINTR) {
-      *at = offset + moved;
-      // Nothing moved without an error: the file ends before the data that was written to it.
-      return n == 0 ? (write ? ENOSPC : ENODATA) : errno;
-    }
-  }
-  return 0;
 }
 
 uint64_t sample_checksum(const char* memory, size_t nbytes, size_t memory_offset) {
@@ -91,15 +77,15 @@ void SpillSpace::add_folder(const std::string& path) {
   reserve_file(files_.back(), kPage);
   char* page = static_cast<char*>(PagePool().take(kPage));
   std::memset(page, 0, kPage);
-  uint64_t at = 0;
-  int error = move_all(file.fd, true, page, kPage, 0, &at);
-  if (error == EINVAL && file.direct) {
+  const Request first{files_.size() - 1, file.fd, true, page, c10::kCPU, kPage, 0};
+  Moved moved = move_all(posix_path(), first);
+  if (moved.error == EINVAL && file.direct) {
     ::fcntl(file.fd, F_SETFL, ::fcntl(file.fd, F_GETFL) & ~O_DIRECT);
     files_.back().direct = false;
-    error = move_all(file.fd, true, page, kPage, 0, &at);
+    moved = move_all(posix_path(), first);
   }
   PagePool().give(page, kPage);
-  if (error != 0) fail("can't write a spill file in", path, error, "Pass another folder as `ssd`.");
+  if (moved.error != 0) fail("can't write a spill file in", path, moved, "Pass another folder as `ssd`.");
 }
 
 void SpillSpace::reserve_file(File& file, uint64_t nbytes) {
@@ -118,52 +104,15 @@ void SpillSpace::reserve_file(File& file, uint64_t nbytes) {
   file.reserved = nbytes;
 }
 
-FolderSpeed SpillSpace::measure(size_t folder, size_t nbytes) {
+FolderSpeed SpillSpace::measure(size_t folder, size_t nbytes, TestMemory test) {
   File& file = files_.at(folder);
-  nbytes = round_up(nbytes, kRequest);
+  const Path& path = path_of(test.device);
+  nbytes = round_up(nbytes, path.request);
   reserve_file(file, nbytes);
-  // The memory is used again and again: the test is to tell about the drive, not to need much itself.
-  const size_t span = std::min(nbytes, 2 * kThreadsPerChannel * kRequest);
-  PagePool pool;
-  char* memory = static_cast<char*>(pool.take(span));
-  std::memset(memory, 1, span);
-  std::atomic<int> error{0};
-  // Each thread takes every second request of its part [from, to).
-  const auto pass = [&](bool write, size_t from, size_t to, std::vector<std::thread>& threads) {
-    for (size_t t = 0; t < kThreadsPerChannel; ++t) {
-      threads.emplace_back([&, write, from, to, t] {
-        for (size_t at = from + t * kRequest; at < to; at += kThreadsPerChannel * kRequest) {
-          uint64_t where = 0;
-          const int e = move_all(file.fd, write, memory + at % span, std::min(kRequest, to - at), at, &where);
-          if (e != 0) error = e;
-        }
-      });
-    }
-  };
-  const auto timed = [&](auto&& body) {
-    std::vector<std::thread> threads;
-    const auto start = std::chrono::steady_clock::now();
-    body(threads);
-    for (auto& thread : threads) thread.join();
-    return seconds_since(start);
-  };
-  timed([&](auto& threads) { pass(true, 0, nbytes, threads); });  // first writes into new space are slower
-  const double write_s = timed([&](auto& threads) { pass(true, 0, nbytes, threads); });
-  const double read_s = timed([&](auto& threads) { pass(false, 0, nbytes, threads); });
-  const size_t half = round_up(nbytes / 2, kRequest);
-  const double mixed_s = timed([&](auto& threads) {
-    pass(true, 0, half, threads);
-    pass(false, half, nbytes, threads);
-  });
-  const auto start = std::chrono::steady_clock::now();
-  uint64_t where = 0;
-  for (size_t i = 0; i < 8; ++i) move_all(file.fd, false, memory, kPage, i * (nbytes / 8) / kPage * kPage, &where);
-  const double latency_s = seconds_since(start) / 8;
-  pool.give(memory, span);
-  pool.trim(span);
-  if (error != 0) fail("the speed test failed in", file.path, error, "Pass another folder as `ssd`.");
-  const double n = static_cast<double>(nbytes);
-  return {n / read_s, n / write_s, n / mixed_s, latency_s};
+  Moved failed;
+  const FolderSpeed speed = test_speed(path, folder, file.fd, nbytes, kThreadsPerChannel, test, &failed);
+  if (failed.error != 0) fail("the speed test failed in", file.path, failed, "Pass another folder as `ssd`.");
+  return speed;
 }
 
 void SpillSpace::start(const std::vector<unsigned>& weights) {
@@ -173,6 +122,7 @@ void SpillSpace::start(const std::vector<unsigned>& weights) {
     for (const unsigned w : weights) sum += w;
     return sum;
   }();
+  stripe_unit_ = std::max(host_path_.stripe_unit, device_path_.stripe_unit);
   pattern_units_.assign(files_.size(), 0);
   for (size_t unit = 0; unit < total; ++unit) {
     size_t best = 0;
@@ -206,10 +156,10 @@ void SpillSpace::stop() {
 }
 
 void SpillSpace::reserve(uint64_t nbytes) {
-  const uint64_t stripe = kStripeUnit * pattern_.size();
+  const uint64_t stripe = stripe_unit_ * pattern_.size();
   nbytes = round_up(nbytes, stripe);
   if (nbytes <= reserved_) return;
-  for (size_t f = 0; f < files_.size(); ++f) reserve_file(files_[f], nbytes / stripe * pattern_units_[f] * kStripeUnit);
+  for (size_t f = 0; f < files_.size(); ++f) reserve_file(files_[f], nbytes / stripe * pattern_units_[f] * stripe_unit_);
   const Extent grown{reserved_, nbytes - reserved_};
   reserved_ = nbytes;
   free(grown);
@@ -266,21 +216,22 @@ void SpillSpace::free(const Extent& extent) {
 std::vector<SpillSpace::Piece> SpillSpace::pieces_of(Transfer* transfer) const {
   std::vector<Piece> pieces;
   const uint64_t units = pattern_.size();
+  const size_t request = path_of(transfer->device).request;
   uint64_t at = transfer->extent.offset;
   const uint64_t end = at + transfer->extent.nbytes;
   while (at < end) {
-    const uint64_t unit = at / kStripeUnit;
+    const uint64_t unit = at / stripe_unit_;
     const size_t slot = static_cast<size_t>(unit % units);
     const size_t file = pattern_[slot];
     const uint64_t file_unit = unit / units * pattern_units_[file] + unit_rank_[slot];
-    const uint64_t inside = at % kStripeUnit;
-    const size_t n = static_cast<size_t>(std::min(kStripeUnit - inside, end - at));
-    const uint64_t file_offset = file_unit * kStripeUnit + inside;
+    const uint64_t inside = at % stripe_unit_;
+    const size_t n = static_cast<size_t>(std::min(stripe_unit_ - inside, end - at));
+    const uint64_t file_offset = file_unit * stripe_unit_ + inside;
     const size_t memory_offset = static_cast<size_t>(at - transfer->extent.offset);
     Piece* last = pieces.empty() ? nullptr : &pieces.back();
     // Neighbouring units of one file make one request, up to its best size.
     if (last != nullptr && last->file == file && last->file_offset + last->nbytes == file_offset &&
-        last->nbytes + n <= kRequest) {
+        last->nbytes + n <= request) {
       last->nbytes += n;
     } else {
       pieces.push_back({transfer, file, file_offset, memory_offset, n});
@@ -316,7 +267,10 @@ void SpillSpace::promote(Transfer* transfer) {
                         [&](const Piece& piece) { return piece.transfer == transfer; });
 }
 
+bool SpillSpace::on_io_thread() { return t_io_thread; }
+
 void SpillSpace::run(Channel& channel) {
+  t_io_thread = true;
   std::unique_lock<std::mutex> lock(mutex_);
   for (;;) {
     channel.work.wait(lock, [&] { return stopping_ || !channel.queue.empty(); });
@@ -329,29 +283,51 @@ void SpillSpace::run(Channel& channel) {
   }
 }
 
+Moved SpillSpace::move_bytes(const Piece& piece) const {
+  const Transfer& transfer = *piece.transfer;
+  if (transfer.before) {
+    try {
+      transfer.before();
+    } catch (const std::exception& error) {
+      return {0, EIO, error.what()};
+    }
+  }
+  return move_all(path_of(transfer.device),
+                  {piece.file, files_[piece.file].fd, transfer.direction == Transfer::Direction::kWrite,
+                   transfer.memory + piece.memory_offset, transfer.device, piece.nbytes, piece.file_offset});
+}
+
 void SpillSpace::move(const Piece& piece) {
   Transfer& transfer = *piece.transfer;
   if (const unsigned max_us = max_delay_us_) {
     static thread_local std::minstd_rand random(std::random_device{}());
     ::usleep(static_cast<useconds_t>(random() % max_us));
   }
-  uint64_t at = 0;
-  char* memory = transfer.memory + piece.memory_offset;
-  const int error = move_all(files_[piece.file].fd, transfer.direction == Transfer::Direction::kWrite, memory,
-                             piece.nbytes, piece.file_offset, &at);
-  const uint64_t checksum = sample_checksum(memory, piece.nbytes, piece.memory_offset);
+  Moved moved = move_bytes(piece);
+  const uint64_t checksum =
+      transfer.device.is_cpu()
+          ? sample_checksum(transfer.memory + piece.memory_offset, piece.nbytes, piece.memory_offset)
+          : 0;
   bool last = false;
   {
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (error != 0 && transfer.error == 0) {
-      transfer.error = error;
+    if (moved.error != 0 && transfer.error == 0) {
+      transfer.error = moved.error;
+      transfer.error_text = std::move(moved.text);
       transfer.error_path = files_[piece.file].path;
-      transfer.error_offset = at;
+      transfer.error_offset = piece.file_offset + moved.nbytes;
     }
     transfer.checksum += checksum;
     last = --transfer.pieces_left == 0;
   }
   if (last) done_(&transfer);
+}
+
+std::string Transfer::reason() const {
+  if (!error_text.empty()) return in_words(error, error_text);
+  if (error == ENODATA) return in_words(error, "the file is shorter than what was written to it");
+  if (error == EBADMSG) return in_words(error, "the file holds other bytes than were written to it");
+  return in_words(error, "");
 }
 
 }  // namespace teraio

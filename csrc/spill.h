@@ -2,6 +2,8 @@
 // threads that read and write it.
 // In: memory ranges and extents. Out: finished transfers. Must not know: storages, budgets, plans, Python.
 #pragma once
+#include <c10/core/Device.h>
+
 #include <atomic>
 #include <condition_variable>
 #include <cstddef>
@@ -14,6 +16,9 @@
 #include <string>
 #include <thread>
 #include <vector>
+
+#include "io_path.h"
+#include "speed_test.h"
 
 namespace teraio {
 
@@ -28,23 +33,25 @@ struct Transfer {
   enum class Direction { kRead, kWrite };
   Direction direction = Direction::kRead;
   char* memory = nullptr;
+  c10::Device device{c10::kCPU};  // where the memory is
   Extent extent;
   void* user = nullptr;
+  // What has to be over before the memory may be touched: an I/O thread calls it, without the GIL, before the
+  // first byte of each piece. So it runs several times, at once too.
+  std::function<void()> before;
 
   // Filled in by the spill space; read them after the transfer is done.
-  int error = 0;  // errno; 0 when all bytes were moved
+  int error = 0;           // errno; 0 when all bytes were moved
+  std::string error_text;  // what the path said about it; empty for one that has nothing to add
   std::string error_path;
   uint64_t error_offset = 0;
   size_t pieces_left = 0;
   // Over a sample of the bytes, eight of each page: tells a file that lost or mixed up what was written to it.
+  // 0 for memory that the CPU can't read.
   uint64_t checksum = 0;
-};
 
-struct FolderSpeed {
-  double read_bytes_per_s = 0;
-  double write_bytes_per_s = 0;
-  double mixed_bytes_per_s = 0;
-  double latency_s = 0;
+  // The error in words, with its errno.
+  std::string reason() const;
 };
 
 class SpillSpace {
@@ -57,10 +64,17 @@ class SpillSpace {
 
   // Opens a private, already unlinked file in the folder. Throws SpillError.
   void add_folder(const std::string& path);
+  size_t folders() const { return files_.size(); }
   // True where the file's reads and writes bypass the page cache.
   bool direct(size_t folder) const { return files_.at(folder).direct; }
-  // Runs reads and writes of `nbytes` over the folder's file. Throws SpillError. Call before start().
-  FolderSpeed measure(size_t folder, size_t nbytes);
+  // For paths that open the file a second time; it has no name.
+  int fd(size_t folder) const { return files_.at(folder).fd; }
+  // Host memory takes posix_path() unless told otherwise, memory of devices has none at first. Call before start().
+  void set_host_path(Path path) { host_path_ = std::move(path); }
+  void set_device_path(Path path) { device_path_ = std::move(path); }
+  // Runs reads and writes of `nbytes` over the folder's file, by the path that such memory takes. Throws SpillError.
+  // Call before start().
+  FolderSpeed measure(size_t folder, size_t nbytes, TestMemory test = {});
   // Stripes over the folders in proportion to `weights`, and starts the I/O threads.
   void start(const std::vector<unsigned>& weights);
   // Waits for transfers that run, drops those that have not begun, ends the threads, closes the files.
@@ -81,6 +95,8 @@ class SpillSpace {
   void submit(Transfer* transfer, bool urgent);
   // Delays every request at random by up to this long: for tests that seek races.
   void set_delay(unsigned max_us) { max_delay_us_ = max_us; }
+  // True on a thread that moves bytes: it must not wait for others that do.
+  static bool on_io_thread();
   // Moves what of it has not begun to the front of the queue.
   void promote(Transfer* transfer);
 
@@ -105,11 +121,16 @@ class SpillSpace {
 
   void run(Channel& channel);
   void move(const Piece& piece);
+  Moved move_bytes(const Piece& piece) const;
+  const Path& path_of(c10::Device device) const { return device.is_cpu() ? host_path_ : device_path_; }
   void reserve_file(File& file, uint64_t nbytes);
   std::vector<Piece> pieces_of(Transfer* transfer) const;
 
   std::function<void(Transfer*)> done_;
   std::vector<File> files_;
+  Path host_path_ = posix_path();
+  Path device_path_ = no_path();
+  uint64_t stripe_unit_ = 0;
   std::vector<size_t> pattern_;        // file of each stripe unit, repeated
   std::vector<uint64_t> unit_rank_;    // how many earlier units of the pattern lie in the same file
   std::vector<uint64_t> pattern_units_;  // units of the pattern per file

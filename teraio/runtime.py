@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -30,14 +31,14 @@ from teraio.engine.module_hooks import ModuleHooks
 from teraio.engine.places import Places
 from teraio.planner import ideal_s
 from teraio.planner import plan as make_plan
-from teraio.profiler.hardware import FolderSpeed, hardware, stripe_weights
+from teraio.profiler.hardware import hardware, stripe_weights
+from teraio.profiler.spill import open_spill
 from teraio.profiler.trace import Recorded, build_trace, with_durations
 from teraio.records import Hardware, Kind, MeasuredStall, Plan, RunReport, StepReport
 from teraio.sizes import format_size
 
 log = logging.getLogger("teraio")
 
-_MEASURED_BYTES = 128 << 20
 # Smaller storages stay in memory: too many, and too little to gain.
 MIN_STORAGE_BYTES = 16 << 10
 # A list op gets at most this part of the budget at once.
@@ -64,15 +65,12 @@ class Runtime:
         spill_bytes: int,
         profile_iterations: int,
         device: str,
+        require_gds: bool = False,
         on_trace: Callable[[], None] | None = None,
     ) -> None:
         """``on_trace`` is called when a trace is recorded; with it the run makes no plan."""
-        _C.set_error_types(errors.BudgetError, errors.SpillError)
-        measured = _C.open_spill([str(folder) for folder in folders], _MEASURED_BYTES)
-        speeds = [
-            FolderSpeed(folder=folder, **speed)
-            for folder, speed in zip(folders, measured, strict=True)
-        ]
+        self._spill = open_spill(folders, device=device, require_gds=require_gds)
+        speeds = self._spill.speeds
         weights = stripe_weights(speeds)
         self.budget_bytes = budget_bytes
         self.hardware: Hardware = hardware(budget_bytes, speeds, weights)
@@ -101,7 +99,11 @@ class Runtime:
         self._status = status.StatusFile()
         self._started_s = time.time()
         self._folders = tuple(str(folder) for folder in folders)
-        _C.start(weights, spill_bytes, budget_bytes, MIN_STORAGE_BYTES)
+        try:
+            _C.start(self._spill.space, weights, spill_bytes, budget_bytes, MIN_STORAGE_BYTES)
+        except BaseException:
+            self._spill.close()
+            raise
         raw_access.install()
         list_ops.install(budget_bytes // _LIST_OP_SHARE)
         self._optimizer_hooks = [
@@ -110,11 +112,12 @@ class Runtime:
         ]
         for speed in speeds:
             log.info(
-                "spill folder %s: read %.2f GB/s, write %.2f GB/s%s",
+                "spill folder %s: read %.2f GB/s, write %.2f GB/s by %s (%s)",
                 speed.folder,
                 speed.read_bytes_per_s / 1e9,
                 speed.write_bytes_per_s / 1e9,
-                "" if speed.direct else " (buffered: the file system has no direct I/O)",
+                speed.path,
+                speed.reason,
             )
 
     # ------------------------------------------------------------ models
@@ -174,6 +177,10 @@ class Runtime:
     def _model_died(self, key: int) -> None:
         if key not in self._models or self.phase == "closed":
             return
+        if _C.on_io_thread():
+            # Python's collector runs on any thread that runs Python, and closing waits for I/O.
+            threading.Thread(target=self._model_died, args=(key,)).start()
+            return
         try:
             self._forget(key)
         except errors.SpillError as error:  # nobody is there to catch it
@@ -196,7 +203,10 @@ class Runtime:
         list_ops.uninstall()
         raw_access.uninstall()
         self._status.close()
-        _C.stop()
+        try:
+            _C.stop()
+        finally:
+            self._spill.close()
         log.info("closed: everything is back in memory")
 
     def report(self) -> RunReport:
