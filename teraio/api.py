@@ -41,6 +41,7 @@ def offload(
     ssd: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
     profile_iterations: int = 2,
     allow_tmpfs: bool = False,
+    require_gds: bool = False,
 ) -> _Model:
     """Puts training of ``model`` under a memory budget; returns the same object.
 
@@ -54,7 +55,9 @@ def offload(
     cache
     folder. The first ``profile_iterations`` (at least 2: the first makes the optimizer's states)
     are
-    watched to make the plan. A further model shares the budget of the first.
+    watched to make the plan. A further model shares the budget of the first. With ``require_gds``
+    any way to the SSDs but GPUDirect Storage is an error; without it the faster way is taken, and
+    the report's ``hardware.tiers[...].folders`` say for each folder which one that is and why.
 
     Raises ConfigurationError for arguments that can't be used and SpillError for folders that
     can't.
@@ -94,6 +97,7 @@ def offload(
         spill_bytes=_spill_bytes(model, budget),
         profile_iterations=profile_iterations,
         device="cpu",
+        require_gds=require_gds,
     )
     try:
         _runtime.add_model(model)

@@ -96,9 +96,10 @@ def try_out(fd: int) -> None:
 
     An old driver is found so: kvikio looks for what it needs in it at its first request.
     """
+    page = bytearray(_PAGE)
     with closing(_open(fd, by_gds=False)) as file:
         try:
-            file.pwrite(bytearray(_PAGE), _PAGE, 0).get()
+            file.pwrite(page, _PAGE, 0).get()
         except (RuntimeError, OSError) as error:
             raise ConfigurationError(
                 f"kvikio can't move any bytes ({error}); update the CUDA driver, or install the "
@@ -153,14 +154,15 @@ class KvikioPath:
     def _wait_for_tasks(self, file: Any) -> None:
         """Waits until no task of kvikio's that was there before touches memory or files.
 
-        A request of several tasks fails as soon as one does, while others still run. Tasks begin
-        in order, so once a later one is done all earlier ones have begun; and to change the number
-        of threads, even to what it is, kvikio waits for what runs.
+        Before kvikio 26.10 a request of several tasks fails as soon as one does, while others may
+        still run. Tasks begin in order, so once a later one is done all earlier ones have begun;
+        and to set the number of threads, even to what it is, kvikio waits for what runs.
         """
         defaults = load().defaults
+        page = bytearray(_PAGE)
         with _pool:
             with suppress(RuntimeError, OSError):
-                file.pread(bytearray(_PAGE), _PAGE, 0).get()
+                file.pread(page, _PAGE, 0).get()
             threads = defaults.get("num_threads")
             defaults.set("num_threads", threads)
 

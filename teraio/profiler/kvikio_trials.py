@@ -58,7 +58,7 @@ class KvikioTrials:
             self._spill.owned.enter_context(kvikio_path.configure(self._tuned()))
             speeds = [self._measure(folder) for folder in self._all]
         if not self._on_host:
-            speeds = [self._or_gds(folder, speeds[folder]) for folder in self._all]
+            speeds = [choice(speeds[i], self._gds(i), self._require_gds) for i in self._all]
         self._spill.speeds = speeds
         chosen = self._path([i for i in self._all if speeds[i].path == GPUDIRECT])
         self._spill.owned.enter_context(closing(chosen))
@@ -109,21 +109,8 @@ class KvikioTrials:
 
     # ------------------------------------------------------------ GPUDirect Storage
 
-    def _or_gds(self, folder: int, posix: FolderSpeed) -> FolderSpeed:
-        """The faster of kvikio's POSIX path and GPUDirect Storage, and why."""
-        found = self._gds(folder)
-        if isinstance(found, Obstacle):
-            if self._require_gds:
-                raise no_gds(posix.folder, found)
-            return replace(posix, reason=found.cause)
-        both = f"it has {_rates(found)}, kvikio's POSIX path {_rates(posix)}"
-        if self._require_gds:
-            return replace(found, reason=f"required; {both}")
-        if found.mixed_bytes_per_s >= posix.mixed_bytes_per_s:
-            return replace(found, reason=f"the faster one; {both}")
-        return replace(posix, reason=f"GPUDirect Storage works but is slower; {both}")
-
     def _gds(self, folder: int) -> FolderSpeed | Obstacle:
+        """What GPUDirect Storage does with the folder, or why it can't be tried or failed."""
         found = gds.obstacle(self._spill.folders[folder])
         if found is None and not self._spill.direct[folder]:
             found = Obstacle("the file system has no direct I/O", "Use a folder on ext4 or xfs.")
@@ -142,6 +129,23 @@ def least_near_the_best(choices: Sequence[int], rate: Callable[[int], float]) ->
     rates = [rate(choice) for choice in choices]
     enough = _NEAR_THE_BEST * max(rates)
     return next(choice for choice, found in zip(choices, rates, strict=True) if found >= enough)
+
+
+def choice(posix: FolderSpeed, direct: FolderSpeed | Obstacle, required: bool) -> FolderSpeed:
+    """The faster of kvikio's POSIX path and GPUDirect Storage, with the reason.
+
+    Raises ConfigurationError where GPUDirect Storage is required and ``direct`` is an obstacle.
+    """
+    if isinstance(direct, Obstacle):
+        if required:
+            raise no_gds(posix.folder, direct)
+        return replace(posix, reason=direct.cause)
+    both = f"{GPUDIRECT} has {_rates(direct)}, kvikio's POSIX path {_rates(posix)}"
+    if required:
+        return replace(direct, reason=f"required; {both}")
+    if direct.mixed_bytes_per_s >= posix.mixed_bytes_per_s:
+        return replace(direct, reason=f"the faster one; {both}")
+    return replace(posix, reason=f"the faster one; {both}")
 
 
 def _rates(speed: FolderSpeed) -> str:

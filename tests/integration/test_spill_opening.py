@@ -1,0 +1,120 @@
+"""A run says for each folder by which path its bytes move and why, and heeds what was asked for.
+
+In: folders, $TERAIO_IO, require_gds. Out: the record of the choice, or one error with the remedy.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+import teraio
+from teraio.engine import gds
+from teraio.engine.gds import Obstacle
+from teraio.profiler import spill as opening
+from teraio.profiler.hardware import FolderSpeed
+from teraio.profiler.kvikio_trials import GPUDIRECT, POSIX, choice, least_near_the_best
+from teraio.profiler.spill import open_spill
+from teraio.records import SpillFolder
+
+
+def offloaded(folder: Path, **more: object) -> teraio.RunReport:
+    model = torch.nn.Linear(64, 64)
+    teraio.offload(model, memory_budget=1 << 40, ssd=folder, **more)  # type: ignore[arg-type]
+    report = teraio.report(model)
+    teraio.restore(model)
+    return report
+
+
+def test_the_report_and_the_log_name_the_path_of_each_folder_and_why(
+    spill: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(opening.ENVIRONMENT, raising=False)
+    with caplog.at_level(logging.INFO, logger="teraio"):
+        report = offloaded(Path(spill))
+    found = report.hardware.tiers[0].folders
+    assert found == (
+        SpillFolder(folder=spill, path=opening.DIRECT, reason="training runs on the CPU"),
+    )
+    assert f"by {opening.DIRECT} (training runs on the CPU)" in caplog.text
+
+
+def test_a_file_system_without_direct_io_is_the_reason_for_buffered_io(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv(opening.ENVIRONMENT, raising=False)
+    spill = open_spill([Path("/dev/shm")])  # newer kernels have direct I/O even there
+    speed = spill.speeds[0]
+    spill.close()
+    assert speed.path == (opening.DIRECT if speed.direct else opening.BUFFERED)
+    assert ("no direct I/O" in speed.reason) == (not speed.direct)
+
+
+def test_required_gpudirect_storage_that_can_not_be_is_an_error(
+    spill: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = Obstacle("the kernel module nvidia-fs is not loaded", "sudo modprobe nvidia-fs.")
+    monkeypatch.setattr(gds, "obstacle", lambda _: missing)
+    with pytest.raises(teraio.ConfigurationError) as raised:
+        offloaded(Path(spill), require_gds=True)
+    for part in ("require_gds=True", spill, missing.cause, missing.remedy):
+        assert part in str(raised.value)
+
+
+def test_gpudirect_storage_is_not_for_models_on_the_cpu(
+    spill: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gds, "obstacle", lambda _: None)
+    with pytest.raises(teraio.ConfigurationError, match="the model is on the CPU"):
+        offloaded(Path(spill), require_gds=True)
+
+
+def test_an_unknown_way_of_io_is_refused(spill: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(opening.ENVIRONMENT, "magic")
+    with pytest.raises(teraio.ConfigurationError, match="TERAIO_IO is 'magic'"):
+        offloaded(Path(spill))
+
+
+def speed(path: str, mixed: float) -> FolderSpeed:
+    return FolderSpeed(
+        folder=Path("/mnt/nvme0"),
+        path=path,
+        reason="",
+        direct=True,
+        read_bytes_per_s=mixed,
+        write_bytes_per_s=mixed,
+        mixed_bytes_per_s=mixed,
+        latency_s=1e-4,
+    )
+
+
+@pytest.mark.parametrize(
+    ("direct", "required", "path", "reason"),
+    [
+        (6e9, False, GPUDIRECT, "the faster one; GPUDirect Storage has 6.00 GB/s"),
+        (3e9, False, POSIX, "the faster one; GPUDirect Storage has 3.00 GB/s"),
+        (3e9, True, GPUDIRECT, "required"),
+    ],
+)
+def test_the_faster_path_is_taken_unless_one_is_required(
+    direct: float, required: bool, path: str, reason: str
+) -> None:
+    chosen = choice(speed(POSIX, 5e9), speed(GPUDIRECT, direct), required)
+    assert chosen.path == path
+    assert chosen.reason.startswith(reason)
+    assert chosen.mixed_bytes_per_s == (direct if path == GPUDIRECT else 5e9)
+
+
+def test_an_obstacle_is_the_reason_or_the_error() -> None:
+    failed = Obstacle("a trial failed: cuFile said no", "See cufile.log.")
+    assert choice(speed(POSIX, 5e9), failed, False).reason == failed.cause
+    with pytest.raises(teraio.ConfigurationError, match=r"/mnt/nvme0: a trial failed"):
+        choice(speed(POSIX, 5e9), failed, True)
+
+
+def test_the_least_that_is_near_the_best_is_taken() -> None:
+    rates = {2: 3.0, 4: 4.8, 8: 5.0, 16: 4.9}
+    assert least_near_the_best(list(rates), rates.__getitem__) == 4
