@@ -149,7 +149,7 @@ class KvikioPath:
             return int(move(memory, nbytes, offset).get())
         except (RuntimeError, OSError) as error:
             self._wait_for_tasks(file)
-            raise _with_errno(error, write) from error
+            raise _with_errno(error) from error
 
     def _wait_for_tasks(self, file: Any) -> None:
         """Waits until no task of kvikio's that was there before touches memory or files.
@@ -224,7 +224,7 @@ def _memory(address: int, device: int, nbytes: int) -> object:
     )
 
 
-def _with_errno(error: Exception, write: bool) -> OSError:
+def _with_errno(error: Exception) -> OSError:
     """kvikio's errors have no number, only the system's words for it."""
     text = str(error)
     if isinstance(error, OSError) and error.errno:
@@ -233,5 +233,8 @@ def _with_errno(error: Exception, write: bool) -> OSError:
         return OSError(
             errno.ENODATA, f"kvikio: {text}, the file is shorter than what was written to it"
         )
-    number = next((n for n in errno.errorcode if os.strerror(n) in text), errno.EIO)
-    return OSError(number, f"kvikio: {text}")
+    if "POSIX error: Operation not permitted" in text:  # so it calls a bad file descriptor
+        return OSError(errno.EBADF, f"kvikio: {text}")
+    words = {os.strerror(number): number for number in errno.errorcode}
+    found = max((word for word in words if word in text), key=len, default="")
+    return OSError(words.get(found, errno.EIO), f"kvikio: {text}")
