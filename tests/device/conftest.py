@@ -1,0 +1,31 @@
+"""The simulated device as a fixture.
+
+In: a C++ compiler. Out: ``sim``, built and clean for each test. Must not know: single tests.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from tests.device.sim import SimModule, load
+
+
+@pytest.fixture
+def sim() -> Iterator[SimModule]:
+    """The device as after loading: nothing in its memory, no delay, limit or callback, seed 0."""
+    device = load()
+    threads = torch.get_num_threads()
+    swapping = torch.__future__.get_swap_module_params_on_conversion()
+    torch.set_num_threads(1)
+    # Module.to("sim") keeps its parameters, so that tied ones stay tied, as Module.to("cuda") does.
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    device.reset()
+    yield device
+    gc.collect()
+    device.reset()
+    torch.__future__.set_swap_module_params_on_conversion(swapping)
+    torch.set_num_threads(threads)
