@@ -7,7 +7,7 @@ measured speed, the path that was chosen and why. Must not know: models, plans.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -59,24 +59,42 @@ def open_spill(folders: Sequence[Path], *, device: str = "cpu", require_gds: boo
     but GPUDirect Storage is an error.
 
     Raises SpillError for folders that can't be used, ConfigurationError where GPUDirect Storage is
-    required and can't be had, or where kvikio is needed and can't be used.
+    required and can't be had, where kvikio is needed and can't be used, or for another device.
     """
-    on_host = torch.device(device).type == "cpu"
-    by_kvikio = _wants_kvikio() or not on_host
+    kind = torch.device(device).type
+    if kind not in CHOOSERS:
+        raise ConfigurationError(
+            f"storages on {device} can't be spilled; put the model on {' or '.join(CHOOSERS)}."
+        )
     if require_gds:
-        _check_gds(folders, on_host)
+        _check_gds(folders, kind)
     spill = Spill(folders)
     try:
-        if by_kvikio:
-            from teraio.profiler.kvikio_trials import KvikioTrials
-
-            KvikioTrials(spill, device, require_gds).choose()
-        else:
-            spill.speeds = [_host_speed(spill, folder) for folder in range(len(folders))]
+        CHOOSERS[kind](spill, device, require_gds)
     except BaseException:
         spill.close()
         raise
     return spill
+
+
+def _for_host(spill: Spill, device: str, require_gds: bool) -> None:
+    named = os.environ.get(ENVIRONMENT, "")
+    if named not in ("", "native", "kvikio"):
+        raise ConfigurationError(f"{ENVIRONMENT} is {named!r}; set it to native or kvikio.")
+    if named == "kvikio":
+        _by_kvikio(spill, device, require_gds)
+    else:
+        spill.speeds = [_host_speed(spill, folder) for folder in range(len(spill.folders))]
+
+
+def _by_kvikio(spill: Spill, device: str, require_gds: bool) -> None:
+    from teraio.profiler.kvikio_trials import KvikioTrials
+
+    KvikioTrials(spill, device, require_gds).choose()
+
+
+# What fills in the speeds and sets the path, by the type of the device.
+CHOOSERS: dict[str, Callable[[Spill, str, bool], None]] = {"cpu": _for_host, "cuda": _by_kvikio}
 
 
 def no_gds(folder: Path, obstacle: Obstacle) -> ConfigurationError:
@@ -87,18 +105,11 @@ def no_gds(folder: Path, obstacle: Obstacle) -> ConfigurationError:
     )
 
 
-def _wants_kvikio() -> bool:
-    named = os.environ.get(ENVIRONMENT, "")
-    if named not in ("", "native", "kvikio"):
-        raise ConfigurationError(f"{ENVIRONMENT} is {named!r}; set it to native or kvikio.")
-    return named == "kvikio"
-
-
-def _check_gds(folders: Sequence[Path], on_host: bool) -> None:
+def _check_gds(folders: Sequence[Path], kind: str) -> None:
     for folder in folders:
         found = gds.obstacle(folder)
-        if on_host and found is None:
-            found = Obstacle("the model is on the CPU", "Move the model to a GPU.")
+        if kind != "cuda" and found is None:
+            found = Obstacle(f"the model is on {kind}", "Put the model on a GPU.")
         if found is not None:
             raise no_gds(folder, found)
 

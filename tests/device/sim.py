@@ -3,8 +3,8 @@
 In: the sources in csrc/, a C++ compiler. Out: ``torch.sim``, the device ``"sim:0"``. Must not know:
 teraio.
 
-A kernel runs later than its op, on the thread of its stream; memory that is freed is reused at once in
-stream order and filled with NaN before. So what would be a race on a GPU is one here.
+A kernel runs later than its op, on the thread of its stream; memory that is freed is reused at once
+in stream order and filled with NaN before. So what would be a race on a GPU is one here.
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ FLAGS = [
     "-Wshadow",
     "-Werror",
 ]
+
+
+_MEMORY_BYTES = 4 << 30
 
 
 class SimModule(types.ModuleType):
@@ -142,6 +145,10 @@ class SimModule(types.ModuleType):
         finally:
             self._native.resume(number)
 
+    def get_memory_info(self) -> tuple[int, int]:
+        """Bytes that are free, and all: as much as tests may need."""
+        return _MEMORY_BYTES - int(self._native.reserved()), _MEMORY_BYTES
+
     def set_memory_limit(self, nbytes: int | None) -> None:
         """Bytes that the device has; allocations beyond them raise ``torch.OutOfMemoryError``."""
         self._native.set_memory_limit(-1 if nbytes is None else nbytes)
@@ -149,8 +156,8 @@ class SimModule(types.ModuleType):
     def set_free_memory_callback(self, address: int | None, *, every_miss: bool = False) -> None:
         """The address of a C function ``bool (*)(void)`` that may free memory of the device.
 
-        It is called, under the allocator's lock, when no free block fits and a new one would break the
-        limit; with ``every_miss``, whenever no free block fits.
+        It is called, under the allocator's lock, when no free block fits and a new one would break
+        the limit; with ``every_miss``, whenever no free block fits.
         """
         self._native.set_free_memory_callback(address or 0, every_miss)
 

@@ -68,8 +68,13 @@ def test_gpudirect_storage_is_not_for_models_on_the_cpu(
     spill: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gds, "obstacle", lambda _: None)
-    with pytest.raises(teraio.ConfigurationError, match="the model is on the CPU"):
+    with pytest.raises(teraio.ConfigurationError, match="the model is on cpu"):
         offloaded(Path(spill), require_gds=True)
+
+
+def test_a_device_that_nothing_moves_memory_of_is_refused(spill: str) -> None:
+    with pytest.raises(teraio.ConfigurationError, match=r"on mps can't be .* cpu or cuda"):
+        open_spill([Path(spill)], device="mps")
 
 
 def test_an_unknown_way_of_io_is_refused(spill: str, monkeypatch: pytest.MonkeyPatch) -> None:

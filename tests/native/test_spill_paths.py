@@ -6,14 +6,11 @@ one that moves memory of a device: the spill space itself can't tell.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import gc
-import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -28,40 +25,10 @@ from teraio import _C
 from teraio.engine.testing import send_away
 from teraio.profiler import spill as opening
 from tests.integration.training import Case, Training, digests, plain, unlimited_peak
+from tests.native.python_path import LARGEST, PAGE, PythonPath, Request
 
-PAGE = 4096
 MIB = 1 << 20
-LARGEST = 64 * MIB
 STRIPE_UNIT = 16 * MIB
-
-
-@dataclass(frozen=True)
-class Request:
-    folder: int
-    write: bool
-    address: int
-    device: int
-    nbytes: int
-    offset: int
-
-
-class PythonPath:
-    """Moves at most ``most`` bytes of each request, and remembers what it was asked for."""
-
-    def __init__(self, fds: Sequence[int], most: int = LARGEST) -> None:
-        self.fds, self.most = fds, most
-        self.requests: list[Request] = []
-        self.hook: Callable[[Request], int | None] = lambda _: None
-
-    def __call__(self, *args: Any) -> int:
-        request = Request(*args)
-        self.requests.append(request)
-        answer = self.hook(request)
-        if answer is not None:
-            return answer
-        memory = (ctypes.c_char * min(request.nbytes, self.most)).from_address(request.address)
-        move = os.pwritev if request.write else os.preadv
-        return int(move(self.fds[request.folder], [memory], request.offset))
 
 
 class Alone:
@@ -317,15 +284,13 @@ def test_a_failed_speed_test_says_why(tmp_path: Path) -> None:
 def by_python(monkeypatch: pytest.MonkeyPatch) -> list[PythonPath]:
     """Runs send host memory through a path written in Python."""
     paths: list[PythonPath] = []
-    native_speed = opening._host_speed
 
-    def host_speed(spill: opening.Spill, folder: int) -> Any:
-        if folder == 0:
-            paths.append(PythonPath(spill.fds))
-            spill.space.set_host_path(paths[-1])
-        return native_speed(spill, folder)
+    def choose(spill: opening.Spill, device: str, require_gds: bool) -> None:
+        paths.append(PythonPath(spill.fds))
+        spill.space.set_host_path(paths[-1])
+        spill.speeds = [opening._host_speed(spill, i) for i in range(len(spill.folders))]
 
-    monkeypatch.setattr(opening, "_host_speed", host_speed)
+    monkeypatch.setitem(opening.CHOOSERS, "cpu", choose)
     return paths
 
 
