@@ -18,6 +18,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -68,7 +69,23 @@ def load() -> Any:
             f"kvikio can't be imported ({type(error).__name__}: {error}); "
             "pip install kvikio-cu13, or kvikio-cu12 for CUDA 12."
         ) from error
+    _watch_forks()
     return kvikio
+
+
+@cache
+def _watch_forks() -> None:
+    os.register_at_fork(after_in_child=_end_without_kvikio)
+
+
+def _end_without_kvikio() -> None:
+    """Makes a process that was forked off end behind Python, before kvikio's library does.
+
+    There kvikio would end its threads, which live in the parent only, and hang or crash.
+    """
+    libc = ctypes.CDLL(None)
+    with suppress(AttributeError):  # on_exit is glibc's
+        libc.on_exit(libc._exit, None)
 
 
 def configure(settings: Settings) -> AbstractContextManager[None]:
@@ -122,6 +139,7 @@ class KvikioPath:
         self._files = [_open(fd, by_gds) for fd, by_gds in zip(fds, uses_gds, strict=True)]
         self._registered: list[_DeviceMemory] = []
         self._registers = any(uses_gds)
+        self._process = os.getpid()
         # Threads that are in kvikio when the interpreter ends would never return to it.
         atexit.register(self.close)
 
@@ -183,7 +201,12 @@ class KvikioPath:
             self._registered.append(memory)
 
     def close(self) -> None:
-        """Waits for requests that run, refuses further ones, and closes the files."""
+        """Waits for requests that run, refuses further ones, and closes the files.
+
+        In a process forked off there is nobody to wait for: there it does nothing.
+        """
+        if os.getpid() != self._process:
+            return
         with self._idle:
             self._closed = True
             self._idle.wait_for(lambda: self._in_flight == 0)

@@ -168,6 +168,24 @@ def test_a_program_that_never_restores_ends_as_usual(spill: str) -> None:
     assert (ended.returncode, ended.stderr) == (7, "")
 
 
+def test_a_process_forked_off_ends_as_usual(spill: str) -> None:
+    """Without pytest around it: the child must run Python's whole end."""
+    program = (
+        "import os, sys, torch, teraio; from teraio.engine.testing import send_away;"
+        "model = torch.nn.Linear(256, 256);"
+        "teraio.offload(model, memory_budget=1 << 40, ssd=sys.argv[1]);"
+        "send_away(model.weight); child = os.fork();"
+        "child or (print('child'), sys.exit(5));"
+        "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]));"
+        "model.weight.sum(); teraio.restore(model)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program, spill], cwd=ROOT, timeout=60, capture_output=True, text=True
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert sorted(ended.stdout.split()) == ["5", "child"]
+
+
 # ------------------------------------------------------------ the path alone
 
 
