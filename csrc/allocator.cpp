@@ -8,6 +8,7 @@
 #include <mutex>
 #include <new>
 #include <unordered_map>
+#include <utility>
 
 #include "engine.h"
 
@@ -118,7 +119,23 @@ Block* block_of_meta(c10::StorageImpl* storage) {
   return block;
 }
 
+Block* block_on_device(c10::StorageImpl* storage) {
+  at::DataPtr& data = storage->_mutable_data_ptr_no_checks();
+  if (data.get_deleter() == &block_released) return static_cast<Block*>(data.get_context());
+  Engine& engine = Engine::instance();
+  const Accelerator* accelerator = engine.accelerator();
+  if (storage->nbytes() < engine.min_block() || data.get() == nullptr || data.device() != accelerator->device() ||
+      !accelerator->owns(data)) {
+    return nullptr;
+  }
+  void* memory = data.get();
+  Block* block = engine.take_over(std::exchange(data, at::DataPtr()), storage->nbytes());
+  data = at::DataPtr(memory, block, &block_released, accelerator->device());
+  return block;
+}
+
 Block* rehome(c10::StorageImpl* storage) {
+  if (Engine::instance().accelerator() != nullptr) return block_on_device(storage);
   if (Block* block = block_of(storage)) return block;
   const at::DataPtr& data = storage->_mutable_data_ptr_no_checks();
   const bool plain = storage->device_type() == c10::kCPU && data.get() != nullptr && storage->resizable() &&

@@ -17,6 +17,10 @@ Block* block_of(c10::StorageImpl* storage);
 // is that of its storage, so a recording has births, uses and deaths of storages that have no data.
 Block* block_of_meta(c10::StorageImpl* storage);
 
+// The block of a storage of the engine's device, made at first sight; nullptr for storages of other devices, small
+// ones, and memory that PyTorch's allocator did not give.
+Block* block_on_device(c10::StorageImpl* storage);
+
 // Moves the data of a storage from elsewhere into a block, if it is PyTorch's own memory that nothing else shares.
 // Returns the block, or nullptr where it stays foreign. Throws as Engine::allocate does.
 Block* rehome(c10::StorageImpl* storage);

@@ -9,6 +9,7 @@
 
 #include <memory>
 #include <string>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -70,16 +71,29 @@ class Hold {
   bool write_;
 };
 
-void start(SpillHandle& handle, const std::vector<unsigned>& weights, uint64_t spill_bytes, uint64_t budget,
-           uint64_t min_block) {
+bool free_memory() { return engine().free_memory(); }
+
+// `device` is empty for the CPU.
+void start(SpillHandle& handle, const std::vector<unsigned>& weights, uint64_t spill_bytes, const std::string& device,
+           uint64_t host_bytes, uint64_t budget, uint64_t limit, uint64_t min_block) {
   auto spill = handle.take();
+  const Accelerator* accelerator = device.empty() ? nullptr : accelerator_of(device);
+  std::unique_ptr<HostTier> host;
   {
     const py::gil_scoped_release no_gil;
-    spill->start(weights);
+    spill->start(weights, accelerator);
     spill->reserve(spill_bytes);
+    if (accelerator != nullptr && host_bytes > 0) {
+      host = std::make_unique<HostTier>(*accelerator, host_bytes,
+                                        [](Transfer* transfer) { engine().transfer_done(transfer); });
+    }
   }
-  engine().start(std::move(spill), budget, min_block);
-  install_allocator();
+  engine().start(std::move(spill), std::move(host), accelerator, budget, limit, min_block);
+  if (accelerator == nullptr) {
+    install_allocator();
+  } else {
+    install_free_memory_callback(&free_memory);
+  }
   observer::enable();
 }
 
@@ -94,10 +108,13 @@ void unwatch_meta() {
   observer::disable();
 }
 
-void stop() {
+void stop(const std::optional<py::function>& before_memory_goes) {
   observer::disable();
   uninstall_allocator();
-  engine().stop();
+  engine().stop([&] {
+    const py::gil_scoped_acquire gil;
+    if (before_memory_goes) (*before_memory_goes)();
+  });
 }
 
 bool adopt(const py::handle& object, std::string name) {
@@ -182,10 +199,13 @@ struct PlanColumns {
   std::vector<std::string> op_names;
   std::vector<uint32_t> modules;
   std::vector<uint8_t> phases;
+  std::vector<uint64_t> needs;
 };
 
-void follow(const PlanColumns& ops, const std::vector<std::vector<std::tuple<int32_t, bool, int64_t>>>& actions,
-            const std::vector<std::vector<int32_t>>& births, const std::vector<std::vector<uint32_t>>& uses,
+// (storage, fetch, tier, extent), the tier as a number of TierKind.
+using Action = std::tuple<int32_t, bool, uint8_t, int64_t>;
+
+void follow(const PlanColumns& ops, const std::vector<std::vector<Action>>& actions, const std::vector<std::vector<int32_t>>& births, const std::vector<std::vector<uint32_t>>& uses,
             const std::vector<bool>& persistent, const std::vector<std::tuple<uint64_t, uint32_t, uint32_t>>& anchors,
             const std::vector<std::pair<int32_t, uint64_t>>& bound) {
   auto schedule = std::make_unique<Schedule>();
@@ -195,7 +215,9 @@ void follow(const PlanColumns& ops, const std::vector<std::vector<std::tuple<int
   }
   schedule->action_offsets.push_back(0);
   for (const auto& at : actions) {
-    for (const auto& [storage, fetch, extent] : at) schedule->actions.push_back({storage, fetch, extent});
+    for (const auto& [storage, fetch, tier, extent] : at) {
+      schedule->actions.push_back({storage, fetch, static_cast<TierKind>(tier), extent});
+    }
     schedule->action_offsets.push_back(static_cast<uint32_t>(schedule->actions.size()));
   }
   schedule->birth_offsets.push_back(0);
@@ -209,6 +231,7 @@ void follow(const PlanColumns& ops, const std::vector<std::vector<std::tuple<int
     schedule->use_offsets.push_back(static_cast<uint32_t>(schedule->uses.size()));
   }
   schedule->persistent = persistent;
+  schedule->needs = ops.needs;
   for (const auto& [key, occurrence, op] : anchors) {
     auto& positions = schedule->anchors[key];
     if (positions.size() <= occurrence) positions.resize(occurrence + 1, op);
@@ -252,7 +275,7 @@ PYBIND11_MODULE(_C, m) {
 
   bind_spill_space(m);
   m.def("start", &start);
-  m.def("stop", &stop);
+  m.def("stop", &stop, py::arg("before_memory_goes") = py::none());
   m.def("watch_meta", &watch_meta);
   m.def("unwatch_meta", &unwatch_meta);
   m.def("log_calls", [] { calls::log(true); });
@@ -260,6 +283,27 @@ PYBIND11_MODULE(_C, m) {
   m.def("on_io_thread", &SpillSpace::on_io_thread);
   m.def("active", [] { return engine().active(); });
   m.def("release_free_pages", [] { engine().release_free_pages(); });
+  m.def("reserve_host", [](uint64_t nbytes) {
+    std::vector<std::pair<uintptr_t, size_t>> chunks;
+    for (const auto& [memory, size] : engine().reserve_host(nbytes)) {
+      chunks.emplace_back(reinterpret_cast<uintptr_t>(memory), size);
+    }
+    return chunks;
+  });
+  m.def("host_speeds", [](size_t nbytes) {
+    const py::gil_scoped_release no_gil;
+    const HostSpeeds speeds = engine().host_speeds(nbytes);
+    return std::make_tuple(speeds.read_bytes_per_s, speeds.write_bytes_per_s, speeds.mixed_bytes_per_s);
+  });
+  m.def("staging_memory", [] {
+    std::vector<std::pair<uintptr_t, size_t>> buffers;
+    for (const auto& [memory, size] : engine().staging_memory()) {
+      buffers.emplace_back(reinterpret_cast<uintptr_t>(memory), size);
+    }
+    return buffers;
+  });
+  // For devices whose allocators take a function's address.
+  m.def("free_memory_address", [] { return reinterpret_cast<uintptr_t>(&free_memory); });
   m.def("reserve_spill", [](uint64_t nbytes) { engine().reserve_spill(nbytes); });
 
   m.def("adopt", &adopt);
@@ -309,12 +353,13 @@ PYBIND11_MODULE(_C, m) {
   m.def("record", [](bool on) { engine().record(on); });
   m.def("take_recording", &take_recording);
   m.def("follow", [](std::vector<std::string> op_names, std::vector<uint32_t> modules, std::vector<uint8_t> phases,
-                     const std::vector<std::vector<std::tuple<int32_t, bool, int64_t>>>& actions,
+                     std::vector<uint64_t> needs,
+                     const std::vector<std::vector<Action>>& actions,
                      const std::vector<std::vector<int32_t>>& births, const std::vector<std::vector<uint32_t>>& uses,
                      const std::vector<bool>& persistent,
                      const std::vector<std::tuple<uint64_t, uint32_t, uint32_t>>& anchors,
                      const std::vector<std::pair<int32_t, uint64_t>>& bound) {
-    follow({std::move(op_names), std::move(modules), std::move(phases)}, actions, births, uses, persistent, anchors,
+    follow({std::move(op_names), std::move(modules), std::move(phases), std::move(needs)}, actions, births, uses, persistent, anchors,
            bound);
   });
   m.def("unfollow", [] { engine().unfollow(); });

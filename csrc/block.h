@@ -1,7 +1,9 @@
 // A block: the memory behind one storage, wherever it is just now.
 // Its address is the storage's identity (StorageImpl addresses are reused, and a storage away has no memory).
 #pragma once
+#include <c10/core/Event.h>
 #include <c10/core/StorageImpl.h>
+#include <c10/core/Stream.h>
 #include <c10/util/intrusive_ptr.h>
 
 #include <atomic>
@@ -9,8 +11,9 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
-#include "spill.h"
+#include "transfer.h"
 
 namespace teraio {
 
@@ -24,10 +27,29 @@ struct Frame;
 // the engine's mutex on threads that run ops; I/O threads only report that a transfer is done.
 enum class State : uint8_t { kResident, kLeaving, kAway, kComing };
 
+// [Note: device memory]
+// The CPU runs ahead of the device: that an op has ended says only that its work is issued. States, pins and counted
+// memory follow the order in which the CPU issues ops; what must follow the device's order has an event or a stream:
+//   leaving: the copy out starts after events on all streams that used the memory, and the memory goes back to
+//     PyTorch's allocator when the copy is done.
+//   coming: the memory is taken on the stream that will use it, and an event there comes before the first byte
+//     (older work may still use the memory). From the SSD, a block is resident when its data is there. From host
+//     memory, it is resident when the copy is issued: streams that use it wait for `ready` first.
+//   going back: PyTorch's allocator gives memory to later work of the stream it was taken on, so it is told of all
+//     other streams that used it.
+struct DeviceMemory {
+  at::DataPtr owner;
+  c10::Stream home;                  // the stream it was taken on
+  std::vector<c10::Stream> streams;  // those that used it
+};
+
 struct Block {
   uint64_t id = 0;
   size_t nbytes = 0;  // multiple of the page size; what counts against the budget
+  size_t data_bytes = 0;  // without the padding: device memory may end there
   char* memory = nullptr;
+  std::optional<DeviceMemory> device;  // what is behind `memory` where it is a device's
+  std::optional<c10::Event> ready;     // after the copy from host memory that fills it
   char* address = nullptr;  // where its memory always is, once somebody has asked for its address
   State state = State::kResident;
 
@@ -44,6 +66,7 @@ struct Block {
   uint64_t version = 1;
   uint64_t copied_version = 0;
   std::optional<Extent> extent;
+  TierKind tier = TierKind::kSpill;  // whose extent it is
   uint64_t checksum = 0;  // of the copy
   Transfer* transfer = nullptr;
   uint64_t transfer_version = 0;

@@ -1,26 +1,19 @@
 #include "engine.h"
 
-#include <malloc.h>
 #include <sys/mman.h>
 
 #include <algorithm>
 #include <cerrno>
-#include <chrono>
 #include <cstring>
 #include <utility>
 
+#include "clock.h"
 #include "errors.h"
 #include "gil.h"
 #include "guard.h"
 
 namespace teraio {
 namespace {
-
-int64_t now_ns() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(
-             std::chrono::steady_clock::now().time_since_epoch())
-      .count();
-}
 
 std::string mib(uint64_t nbytes) {
   char text[64];
@@ -30,8 +23,6 @@ std::string mib(uint64_t nbytes) {
 }
 
 constexpr size_t kStallsKept = 32;
-constexpr size_t kVictimsKept = 256;
-constexpr uint64_t kVictimsLast = 64;  // ops
 
 std::vector<Stall> longest(std::vector<Stall> stalls) {
   std::stable_sort(stalls.begin(), stalls.end(), [](const Stall& a, const Stall& b) { return a.ns > b.ns; });
@@ -59,31 +50,38 @@ Frame& Engine::frame() {
 
 // ---------------------------------------------------------------- life
 
-void Engine::start(std::unique_ptr<SpillSpace> spill, uint64_t budget, uint64_t min_block) {
-  const std::lock_guard<std::mutex> lock(mutex_);
+void Engine::start(std::unique_ptr<SpillSpace> spill, std::unique_ptr<HostTier> host, const Accelerator* accelerator,
+                   uint64_t budget, uint64_t limit, uint64_t min_block) {
+  const Lock lock(*this);
   spill_ = std::move(spill);
+  host_ = std::move(host);
+  accelerator_ = accelerator;
   budget_ = budget;
+  limit_ = limit;
   min_block_ = min_block;
   stats_ = {};
   stats_.peak_bytes = used();
   iteration_begin_ns_ = now_ns();
   active_ = true;
+  mode_changed();
 }
 
-void Engine::stop() {
+void Engine::stop(const std::function<void()>& before_memory_goes) {
   const GilRelease gil;
-  Lock lock(mutex_);
+  Lock lock(*this);
   if (!active_) return;
-  budget_ = ~uint64_t{0};
+  budget_ = limit_ = ~uint64_t{0};
   unfollow_locked();
   recording_.reset();
-  watching_ = false;
+  mode_changed();
   std::string failure;
   for (size_t i = 0; i < blocks_.size(); ++i) {
     const uint64_t id = blocks_[i]->id;
     try {
       fetch_now(blocks_[i], lock);
     } catch (const SpillError& error) {
+      failure = error.msg;
+    } catch (const BudgetError& error) {
       failure = error.msg;
     }
     // Others may have died during the wait, and another block may have taken this place.
@@ -98,170 +96,43 @@ void Engine::stop() {
     block->guarded = false;
   }
   active_ = false;
+  mode_changed();
   auto spill = std::move(spill_);
+  auto host = std::move(host_);
   pages_.trim(pages_.cached());
+  auto memories = give_device_memory_back();
   lock.unlock();
+  for (auto& [storage, memory] : memories) storage->set_data_ptr_noswap(std::move(memory));  // the blocks die
+  before_memory_goes();
+  host.reset();
   spill.reset();
   if (!failure.empty()) throw SpillError(failure);
 }
 
+// To the storages that PyTorch's allocator gave it to, as if we had never been there.
+std::vector<std::pair<c10::intrusive_ptr<c10::StorageImpl>, at::DataPtr>> Engine::give_device_memory_back() {
+  std::vector<std::pair<c10::intrusive_ptr<c10::StorageImpl>, at::DataPtr>> memories;
+  for (Block* block : blocks_) {
+    c10::StorageImpl* storage = owner(block);
+    if (storage == nullptr || !block->device) continue;
+    if (block->ready) block->ready->block(block->device->home);
+    used_ -= block->nbytes;
+    block->memory = nullptr;
+    memories.emplace_back(c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(storage), std::move(block->device->owner));
+    block->device.reset();
+  }
+  return memories;
+}
+
+std::vector<std::pair<char*, size_t>> Engine::reserve_host(uint64_t nbytes) {
+  const Lock lock(*this);
+  return host_ ? host_->reserve(nbytes) : std::vector<std::pair<char*, size_t>>();
+}
+
 void Engine::reserve_spill(uint64_t nbytes) {
   const GilRelease gil;
-  const Lock lock(mutex_);
+  const Lock lock(*this);
   spill_->reserve(nbytes);
-}
-
-// ---------------------------------------------------------------- memory
-
-void Engine::raise_if_failed(const Frame& f) {
-  if (f.error.empty()) return;
-  if (f.over_budget) throw BudgetError(f.error);
-  throw SpillError(f.error);
-}
-
-Block* Engine::allocate(size_t nbytes, bool pin_to_frame) {
-  Frame& f = frame();
-  raise_if_failed(f);
-  auto block = std::make_unique<Block>();
-  block->nbytes = round_up(nbytes, kPage);
-  std::optional<GilRelease> gil;
-  Lock lock(mutex_);
-  if (active() && !forked_ && used() + block->nbytes > budget_) {
-    lock.unlock();
-    gil.emplace();
-    lock.lock();
-    make_room(block->nbytes, lock);
-  }
-  block->memory = take_memory(block.get());
-  enroll(block.get(), f, pin_to_frame);
-  return block.release();
-}
-
-Block* Engine::allocate_without_memory(size_t nbytes) {
-  auto block = std::make_unique<Block>();
-  block->nbytes = round_up(nbytes, kPage);
-  block->exempt = true;
-  const std::lock_guard<std::mutex> lock(mutex_);
-  enroll(block.get(), frame(), true);
-  return block.release();
-}
-
-void Engine::enroll(Block* block, Frame& f, bool pin_to_frame) {
-  block->id = next_block_++;
-  place_of_block_[block->id] = blocks_.size();
-  blocks_.push_back(block);
-  if (pin_to_frame && f.depth > 0) enter(f);
-  logical_ += static_cast<int64_t>(block->nbytes);
-  block->last_use = op_counter_;
-  if (pin_to_frame && (f.depth > 0 || (f.training && watching_))) {
-    f.logical_peak = std::max(f.logical_peak, logical_);
-    f.pinned.push_back({block, true, true});
-    block->frame = &f;
-    block->pins = 1;
-  }
-}
-
-void Engine::small_allocated(size_t nbytes) {
-  raise_if_failed(frame());
-  const int64_t small = small_ += static_cast<int64_t>(nbytes);
-  if (!active() || forked_) return;
-  int64_t peak = small_peak_.load();
-  while (small > peak && !small_peak_.compare_exchange_weak(peak, small)) {
-  }
-  if (used() <= budget_) return;
-  const GilRelease gil;
-  Lock lock(mutex_);
-  try {
-    make_room(0, lock);
-  } catch (...) {
-    small_ -= static_cast<int64_t>(nbytes);
-    throw;
-  }
-}
-
-void Engine::release_free_pages() {
-  {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    pages_.trim(pages_.cached());
-  }
-  ::malloc_trim(0);
-}
-
-void Engine::storage_died(Block* block) {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  block->dead = true;
-  block->storage.reset();
-  logical_ -= static_cast<int64_t>(block->nbytes);
-  unbind(block);
-  if (recording_) {
-    const auto op = static_cast<int64_t>(recording_->ops.size());
-    recording_->deaths.push_back({block->id, frame().depth > 0 ? op : op - 1});
-  }
-  if (block->transfer == nullptr) {
-    if (block->memory != nullptr) give_memory(block);
-    bury(block);
-  }
-  if (!fetch_queue_.empty()) start_waiting_fetches();
-  notify();
-}
-
-char* Engine::take_memory(Block* block) {
-  char* memory = block->address;
-  if (memory != nullptr) {
-    ::mprotect(memory, block->nbytes, PROT_READ | PROT_WRITE);
-  } else {
-    memory = static_cast<char*>(pages_.take(block->nbytes));
-  }
-  if (poison_) std::memset(memory, 0xFF, block->nbytes);
-  used_ += block->nbytes;
-  note_peak();
-  // Pages kept for reuse are memory too: together with what is in use they stay within the budget.
-  const uint64_t room = budget_ > used() ? budget_ - used() : 0;
-  if (pages_.cached() > room) pages_.trim(pages_.cached() - room);
-  return memory;
-}
-
-void Engine::give_memory(Block* block) {
-  if (poison_) std::memset(block->memory, 0xFF, block->nbytes);
-  if (block->address == nullptr) {
-    pages_.give(block->memory, block->nbytes);
-  } else if (block->dead) {
-    ::munmap(block->address, block->nbytes);
-    block->address = nullptr;
-  } else {
-    ::madvise(block->address, block->nbytes, MADV_DONTNEED);
-    ::mprotect(block->address, block->nbytes, PROT_NONE);
-  }
-  block->memory = nullptr;
-  used_ -= block->nbytes;
-}
-
-void Engine::drop_extent(Block* block) {
-  if (block->extent && block->transfer == nullptr) {
-    if (spill_) spill_->free(*block->extent);
-    block->extent.reset();
-    block->copied_version = 0;
-  }
-}
-
-void Engine::bury(Block* block) {
-  if (block->pins > 0 || block->transfer != nullptr) return;
-  drop_extent(block);
-  if (block->address != nullptr) ::munmap(block->address, block->nbytes);
-  const size_t at = place_of_block_.at(block->id);
-  Block* last = blocks_.back();
-  blocks_[at] = last;
-  place_of_block_[last->id] = at;
-  blocks_.pop_back();
-  place_of_block_.erase(block->id);
-  delete block;
-}
-
-void Engine::note_peak() { stats_.peak_bytes = std::max(stats_.peak_bytes, used()); }
-
-void Engine::notify() {
-  ++events_;
-  if (waiters_ > 0) changed_.notify_all();
 }
 
 // ---------------------------------------------------------------- ops
@@ -297,16 +168,25 @@ void Engine::pin(Frame& f, const Operand& operand) {
     block->frame = &f;
     ++block->pins;
   }
+  if (f.stream) {
+    use_on(block, *f.stream);
+    if (f.also_stream) use_on(block, *f.also_stream);
+  }
   if (operand.write) mark_written(block);
   open(block, operand.storage);
 }
 
+void Engine::use_on(Block* block, const c10::Stream& stream) {
+  if (!block->device) return;
+  auto& streams = block->device->streams;
+  if (std::find(streams.begin(), streams.end(), stream) != streams.end()) return;
+  if (block->ready) block->ready->block(stream);
+  streams.push_back(stream);
+}
+
 // Makes a block that is in memory accessible; one that is leaving stays.
 void Engine::open(Block* block, c10::StorageImpl* storage) {
-  if (block->state == State::kLeaving) {
-    block->state = State::kResident;
-    leaving_ -= block->nbytes;
-  }
+  if (block->state == State::kLeaving) stay(block);
   if (block->state != State::kResident) return;
   if (storage->_mutable_data_ptr_no_checks().get() != block->memory) guard::set_memory(*storage, block->memory);
   if (block->guarded) {
@@ -347,11 +227,14 @@ void Engine::begin(Frame& f, const std::vector<Operand>& operands) {
   const bool known = std::all_of(operands.begin(), operands.end(), [&](const Operand& operand) {
     return !operand.write && operand.block->frame.load(std::memory_order_relaxed) == &f;
   });
-  if (known) return;
+  const bool begins = accelerator_ != nullptr && f.depth == 1 && active() && !forked_;
+  if (known && !begins) return;
+  if (begins) look_at_device(f);
   std::optional<GilRelease> gil;
-  Lock lock(mutex_);
+  Lock lock(*this);
   enter(f);
   if (!done_.empty()) drain();
+  if (!fetch_queue_.empty()) start_waiting_fetches(lock);
   bool missing = false;
   for (const Operand& operand : operands) {
     link(operand.block, operand.storage);
@@ -362,11 +245,14 @@ void Engine::begin(Frame& f, const std::vector<Operand>& operands) {
     pin(f, operand);
     missing = missing || operand.block->state != State::kResident;
   }
-  if (!missing || forked_) return;
+  const bool cramped = begins && used() + need_of(f) > budget_;
+  if ((!missing && !cramped) || forked_) return;
   lock.unlock();
   gil.emplace();
   lock.lock();
-  make_resident(f, lock);
+  if (missing) make_resident(f, lock);
+  if (begins) make_room_for_results(f, lock);
+  if (f.waited && begins && recording_) f.resumed = accelerator_->event(*f.stream, true);
 }
 
 // An exception can't leave an observer's callback. So the failure is kept: the op's next allocation raises
@@ -378,7 +264,7 @@ void Engine::make_resident(Frame& f, Lock& lock) {
       if (block->dead) continue;
       if (block->state == State::kAway) {
         make_room(block->nbytes, lock, block->trace_index);
-        if (block->state == State::kAway && !block->dead) start_coming(block, true);
+        if (block->state == State::kAway && !block->dead) start_coming(block, true, lock);
       }
       if (block->state == State::kComing && block->transfer != nullptr) spill_->promote(block->transfer);
     }
@@ -399,6 +285,7 @@ void Engine::make_resident(Frame& f, Lock& lock) {
     c10::StorageImpl* storage = owner(pinned.block);
     if (storage == nullptr) continue;
     if (pinned.block->state == State::kResident) {
+      if (f.stream) use_on(pinned.block, *f.stream);
       open(pinned.block, storage);
     } else {
       guard::set_message(*storage, (f.over_budget ? "teraio.BudgetError: " : "teraio.SpillError: ") + f.error);
@@ -408,7 +295,9 @@ void Engine::make_resident(Frame& f, Lock& lock) {
 
 bool Engine::counts(const Frame& f) const { return f.training && watching_ && !f.pinned.empty(); }
 
-void Engine::end_locked(Frame& f, const std::optional<Place>& place) {
+void Engine::end_op(Frame& f, const std::optional<Place>& place) {
+  if (f.stream) note_need(f);
+  Lock lock(*this);
   if (!done_.empty()) drain();
   ++op_counter_;
   if (f.entered) --pinning_threads_;
@@ -423,10 +312,13 @@ void Engine::end_locked(Frame& f, const std::optional<Place>& place) {
     unpin(pinned.block);
   }
   f.pinned.clear();
-  f.opaque = false;
+  f.opaque = f.waited = false;
+  f.stream.reset();
+  f.also_stream.reset();
+  f.resumed.reset();
   f.error.clear();
   if (schedule_) run_due_actions();
-  if (!fetch_queue_.empty()) start_waiting_fetches();
+  if (!fetch_queue_.empty()) start_waiting_fetches(lock);
   if (waiters_ > 0) notify();
 }
 
@@ -452,8 +344,11 @@ void Engine::count_use(Frame& f, const Place& place) {
     const int64_t duration = (end_ns - last_op_end_ns_) - (stall_ns - last_op_stall_ns_);
     last_op_end_ns_ = end_ns;
     last_op_stall_ns_ = stall_ns;
+    // The CPU's blocks are all that it takes; a device's allocator says what else the op took.
+    const int64_t most = f.stream ? f.allocated_most - f.allocated_before : f.logical_peak - f.logical_begin;
     recording_->ops.push_back({f.name, place.module, static_cast<uint8_t>(place.phase), std::max<int64_t>(0, duration),
-                               std::max<int64_t>(0, f.logical_peak - f.logical_begin - born), f.calls});
+                               std::max<int64_t>(0, most - born), f.calls});
+    if (f.stream) op_times_.push_back({std::move(f.resumed), accelerator_->event(*f.stream, true)});
   }
   if (!schedule_) return;
   const int64_t at = schedule_->match(signature_of(f.name, place.module, place.phase));
@@ -484,282 +379,11 @@ void Engine::unbind(Block* block) {
   block->trace_index = -1;
 }
 
-// ---------------------------------------------------------------- moving
-
-void Engine::wait(Lock& lock, int32_t storage, bool memory) {
-  if (!done_.empty()) {  // what the caller waits for may be here already
-    drain();
-    return;
-  }
-  const int64_t begin = now_ns();
-  const uint64_t seen = events_;
-  ++waiters_;
-  changed_.wait(lock, [&] { return events_ != seen || !done_.empty(); });
-  --waiters_;
-  if (frame().training) note_stall(storage, memory, now_ns() - begin);
-  drain();
-}
-
-void Engine::note_stall(int32_t storage, bool memory, int64_t ns) {
-  stats_.stall_ns += ns;
-  const uint32_t op = schedule_ ? schedule_->position() : static_cast<uint32_t>(stats_.ops);
-  if (!stalls_.empty()) {
-    Stall& last = stalls_.back();
-    if (last.op == op && last.storage == storage && last.memory == memory) {
-      last.ns += ns;
-      return;
-    }
-  }
-  stalls_.push_back({op, storage, memory, ns});
-}
-
-void Engine::fetch_now(Block* block, Lock& lock) {
-  const uint64_t id = block->id;
-  for (int tries = 0; block->state != State::kResident;) {
-    if (block->state == State::kLeaving) {
-      block->state = State::kResident;
-      leaving_ -= block->nbytes;
-      return;
-    }
-    if (block->state == State::kAway) {
-      // A fetch ahead of time may have failed for a reason that is gone; one that was asked for now is not tried on.
-      if (tries++ == 2) throw SpillError(block->failure);
-      make_room(block->nbytes, lock, block->trace_index);
-      if (place_of_block_.count(id) == 0 || block->dead) return;
-      if (block->state == State::kAway) start_coming(block, true);
-      continue;
-    }
-    wait(lock, block->trace_index);
-    if (place_of_block_.count(id) == 0 || block->dead) return;
-  }
-}
-
-// [Note: making room]
-// An op that needs memory waits for exactly the bytes it lacks. What leaves already comes first; then the block
-// used again last (by the plan, or by how long it has not been used) leaves as well. An error is raised only when
-// nothing can leave, nothing is on its way, and no other thread's op could end and unpin something.
-void Engine::make_room(uint64_t nbytes, Lock& lock, int32_t storage) {
-  const uint64_t failures = write_failures_;
-  const int self = frame().entered ? 1 : 0;
-  for (;;) {
-    if (!done_.empty()) drain();
-    if (used() + nbytes <= budget_) return;
-    if (write_failures_ != failures) throw SpillError(write_failure_);
-    const uint64_t lacking = used() + nbytes - budget_;
-    if (leaving_ < lacking) {
-      if (Block* leaving = victim()) {
-        start_leaving(leaving, true);
-        continue;
-      }
-      if (in_flight_ == 0 && pinning_threads_ - waiting_threads_ - self <= 0) throw BudgetError(over_budget(nbytes));
-    }
-    waiting_threads_ += self;
-    wait(lock, storage, true);
-    waiting_threads_ -= self;
-  }
-}
-
-bool Engine::can_leave(const Block* block) const {
-  return block->state == State::kResident && block->pins == 0 && block->guarded && !block->exempt && !block->dead &&
-         (block->transfer == nullptr || block->transfer_version == block->version) && owner(const_cast<Block*>(block));
-}
-
-// Looking at all blocks finds a batch of victims: what is not used meanwhile stays the right choice for a while.
-Block* Engine::victim() {
-  if (op_counter_ - victims_found_at_ > kVictimsLast) victims_.clear();
-  bool looked = false;
-  for (;;) {
-    while (!victims_.empty()) {
-      const Victim victim = victims_.back();
-      victims_.pop_back();
-      const auto found = place_of_block_.find(victim.block);
-      if (found == place_of_block_.end()) continue;
-      Block* block = blocks_[found->second];
-      if (block->last_use == victim.last_use && can_leave(block)) return block;
-    }
-    if (looked) return nullptr;
-    find_victims();
-    looked = true;
-  }
-}
-
-void Engine::find_victims() {
-  victims_found_at_ = op_counter_;
-  for (const Block* block : blocks_) {
-    if (!can_leave(block)) continue;
-    uint64_t distance = schedule_ && block->trace_index >= 0 ? schedule_->distance(block->trace_index)
-                                                             : op_counter_ - block->last_use;
-    if (block->published_iteration == iteration_) distance = 0;  // somebody may still use its address
-    victims_.push_back({block->id, block->last_use, distance});
-  }
-  const auto farther = [](const Victim& a, const Victim& b) { return a.distance > b.distance; };
-  const auto kept = victims_.begin() + static_cast<int64_t>(std::min(victims_.size(), kVictimsKept));
-  std::partial_sort(victims_.begin(), kept, victims_.end(), farther);
-  victims_.erase(kept, victims_.end());
-  std::reverse(victims_.begin(), victims_.end());
-}
-
-void Engine::start_leaving(Block* block, bool urgent, std::optional<uint64_t> planned_offset) {
-  if (block->transfer != nullptr) {  // its copy is still being written, and nothing has changed it since
-    block->state = State::kLeaving;
-    leaving_ += block->nbytes;
-    return;
-  }
-  if (block->clean()) {
-    detach(block);
-    return;
-  }
-  drop_extent(block);
-  if (planned_offset) {
-    const Extent extent{*planned_offset, block->nbytes};
-    if (spill_->allocate_at(extent)) block->extent = extent;
-  }
-  if (!block->extent) block->extent = spill_->allocate(block->nbytes);
-  block->state = State::kLeaving;
-  leaving_ += block->nbytes;
-  transfer(block, Transfer::Direction::kWrite, urgent);
-}
-
-void Engine::start_coming(Block* block, bool urgent) {
-  block->memory = take_memory(block);
-  block->state = State::kComing;
-  transfer(block, Transfer::Direction::kRead, urgent);
-}
-
-void Engine::transfer(Block* block, Transfer::Direction direction, bool urgent) {
-  auto* transfer = new Transfer;
-  transfer->direction = direction;
-  transfer->memory = block->memory;
-  transfer->extent = *block->extent;
-  transfer->user = block;
-  block->transfer = transfer;
-  block->transfer_version = block->version;
-  ++in_flight_;
-  spill_->submit(transfer, urgent);
-}
-
-void Engine::transfer_done(Transfer* transfer) {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  done_.push_back(transfer);
-  any_done_ = true;
-  changed_.notify_all();
-}
-
-void Engine::drain() {
-  if (done_.empty()) return;
-  std::vector<Transfer*> done;
-  done.swap(done_);
-  any_done_ = false;
-  for (Transfer* transfer : done) finish(transfer);
-  if (!fetch_queue_.empty()) start_waiting_fetches();
-  notify();
-}
-
-void Engine::finish(Transfer* transfer) {
-  Block* block = static_cast<Block*>(transfer->user);
-  const bool write = transfer->direction == Transfer::Direction::kWrite;
-  if (!write && transfer->error == 0 && transfer->checksum != block->checksum) {
-    transfer->error = EBADMSG;
-    transfer->error_offset = transfer->extent.offset;
-    transfer->error_path = spill_->folders_of(transfer);
-  }
-  const int error = transfer->error;
-  if (write) block->checksum = transfer->checksum;
-  block->transfer = nullptr;
-  --in_flight_;
-  if (error != 0) {
-    block->failure = std::string(write ? "writing " : "reading ") + describe(block) + (write ? " to" : " from") +
-                     " the spill file in " + transfer->error_path + " failed at offset " +
-                     std::to_string(transfer->error_offset) + ": " +
-                     (error == ENODATA   ? "the file is shorter than what was written to it"
-                      : error == EBADMSG ? "the file holds other bytes than were written to it"
-                                         : std::strerror(error)) +
-                     " (errno " + std::to_string(error) + "). " +
-                     (write ? "The data is still in memory. Free space there or pass another folder as `ssd`."
-                            : "Check the drive; if it is the file system that failed, pass another folder as `ssd`.");
-  }
-  delete transfer;
-  if (write) {
-    if (error == 0) stats_.written_bytes += block->nbytes;
-    const bool leaving = block->state == State::kLeaving;
-    if (leaving) leaving_ -= block->nbytes;
-    if (leaving) block->state = State::kResident;
-    if (error != 0) {
-      write_failure_ = block->failure;
-      ++write_failures_;
-      drop_extent(block);
-    } else if (block->transfer_version == block->version && !block->dead) {
-      block->copied_version = block->version;
-      if (leaving && block->pins == 0) detach(block);
-    } else {
-      drop_extent(block);
-    }
-  } else if (error != 0) {
-    give_memory(block);
-    block->state = State::kAway;
-  } else {
-    stats_.read_bytes += block->nbytes;
-    block->state = State::kResident;
-    if (c10::StorageImpl* storage = owner(block)) {
-      guard::set_memory(*storage, block->memory);
-      guard::set_message(*storage, describe_guard(block));
-      if (block->pins > 0) guard::open(*storage);
-    }
-  }
-  if (block->dead) {
-    if (block->memory != nullptr) give_memory(block);
-    bury(block);
-  }
-}
-
-void Engine::detach(Block* block) {
-  c10::StorageImpl* storage = owner(block);
-  if (storage == nullptr) return;
-  guard::close(*storage);
-  guard::set_memory(*storage, nullptr);
-  give_memory(block);
-  block->state = State::kAway;
-}
-
-void Engine::start_waiting_fetches() {
-  while (!fetch_queue_.empty()) {
-    const auto found = place_of_block_.find(fetch_queue_.front());
-    Block* block = found == place_of_block_.end() ? nullptr : blocks_[found->second];
-    if (block != nullptr && block->state == State::kLeaving) return;  // it can come when it has gone
-    if (block != nullptr && block->state == State::kAway && !block->dead) {
-      if (used() + block->nbytes > budget_) return;
-      start_coming(block, false);
-    }
-    fetch_queue_.pop_front();
-  }
-}
-
-void Engine::run_due_actions() {
-  for (int64_t at = schedule_->due(); at >= 0; at = schedule_->due()) {
-    const auto op = static_cast<size_t>(at);
-    for (uint32_t i = schedule_->action_offsets[op]; i < schedule_->action_offsets[op + 1]; ++i) {
-      const Schedule::Action action = schedule_->actions[i];
-      Block* block = bound_[static_cast<size_t>(action.storage)];
-      if (block == nullptr) continue;
-      if (action.fetch) {
-        if (block->state == State::kAway || block->state == State::kLeaving) fetch_queue_.push_back(block->id);
-      } else if (can_leave(block) && block->published_iteration != iteration_) {
-        try {
-          start_leaving(block, false, static_cast<uint64_t>(action.extent));
-        } catch (const SpillError& error) {
-          // Nothing is lost: the data stays, and an op that lacks the memory raises the cause.
-          write_failure_ = error.msg;
-        }
-      }
-    }
-  }
-}
-
 // ---------------------------------------------------------------- places, profile, plan
 
 void Engine::anchor(uint64_t key) {
   if (!watching_) return;
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const Lock lock(*this);
   anchor_locked(key);
 }
 
@@ -772,7 +396,7 @@ void Engine::anchor_locked(uint64_t key) {
 }
 
 IterationStats Engine::end_iteration() {
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const Lock lock(*this);
   drain();
   const int64_t end = now_ns();
   IterationStats stats = stats_;
@@ -794,27 +418,50 @@ IterationStats Engine::end_iteration() {
   return stats;
 }
 
+void Engine::mode_changed() {
+  watching_ = recording_ || schedule_;
+  measuring_ = active_ && accelerator_ != nullptr && (recording_ || !schedule_);
+}
+
 void Engine::record(bool on) {
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const Lock lock(*this);
   recording_ = on ? std::make_unique<Recording>() : nullptr;
+  op_times_.clear();
+  if (recording_ && accelerator_ != nullptr) {
+    op_times_.push_back({std::nullopt, accelerator_->event(accelerator_->stream(), true)});
+  }
   last_op_end_ns_ = now_ns();
   last_op_stall_ns_ = stats_.stall_ns;
   small_peak_ = small_.load();
-  watching_ = recording_ || schedule_;
+  mode_changed();
 }
 
 Recording Engine::take_recording() {
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const Lock lock(*this);
   Recording recording;
   if (recording_) recording = std::move(*recording_);
-  recording.untracked_peak_bytes = small_peak_;
+  if (accelerator_ != nullptr) time_ops(recording);
+  // What the device holds beside blocks when no op runs: storages too small to be blocks, workspaces of libraries.
+  recording.untracked_peak_bytes = accelerator_ != nullptr ? std::max<int64_t>(0, small_) : small_peak_.load();
   recording_.reset();
-  watching_ = schedule_ != nullptr;
+  mode_changed();
   return recording;
 }
 
+// An op takes the device from the end of the op before to its own end, without what it waited for to begin.
+void Engine::time_ops(Recording& recording) {
+  if (op_times_.size() != recording.ops.size() + 1) return;
+  op_times_.back().end.synchronize();
+  for (size_t i = 0; i < recording.ops.size(); ++i) {
+    const OpTime& time = op_times_[i + 1];
+    const c10::Event& begin = time.begin ? *time.begin : op_times_[i].end;
+    recording.ops[i].duration_ns = std::max<int64_t>(0, static_cast<int64_t>(begin.elapsedTime(time.end) * 1e6));
+  }
+  op_times_.clear();
+}
+
 void Engine::follow(std::unique_ptr<Schedule> schedule, const std::vector<std::pair<int32_t, uint64_t>>& bound) {
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const Lock lock(*this);
   unfollow_locked();
   schedule_ = std::move(schedule);
   bound_.assign(schedule_->persistent.size(), nullptr);
@@ -823,13 +470,13 @@ void Engine::follow(std::unique_ptr<Schedule> schedule, const std::vector<std::p
     if (found == place_of_block_.end()) continue;
     if (!blocks_[found->second]->dead) bind(blocks_[found->second], storage);
   }
-  watching_ = true;
+  mode_changed();
 }
 
 void Engine::unfollow() {
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const Lock lock(*this);
   unfollow_locked();
-  watching_ = recording_ != nullptr;
+  mode_changed();
 }
 
 void Engine::unfollow_locked() {
@@ -844,7 +491,7 @@ void Engine::unfollow_locked() {
 // ---------------------------------------------------------------- single storages
 
 void Engine::adopt(Block* block, c10::StorageImpl* storage, std::string name) {
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const Lock lock(*this);
   block->name = std::move(name);
   link(block, storage);
   shut(block, storage);
@@ -864,12 +511,12 @@ void Engine::hold_locked(Block* block, c10::StorageImpl* storage, Lock& lock) {
 
 void Engine::hold(Block* block, c10::StorageImpl* storage) {
   const GilRelease gil;
-  Lock lock(mutex_);
+  Lock lock(*this);
   hold_locked(block, storage, lock);
 }
 
 void Engine::release(Block* block, bool written) {
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const Lock lock(*this);
   if (written) mark_written(block);
   Frame* frame = block->frame;
   const bool last = block->pins == 1;
@@ -880,7 +527,7 @@ void Engine::release(Block* block, bool written) {
 
 bool Engine::send_away(Block* block, c10::StorageImpl* storage) {
   const GilRelease gil;
-  Lock lock(mutex_);
+  Lock lock(*this);
   if (!active()) return false;
   link(block, storage);
   shut(block, storage);
@@ -899,9 +546,9 @@ bool Engine::send_away(Block* block, c10::StorageImpl* storage) {
 
 void* Engine::publish(Block* block, c10::StorageImpl* storage) {
   const GilRelease gil;
-  Lock lock(mutex_);
+  Lock lock(*this);
   hold_locked(block, storage, lock);
-  if (block->address == nullptr && !block->exempt) {
+  if (block->address == nullptr && !block->exempt && !block->device) {
     if (block->pins == 1 && block->transfer == nullptr) {
       void* address = ::mmap(nullptr, block->nbytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
       if (address != MAP_FAILED) {
@@ -921,19 +568,20 @@ void* Engine::publish(Block* block, c10::StorageImpl* storage) {
 }
 
 State Engine::state_of(Block* block) {
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const Lock lock(*this);
   drain();
   return block->state;
 }
 
 void Engine::stress(unsigned max_delay_us) {
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const Lock lock(*this);
   poison_ = max_delay_us > 0;
   if (spill_) spill_->set_delay(max_delay_us);
+  if (host_) host_->set_delay(max_delay_us);
 }
 
 Engine::Totals Engine::totals() {
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const Lock lock(*this);
   drain();
   uint64_t away = 0;
   for (const Block* block : blocks_) away += block->state == State::kAway ? block->nbytes : 0;
@@ -941,7 +589,7 @@ Engine::Totals Engine::totals() {
 }
 
 std::vector<Engine::Live> Engine::live_blocks() {
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const Lock lock(*this);
   std::vector<Live> live;
   for (const Block* block : blocks_) {
     if (!block->dead) live.push_back({block->id, block->nbytes, block->guarded && !block->exempt});
@@ -950,19 +598,33 @@ std::vector<Engine::Live> Engine::live_blocks() {
 }
 
 uint32_t Engine::intern(const std::string& name) {
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const Lock lock(*this);
   const auto [entry, added] = op_ids_.try_emplace(name, static_cast<uint32_t>(op_names_.size()));
   if (added) op_names_.push_back(name);
   return entry->second;
 }
 
 std::vector<std::string> Engine::op_names() {
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const Lock lock(*this);
   return op_names_;
 }
 
 std::string Engine::describe(const Block* block) const {
   return (block->name.empty() ? "a storage" : "the storage " + block->name) + " of " + mib(block->nbytes);
+}
+
+std::string Engine::describe_failure(const Block* block, const Transfer& transfer) const {
+  const bool write = transfer.direction == Transfer::Direction::kWrite;
+  const int error = transfer.error;
+  const std::string cause = !transfer.error_text.empty() ? transfer.error_text
+                            : error == ENODATA           ? "the file is shorter than what was written to it"
+                            : error == EBADMSG           ? "the file holds other bytes than were written to it"
+                                                         : std::strerror(error);
+  return std::string(write ? "writing " : "reading ") + describe(block) + (write ? " to" : " from") +
+         " the spill file in " + transfer.error_path + " failed at offset " + std::to_string(transfer.error_offset) +
+         ": " + cause + " (errno " + std::to_string(error) + "). " +
+         (write ? "The data is still in memory. Free space there or pass another folder as `ssd`."
+                : "Check the drive; if it is the file system that failed, pass another folder as `ssd`.");
 }
 
 // Storages without a name are many and short-lived: formatting their size each time would cost more than the op.

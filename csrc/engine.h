@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -18,6 +19,8 @@
 #include <vector>
 
 #include "block.h"
+#include "device.h"
+#include "host_tier.h"
 #include "pages.h"
 #include "recorder.h"
 #include "schedule.h"
@@ -51,6 +54,14 @@ struct Frame {
   int64_t logical_begin = 0;
   int64_t logical_peak = 0;
   uint32_t calls = 0;        // the pattern of kernels that it came down to (see calls.h)
+  bool waited = false;       // for data or memory, before it began
+  std::optional<c10::Stream> stream;       // of the device; where the op's work is issued
+  std::optional<c10::Stream> also_stream;  // another that the op says will use its operand (record_stream)
+  std::optional<c10::Event> resumed;       // when the device went on after a wait
+  int64_t allocated_before = 0;            // on the device, as the op began
+  int64_t allocated_most = 0;              // while it ran, where needs are measured
+  uint64_t taking = 0;                     // bytes that the engine itself takes just now
+  bool freeing = false;                    // inside free_memory()
   bool over_budget = false;  // `error` is a matter of the budget, else of the spill space
   std::string error;         // why an operand could not be made resident; the op fails with it
 };
@@ -86,11 +97,16 @@ class Engine {
   static Frame& frame();
 
   // --- life ---
-  // Takes over the spill space; ops are watched from now on.
-  void start(std::unique_ptr<SpillSpace> spill, uint64_t budget, uint64_t min_block);
-  // Brings everything back (over the budget if need be), opens all guards, closes the spill space.
-  void stop();
+  // Takes over the tiers; ops are watched from now on. The budget is of the accelerator's memory if there is one, which
+  // must live for ever, else of the CPU's; `limit` is what the accelerator's allocator may reserve.
+  void start(std::unique_ptr<SpillSpace> spill, std::unique_ptr<HostTier> host, const Accelerator* accelerator,
+             uint64_t budget, uint64_t limit, uint64_t min_block);
+  // Brings everything back (over the budget if need be), opens all guards, closes the tiers. Their host memory goes
+  // after `before_memory_goes`.
+  void stop(const std::function<void()>& before_memory_goes);
   bool active() const { return active_.load(std::memory_order_relaxed); }
+  // The device whose memory is limited; nullptr for the CPU.
+  const Accelerator* accelerator() const { return accelerator_; }
   uint64_t min_block() const { return min_block_; }
   void set_min_block(uint64_t nbytes) { min_block_ = nbytes; }
 
@@ -100,7 +116,11 @@ class Engine {
   Block* allocate(size_t nbytes, bool pin_to_frame = true);
   // A new block of a storage that has a size but no data. It never moves and takes nothing from the budget.
   Block* allocate_without_memory(size_t nbytes);
+  // A block of memory that PyTorch's allocator of the device gave to a new storage.
+  Block* take_over(at::DataPtr memory, size_t nbytes);
   void storage_died(Block* block);
+  // Makes the device's allocator find memory: see [Note: out of memory]. True if some was given back.
+  bool free_memory();
   // Counts an allocation too small to be a block. Throws as allocate() does; then it is not counted.
   void small_allocated(size_t nbytes);
   // Returns memory kept for reuse to the system, for work that needs memory beside the budget.
@@ -124,6 +144,10 @@ class Engine {
   void follow(std::unique_ptr<Schedule> schedule, const std::vector<std::pair<int32_t, uint64_t>>& bound);
   void unfollow();
   void reserve_spill(uint64_t nbytes);
+  // Grows the host tier; gives the memory that it took anew.
+  std::vector<std::pair<char*, size_t>> reserve_host(uint64_t nbytes);
+  HostSpeeds host_speeds(size_t nbytes) { return host_->measure(nbytes); }
+  std::vector<std::pair<char*, size_t>> staging_memory() { return spill_->staging_memory(); }
 
   // --- single storages ---
   // Lets the storage leave from now on, under a name for messages.
@@ -162,7 +186,38 @@ class Engine {
 
  private:
   static constexpr uint32_t kNoModule = ~uint32_t{0};
-  using Lock = std::unique_lock<std::mutex>;
+
+  // [Note: two locks]
+  // PyTorch's allocators of devices have a lock of their own and call us back while they hold it (free_memory). So
+  // they are never called under the engine's mutex: memory is taken with the mutex given up meanwhile, and what is
+  // given back under it waits in `garbage_` and goes when the mutex is given up.
+  class Lock {
+   public:
+    explicit Lock(Engine& engine) : engine_(engine), lock_(engine.mutex_) {}
+    ~Lock() {
+      if (lock_.owns_lock()) unlock();
+    }
+    Lock(const Lock&) = delete;
+    Lock& operator=(const Lock&) = delete;
+    void lock() { lock_.lock(); }
+    void unlock();
+    void free_garbage() {
+      if (!engine_.garbage_.empty()) unlock(), lock();
+    }
+    template <class Changed>
+    void wait(std::condition_variable& condition, Changed&& changed) {
+      free_garbage();
+      condition.wait(lock_, changed);
+    }
+
+   private:
+    Engine& engine_;
+    std::unique_lock<std::mutex> lock_;
+  };
+  struct Garbage {
+    DeviceMemory memory;
+    uint64_t nbytes;
+  };
 
   static void raise_if_failed(const Frame& frame);
   void enter(Frame& frame);
@@ -181,35 +236,59 @@ class Engine {
   void fetch_now(Block* block, Lock& lock);
   void hold_locked(Block* block, c10::StorageImpl* storage, Lock& lock);
   void make_room(uint64_t nbytes, Lock& lock, int32_t storage = -1);
+  void make_room_for_results(const Frame& frame, Lock& lock);
+  bool leave_natively(uint64_t nbytes, Lock& lock);
+  uint64_t need_of(const Frame& frame) const;
   void wait(Lock& lock, int32_t storage = -1, bool memory = false);
   void note_stall(int32_t storage, bool memory, int64_t ns);
 
-  void start_leaving(Block* block, bool urgent, std::optional<uint64_t> planned_offset = std::nullopt);
-  void start_coming(Block* block, bool urgent);
-  void transfer(Block* block, Transfer::Direction direction, bool urgent);
+  struct Slot {
+    TierKind tier;
+    uint64_t offset;
+  };
+  void start_leaving(Block* block, bool urgent, std::optional<Slot> planned = std::nullopt, bool natively = false);
+  void leave(Block* block);
+  void stay(Block* block);
+  void arrived(Block* block);
+  void find_extent(Block* block, std::optional<Slot> planned);
+  // May give the mutex up; false when the block died meanwhile.
+  bool start_coming(Block* block, bool urgent, Lock& lock);
+  std::unique_ptr<Transfer> transfer_of(Block* block, Transfer::Direction direction);
+  void submit(Block* block, std::unique_ptr<Transfer> transfer, bool urgent);
   void drain();
   void finish(Transfer* transfer);
   void detach(Block* block);
   bool can_leave(const Block* block) const;
   Block* victim();
   void find_victims();
-  void start_waiting_fetches();
+  void start_waiting_fetches(Lock& lock);
   void run_due_actions();
   void bind(Block* block, int32_t storage);
   void unbind(Block* block);
   void anchor_locked(uint64_t key);
   void unfollow_locked();
+  void mode_changed();
 
   void enroll(Block* block, Frame& frame, bool pin_to_frame);
-  char* take_memory(Block* block);
+  void take_memory(Block* block);
+  void take_device_memory(Block* block, Lock& lock);
   void give_memory(Block* block);
+  void free_garbage(std::vector<Garbage> garbage) noexcept;
+  void look_at_device(Frame& frame);
+  void note_need(Frame& frame);
+  void use_on(Block* block, const c10::Stream& stream);
   void drop_extent(Block* block);
   void bury(Block* block);
   void count_use(Frame& frame, const Place& place);
+  void time_ops(Recording& recording);
+  std::vector<std::pair<c10::intrusive_ptr<c10::StorageImpl>, at::DataPtr>> give_device_memory_back();
   std::string describe(const Block* block) const;
+  std::string describe_failure(const Block* block, const Transfer& transfer) const;
   std::string describe_guard(const Block* block) const;
   std::string over_budget(uint64_t nbytes) const;
-  uint64_t used() const { return used_.load() + static_cast<uint64_t>(std::max<int64_t>(0, small_.load())); }
+  uint64_t used() const {
+    return static_cast<uint64_t>(std::max<int64_t>(0, static_cast<int64_t>(used_.load()) + small_.load()));
+  }
   void note_peak();
   void notify();
 
@@ -219,15 +298,22 @@ class Engine {
   bool forked_ = false;
   std::atomic<uint64_t> min_block_{16384};
 
+  const Accelerator* accelerator_ = nullptr;
+  std::vector<Garbage> garbage_;
   std::unique_ptr<SpillSpace> spill_;
+  std::unique_ptr<HostTier> host_;
   PagePool pages_;
   bool poison_ = false;
   std::atomic<uint64_t> budget_{~uint64_t{0}};
+  uint64_t limit_ = 0;  // of what the device's allocator may reserve
   std::atomic<uint64_t> used_{0};  // bytes of blocks that hold memory
-  std::atomic<int64_t> small_{0};  // bytes of allocations too small to be blocks
+  // Bytes of allocations too small to be blocks; on a device, of all that its allocator gave out beside them.
+  std::atomic<int64_t> small_{0};
   std::atomic<int64_t> small_peak_{0};
   int64_t logical_ = 0;            // bytes of all live blocks, wherever they are
   uint64_t leaving_ = 0;           // bytes that running writes will free
+  uint64_t leaving_natively_ = 0;  // those of them that don't need Python, see [Note: out of memory]
+  std::atomic<uint64_t> headroom_{0};  // the most that an op has needed beside its operands, on a device
   std::vector<Block*> blocks_;
   std::unordered_map<uint64_t, size_t> place_of_block_;
   struct Victim {
@@ -251,10 +337,16 @@ class Engine {
 
   uint64_t op_counter_ = 0;
   uint64_t iteration_ = 1;
-  std::atomic<bool> watching_{false};  // ops are recorded or followed
+  std::atomic<bool> watching_{false};   // ops are recorded or followed
+  std::atomic<bool> measuring_{false};  // what each op needs on the device
   uint32_t last_backward_module_ = kNoModule;
   std::unordered_map<uint64_t, uint32_t> occurrences_;
   std::unique_ptr<Recording> recording_;
+  struct OpTime {
+    std::optional<c10::Event> begin;  // where it isn't the end of the op before
+    c10::Event end;
+  };
+  std::vector<OpTime> op_times_;  // of the recording, on a device
   int64_t last_op_end_ns_ = 0;
   int64_t last_op_stall_ns_ = 0;
   std::unique_ptr<Schedule> schedule_;
@@ -267,8 +359,7 @@ class Engine {
  public:
   // Part of end() that the template needs.
   bool counts(const Frame& frame) const;
-  void end_locked(Frame& frame, const std::optional<Place>& place);
-  std::mutex& mutex() { return mutex_; }
+  void end_op(Frame& frame, const std::optional<Place>& place);
 };
 
 template <class PlaceOf>
@@ -280,8 +371,7 @@ void Engine::end(Frame& frame, PlaceOf&& place_of) {
   }
   std::optional<Place> place;
   if (counts(frame)) place = place_of();
-  const std::lock_guard<std::mutex> lock(mutex_);
-  end_locked(frame, place);
+  end_op(frame, place);
 }
 
 // What identifies an op in a plan.

@@ -21,11 +21,6 @@ Moved move_by_posix(const Request& r) {
 
 }  // namespace
 
-Path no_path() {
-  return {[](const Request& r) { return Moved{0, ENOTSUP, "nothing was set up to move memory of " + r.device.str()}; },
-          8 * kMiB, kMiB};
-}
-
 Path posix_path() { return {&move_by_posix, 8 * kMiB, kMiB}; }
 
 Moved move_all(const Path& path, const Request& request) {

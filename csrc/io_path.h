@@ -35,8 +35,6 @@ struct Path {
 
 // pread and pwrite, for host memory.
 Path posix_path();
-// Says that there is none.
-Path no_path();
 
 // Moves all bytes, continuing short moves. In the result, `nbytes` is how far it came.
 Moved move_all(const Path& path, const Request& request);

@@ -87,16 +87,29 @@ const OpInfo& info_of(const c10::FunctionSchema& schema) {
   return found->second;
 }
 
+// Where blocks come from: PyTorch's CPU allocator is ours and makes them; on other devices a storage becomes a block
+// when an op first has it as an operand or as its result.
+enum class Births { kAllocator, kDevice, kMeta };
+Births births = Births::kAllocator;
+
 // [Note: ops of the meta device]
 // There an op that is one kernel elsewhere may be made of others: Python functions that find out the shapes, with
 // casts and temporaries that no other device has. So what a kernel calls is not looked at, only its results are; ops
 // that are made of other ops everywhere are looked into. Storages there have no allocator of ours, so what a kernel
 // gives is where births are seen.
-bool meta_watched = false;
 thread_local int kernel_depth = 0;  // the depth of the running kernel, or 0
 
+Block* block_at_sight(c10::StorageImpl* storage) {
+  switch (births) {
+    case Births::kAllocator: return block_of(storage);
+    case Births::kDevice: return block_on_device(storage);
+    case Births::kMeta: return block_of_meta(storage);
+  }
+  return nullptr;
+}
+
 void add(std::vector<Operand>& operands, c10::StorageImpl* storage, bool data, bool write) {
-  Block* block = meta_watched ? block_of_meta(storage) : block_of(storage);
+  Block* block = block_at_sight(storage);
   if (block != nullptr) operands.push_back({block, storage, data, write});
 }
 
@@ -116,6 +129,8 @@ void add(std::vector<Operand>& operands, Frame& frame, const c10::IValue& value,
     for (const c10::IValue& element : value.toListRef()) add(operands, frame, element, data, write);
   } else if (value.isStorage()) {
     add(operands, value.toStorage().unsafeGetStorageImpl(), data, write);
+  } else if (births == Births::kDevice && value.isStream()) {
+    frame.also_stream = value.toStream();
   }
 }
 
@@ -123,7 +138,7 @@ void add(std::vector<Operand>& operands, Frame& frame, const c10::IValue& value,
 void note_births(const c10::IValue& value) {
   if (value.isTensor()) {
     const at::Tensor& tensor = value.toTensor();
-    if (tensor.defined() && tensor.has_storage()) block_of_meta(tensor.storage().unsafeGetStorageImpl());
+    if (tensor.defined() && tensor.has_storage()) block_at_sight(tensor.storage().unsafeGetStorageImpl());
   } else if (value.isList()) {
     for (const c10::IValue& element : value.toListRef()) note_births(element);
   }
@@ -190,7 +205,7 @@ std::unique_ptr<at::ObserverContext> on_start(const at::RecordFunction& op) {
     if (!frame.training && torch::autograd::get_current_node()) frame.training = true;
   }
   if (kernel_depth > 0) return nullptr;
-  if (meta_watched && info.kernel) {
+  if (births == Births::kMeta && info.kernel) {
     kernel_depth = frame.depth;
     if (calls::logging()) calls::begin(op, *schema);
   }
@@ -211,6 +226,9 @@ void on_end(const at::RecordFunction& op, at::ObserverContext* /*context*/) {
   if (schema == nullptr) return;
   Frame& frame = Engine::frame();
   if (kernel_depth == frame.depth) end_kernel(op, *schema);
+  if (births == Births::kDevice) {
+    for (const c10::IValue& value : op.outputs()) note_births(value);
+  }
   if (--frame.depth > 0) return;
   if (calls::logging() && Engine::instance().counts(frame)) frame.calls = calls::take_pattern();
   Engine::instance().end(frame, place_of_op);
@@ -223,17 +241,19 @@ bool enabled = false;
 
 void enable(bool meta) {
   if (enabled) return;
-  meta_watched = meta;
+  const bool device = Engine::instance().accelerator() != nullptr;
+  births = meta ? Births::kMeta : device ? Births::kDevice : Births::kAllocator;
   handle = at::addGlobalCallback(at::RecordFunctionCallback(on_start, on_end)
                                      .needsInputs(true)
-                                     .needsOutputs(meta)
+                                     .needsOutputs(births != Births::kAllocator)
                                      .scopes({at::RecordScope::FUNCTION}));
   enabled = true;
 }
 
 void disable() {
   if (enabled) at::removeCallback(handle);
-  enabled = meta_watched = false;
+  enabled = false;
+  births = Births::kAllocator;
 }
 
 void mark_training_thread() {

@@ -6,6 +6,8 @@
 #include <utility>
 #include <vector>
 
+#include "transfer.h"
+
 namespace teraio {
 
 class Schedule {
@@ -13,7 +15,8 @@ class Schedule {
   struct Action {
     int32_t storage;
     bool fetch;      // else offload
-    int64_t extent;  // where it is kept meanwhile
+    TierKind tier;   // where it is kept meanwhile
+    int64_t extent;
   };
   // Columns as Python hands them over; offsets have one entry more than there are ops or storages.
   std::vector<uint32_t> signatures;
@@ -24,6 +27,7 @@ class Schedule {
   std::vector<uint32_t> use_offsets;
   std::vector<uint32_t> uses;
   std::vector<bool> persistent;
+  std::vector<uint64_t> needs;  // bytes that each op takes beside its operands
   std::unordered_map<uint64_t, std::vector<uint32_t>> anchors;  // key -> position per occurrence
 
   uint32_t size() const { return static_cast<uint32_t>(signatures.size()); }
@@ -41,6 +45,10 @@ class Schedule {
   // when it isn't used again.
   uint64_t distance(int32_t storage) const;
   uint32_t position() const { return next_; }
+  // Whether the program is somewhere that the plan doesn't know.
+  bool lost() const { return lost_ || next_ >= size(); }
+  // What the op that is expected next takes beside its operands.
+  uint64_t need() const { return needs[next_]; }
 
  private:
   uint32_t next_ = 0;     // the op expected next

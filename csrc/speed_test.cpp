@@ -1,8 +1,10 @@
 #include "speed_test.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <cstring>
+#include <exception>
 #include <mutex>
 #include <thread>
 #include <utility>
@@ -87,6 +89,31 @@ class SpeedTest {
 };
 
 }  // namespace
+
+StagedPath::StagedPath(const TestMemory& test, size_t threads)
+    : accelerator_(test.device),
+      path_{[this](const Request& request) { return move(request); }, kStagingBytes, kStagingBytes} {
+  for (size_t i = 0; i < 2 * threads; ++i) {
+    free_.push_back({test.staging + i * kStagingBytes, accelerator_.new_stream()});
+  }
+}
+
+Moved StagedPath::move(const Request& request) {
+  std::unique_lock<std::mutex> lock(mutex_);
+  const Staging staging = free_.back();  // there is one: no more threads move than it was made for
+  free_.pop_back();
+  lock.unlock();
+  Moved moved;
+  try {
+    uint64_t checksum = 0;
+    moved = move_staged(accelerator_, staging, request, request.nbytes, 0, &checksum);
+  } catch (const std::exception& failure) {
+    moved = {0, EIO, failure.what()};
+  }
+  lock.lock();
+  free_.push_back(staging);
+  return moved;
+}
 
 FolderSpeed test_speed(const Path& path, size_t folder, int fd, size_t nbytes, size_t threads, TestMemory test,
                        Moved* failed) {

@@ -2,8 +2,12 @@
 // In: a path, an open file with space reserved. Out: a FolderSpeed. Must not know: striping, queues.
 #pragma once
 #include <cstddef>
+#include <mutex>
+#include <vector>
 
+#include "device.h"
 #include "io_path.h"
+#include "staging.h"
 
 namespace teraio {
 
@@ -19,6 +23,22 @@ struct TestMemory {
   char* memory = nullptr;  // null: pages of its own
   size_t nbytes = 0;
   c10::Device device{c10::kCPU};
+  char* staging = nullptr;  // for device memory that is staged: two buffers for each thread
+};
+
+// Staging as a path, for speed tests: it lends its buffers out to whoever moves a request.
+class StagedPath {
+ public:
+  StagedPath(const TestMemory& test, size_t threads);
+  const Path& path() const { return path_; }
+
+ private:
+  Moved move(const Request& request);
+
+  const Accelerator accelerator_;
+  std::mutex mutex_;
+  std::vector<Staging> free_;
+  Path path_;
 };
 
 // Moves `nbytes` (a multiple of the path's request) with so many threads to and from the file's beginning.

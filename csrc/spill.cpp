@@ -6,11 +6,12 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <random>
 #include <set>
-#include <utility>
 
 #include "errors.h"
 #include "pages.h"
@@ -19,6 +20,8 @@ namespace teraio {
 namespace {
 
 constexpr size_t kThreadsPerChannel = 2;
+// A call of a path for devices costs more than a copy of fewer bytes.
+constexpr size_t kLeastForDevicePath = size_t{1} << 20;
 
 thread_local bool t_io_thread = false;
 
@@ -44,19 +47,6 @@ int open_unlinked(const std::string& folder, int extra_flags) {
   fd = ::mkostemp(name.data(), O_CLOEXEC | extra_flags);
   if (fd >= 0) ::unlink(name.c_str());
   return fd;
-}
-
-uint64_t sample_checksum(const char* memory, size_t nbytes, size_t memory_offset) {
-  uint64_t sum = 0;
-  for (size_t page = 0; page < nbytes; page += kPage) {
-    const uint64_t number = (memory_offset + page) / kPage;
-    uint64_t word = 0;
-    // Another cache line of each page, so that what repeats page by page is seen too.
-    std::memcpy(&word, memory + page + number % (kPage / 64) * 64, sizeof word);
-    word = (word ^ number) * 0x9E3779B97F4A7C15ull;
-    sum += word ^ (word >> 29);
-  }
-  return sum;
 }
 
 }  // namespace
@@ -104,9 +94,21 @@ void SpillSpace::reserve_file(File& file, uint64_t nbytes) {
   file.reserved = nbytes;
 }
 
-FolderSpeed SpillSpace::measure(size_t folder, size_t nbytes, TestMemory test) {
+void SpillSpace::set_device_path(Path path, const std::vector<bool>& takes) {
+  for (size_t i = 0; i < files_.size(); ++i) files_[i].by_device_path = takes.at(i);
+  device_path_ = std::move(path);
+}
+
+void SpillSpace::forget_device_path() {
+  for (File& file : files_) file.by_device_path = false;
+  device_path_.reset();
+}
+
+FolderSpeed SpillSpace::measure(size_t folder, size_t nbytes, const TestMemory& test) {
   File& file = files_.at(folder);
-  const Path& path = path_of(test.device);
+  std::optional<StagedPath> staged;
+  if (!test.device.is_cpu() && !file.by_device_path) staged.emplace(test, kThreadsPerChannel);
+  const Path& path = test.device.is_cpu() ? host_path_ : file.by_device_path ? *device_path_ : staged->path();
   nbytes = round_up(nbytes, path.request);
   reserve_file(file, nbytes);
   Moved failed;
@@ -115,14 +117,15 @@ FolderSpeed SpillSpace::measure(size_t folder, size_t nbytes, TestMemory test) {
   return speed;
 }
 
-void SpillSpace::start(const std::vector<unsigned>& weights) {
+void SpillSpace::start(const std::vector<unsigned>& weights, const Accelerator* accelerator) {
   // Largest remaining share first spreads each file's units evenly over the pattern.
   const size_t total = [&] {
     size_t sum = 0;
     for (const unsigned w : weights) sum += w;
     return sum;
   }();
-  stripe_unit_ = std::max(host_path_.stripe_unit, device_path_.stripe_unit);
+  const bool by_device_path = std::any_of(files_.begin(), files_.end(), [](const File& f) { return f.by_device_path; });
+  stripe_unit_ = std::max(host_path_.stripe_unit, by_device_path ? device_path_->stripe_unit : 0);
   pattern_units_.assign(files_.size(), 0);
   for (size_t unit = 0; unit < total; ++unit) {
     size_t best = 0;
@@ -135,11 +138,29 @@ void SpillSpace::start(const std::vector<unsigned>& weights) {
     pattern_.push_back(best);
     unit_rank_.push_back(pattern_units_[best]++);
   }
+  accelerator_ = accelerator;
   const size_t threads = kThreadsPerChannel * files_.size();
-  for (size_t i = 0; i < threads; ++i) {
-    threads_.emplace_back([this] { run(reads_); });
-    threads_.emplace_back([this] { run(writes_); });
+  start_threads(reads_, threads);
+  start_threads(writes_, threads);
+  // Others may be waiting for the GIL in a path written in Python, see Transfer::natively.
+  if (accelerator_ != nullptr && device_path_) start_threads(native_writes_, kThreadsPerChannel);
+}
+
+void SpillSpace::start_threads(Channel& channel, size_t count) {
+  for (size_t i = 0; i < count; ++i) {
+    std::optional<Staging> staging;
+    if (accelerator_ != nullptr) {
+      staging_.push_back(static_cast<char*>(PagePool().take(kStagingBytes)));
+      staging = Staging{staging_.back(), accelerator_->new_stream()};
+    }
+    threads_.emplace_back([this, &channel, staging] { run(channel, staging); });
   }
+}
+
+std::vector<std::pair<char*, size_t>> SpillSpace::staging_memory() const {
+  std::vector<std::pair<char*, size_t>> buffers;
+  for (char* memory : staging_) buffers.emplace_back(memory, kStagingBytes);
+  return buffers;
 }
 
 void SpillSpace::stop() {
@@ -149,10 +170,17 @@ void SpillSpace::stop() {
   }
   reads_.work.notify_all();
   writes_.work.notify_all();
+  native_writes_.work.notify_all();
   for (auto& thread : threads_) thread.join();
   threads_.clear();
   for (auto& file : files_) ::close(file.fd);
   files_.clear();
+  for (char* memory : staging_) {
+    PagePool pool;
+    pool.give(memory, kStagingBytes);
+    pool.trim(kStagingBytes);
+  }
+  staging_.clear();
 }
 
 void SpillSpace::reserve(uint64_t nbytes) {
@@ -167,56 +195,15 @@ void SpillSpace::reserve(uint64_t nbytes) {
 
 Extent SpillSpace::allocate(uint64_t nbytes) {
   nbytes = round_up(nbytes, kPage);
-  auto best = free_.end();
-  for (auto it = free_.begin(); it != free_.end(); ++it) {
-    if (it->second >= nbytes && (best == free_.end() || it->second < best->second)) best = it;
-  }
-  if (best == free_.end()) {
-    // Growing by an eighth at least keeps the number of reservations small.
-    reserve(reserved_ + std::max(nbytes, reserved_ / 8));
-    return allocate(nbytes);
-  }
-  const Extent extent{best->first, nbytes};
-  allocate_at(extent);
-  return extent;
-}
-
-bool SpillSpace::allocate_at(const Extent& extent) {
-  auto it = free_.upper_bound(extent.offset);
-  if (it == free_.begin()) return false;
-  --it;
-  const uint64_t begin = it->first;
-  const uint64_t end = begin + it->second;
-  const uint64_t last = extent.offset + extent.nbytes;
-  if (last > end) return false;
-  free_.erase(it);
-  if (extent.offset > begin) free_[begin] = extent.offset - begin;
-  if (end > last) free_[last] = end - last;
-  return true;
-}
-
-void SpillSpace::free(const Extent& extent) {
-  uint64_t begin = extent.offset;
-  uint64_t end = begin + extent.nbytes;
-  auto next = free_.lower_bound(begin);
-  if (next != free_.end() && next->first == end) {
-    end += next->second;
-    next = free_.erase(next);
-  }
-  if (next != free_.begin()) {
-    const auto before = std::prev(next);
-    if (before->first + before->second == begin) {
-      begin = before->first;
-      free_.erase(before);
-    }
-  }
-  free_[begin] = end - begin;
+  if (const auto extent = extents_.allocate(nbytes)) return *extent;
+  // Growing by an eighth at least keeps the number of reservations small.
+  reserve(reserved_ + std::max(nbytes, reserved_ / 8));
+  return *extents_.allocate(nbytes);
 }
 
 std::vector<SpillSpace::Piece> SpillSpace::pieces_of(Transfer* transfer) const {
   std::vector<Piece> pieces;
   const uint64_t units = pattern_.size();
-  const size_t request = path_of(transfer->device).request;
   uint64_t at = transfer->extent.offset;
   const uint64_t end = at + transfer->extent.nbytes;
   while (at < end) {
@@ -231,7 +218,7 @@ std::vector<SpillSpace::Piece> SpillSpace::pieces_of(Transfer* transfer) const {
     Piece* last = pieces.empty() ? nullptr : &pieces.back();
     // Neighbouring units of one file make one request, up to its best size.
     if (last != nullptr && last->file == file && last->file_offset + last->nbytes == file_offset &&
-        last->nbytes + n <= request) {
+        last->nbytes + n <= largest_request(*transfer, file)) {
       last->nbytes += n;
     } else {
       pieces.push_back({transfer, file, file_offset, memory_offset, n});
@@ -249,10 +236,15 @@ std::string SpillSpace::folders_of(Transfer* transfer) const {
   return joined;
 }
 
+SpillSpace::Channel& SpillSpace::channel_of(const Transfer& transfer) {
+  if (transfer.direction == Transfer::Direction::kRead) return reads_;
+  return transfer.natively && device_path_ && !transfer.device.is_cpu() ? native_writes_ : writes_;
+}
+
 void SpillSpace::submit(Transfer* transfer, bool urgent) {
   const auto pieces = pieces_of(transfer);
   transfer->pieces_left = pieces.size();
-  Channel& channel = transfer->direction == Transfer::Direction::kRead ? reads_ : writes_;
+  Channel& channel = channel_of(*transfer);
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     channel.queue.insert(urgent ? channel.queue.begin() : channel.queue.end(), pieces.begin(), pieces.end());
@@ -261,7 +253,7 @@ void SpillSpace::submit(Transfer* transfer, bool urgent) {
 }
 
 void SpillSpace::promote(Transfer* transfer) {
-  Channel& channel = transfer->direction == Transfer::Direction::kRead ? reads_ : writes_;
+  Channel& channel = channel_of(*transfer);
   const std::lock_guard<std::mutex> lock(mutex_);
   std::stable_partition(channel.queue.begin(), channel.queue.end(),
                         [&](const Piece& piece) { return piece.transfer == transfer; });
@@ -269,7 +261,7 @@ void SpillSpace::promote(Transfer* transfer) {
 
 bool SpillSpace::on_io_thread() { return t_io_thread; }
 
-void SpillSpace::run(Channel& channel) {
+void SpillSpace::run(Channel& channel, std::optional<Staging> staging) {
   t_io_thread = true;
   std::unique_lock<std::mutex> lock(mutex_);
   for (;;) {
@@ -278,36 +270,76 @@ void SpillSpace::run(Channel& channel) {
     const Piece piece = channel.queue.front();
     channel.queue.pop_front();
     lock.unlock();
-    move(piece);
+    move(piece, staging);
     lock.lock();
   }
 }
 
-Moved SpillSpace::move_bytes(const Piece& piece) const {
-  const Transfer& transfer = *piece.transfer;
-  if (transfer.before) {
-    try {
-      transfer.before();
-    } catch (const std::exception& error) {
-      return {0, EIO, error.what()};
-    }
-  }
-  return move_all(path_of(transfer.device),
-                  {piece.file, files_[piece.file].fd, transfer.direction == Transfer::Direction::kWrite,
-                   transfer.memory + piece.memory_offset, transfer.device, piece.nbytes, piece.file_offset});
+bool SpillSpace::staged(const Transfer& transfer, size_t file, size_t nbytes) const {
+  if (transfer.device.is_cpu() || accelerator_ == nullptr) return false;
+  return transfer.natively || !files_[file].by_device_path || nbytes < kLeastForDevicePath;
 }
 
-void SpillSpace::move(const Piece& piece) {
+size_t SpillSpace::largest_request(const Transfer& transfer, size_t file) const {
+  if (transfer.device.is_cpu()) return host_path_.request;
+  return staged(transfer, file, transfer.nbytes) || !device_path_ ? kStagingBytes : device_path_->request;
+}
+
+// Whole pages may go by a path; the end of a storage that ends within a page is staged, because behind it lies memory
+// of somebody else.
+Moved SpillSpace::move_device_bytes(const Piece& piece, const std::optional<Staging>& staging,
+                                    uint64_t* checksum) const {
+  const Transfer& transfer = *piece.transfer;
+  const File& file = files_[piece.file];
+  Request request{piece.file, file.fd, transfer.direction == Transfer::Direction::kWrite,
+                  transfer.memory + piece.memory_offset, transfer.device, piece.nbytes, piece.file_offset};
+  const size_t data = std::min(piece.nbytes, transfer.nbytes - std::min(transfer.nbytes, piece.memory_offset));
+  if (staged(transfer, piece.file, transfer.nbytes)) {
+    for (const c10::Event& event : transfer.after) event.block(staging->stream);
+    Moved moved = move_staged(*accelerator_, *staging, request, data, piece.memory_offset, checksum);
+    if (file.by_device_path) *checksum = 0;  // what one way writes, the other may read
+    return moved;
+  }
+  if (!device_path_) return {0, ENOTSUP, "nothing was set up to move memory of " + transfer.device.str()};
+  Accelerator::wait_for(transfer.after);
+  request.nbytes = accelerator_ == nullptr ? data : data / kPage * kPage;
+  Moved moved = move_all(*device_path_, request);
+  if (moved.error != 0 || request.nbytes == data) return moved;
+  Request end = request;
+  end.memory += request.nbytes;
+  end.offset += request.nbytes;
+  end.nbytes = kPage;
+  uint64_t unused = 0;
+  Moved last = move_staged(*accelerator_, *staging, end, data - request.nbytes, 0, &unused);
+  last.nbytes += moved.nbytes;
+  return last;
+}
+
+Moved SpillSpace::move_bytes(const Piece& piece, const std::optional<Staging>& staging, uint64_t* checksum) const {
+  const Transfer& transfer = *piece.transfer;
+  if (!transfer.device.is_cpu()) {
+    try {
+      return move_device_bytes(piece, staging, checksum);
+    } catch (const std::exception& failure) {
+      return {0, EIO, failure.what()};
+    }
+  }
+  char* memory = transfer.memory + piece.memory_offset;
+  Moved moved = move_all(host_path_, {piece.file, files_[piece.file].fd,
+                                      transfer.direction == Transfer::Direction::kWrite, memory, transfer.device,
+                                      piece.nbytes, piece.file_offset});
+  *checksum = sample_checksum(memory, piece.nbytes, piece.memory_offset);
+  return moved;
+}
+
+void SpillSpace::move(const Piece& piece, const std::optional<Staging>& staging) {
   Transfer& transfer = *piece.transfer;
   if (const unsigned max_us = max_delay_us_) {
     static thread_local std::minstd_rand random(std::random_device{}());
     ::usleep(static_cast<useconds_t>(random() % max_us));
   }
-  Moved moved = move_bytes(piece);
-  const uint64_t checksum =
-      transfer.device.is_cpu()
-          ? sample_checksum(transfer.memory + piece.memory_offset, piece.nbytes, piece.memory_offset)
-          : 0;
+  uint64_t checksum = 0;
+  Moved moved = move_bytes(piece, staging, &checksum);
   bool last = false;
   {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -321,13 +353,6 @@ void SpillSpace::move(const Piece& piece) {
     last = --transfer.pieces_left == 0;
   }
   if (last) done_(&transfer);
-}
-
-std::string Transfer::reason() const {
-  if (!error_text.empty()) return in_words(error, error_text);
-  if (error == ENODATA) return in_words(error, "the file is shorter than what was written to it");
-  if (error == EBADMSG) return in_words(error, "the file holds other bytes than were written to it");
-  return in_words(error, "");
 }
 
 }  // namespace teraio

@@ -2,57 +2,28 @@
 // threads that read and write it.
 // In: memory ranges and extents. Out: finished transfers. Must not know: storages, budgets, plans, Python.
 #pragma once
-#include <c10/core/Device.h>
-
 #include <atomic>
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
 #include <functional>
-#include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
+#include "device.h"
+#include "extents.h"
 #include "io_path.h"
 #include "speed_test.h"
+#include "staging.h"
+#include "transfer.h"
 
 namespace teraio {
-
-struct Extent {
-  uint64_t offset = 0;
-  uint64_t nbytes = 0;
-};
-
-// One memory range on its way to or from one extent. Whoever submits it owns it, the memory and the extent,
-// and keeps all three until `done` has been called for it.
-struct Transfer {
-  enum class Direction { kRead, kWrite };
-  Direction direction = Direction::kRead;
-  char* memory = nullptr;
-  c10::Device device{c10::kCPU};  // where the memory is
-  Extent extent;
-  void* user = nullptr;
-  // What has to be over before the memory may be touched: an I/O thread calls it, without the GIL, before the
-  // first byte of each piece. So it runs several times, at once too.
-  std::function<void()> before;
-
-  // Filled in by the spill space; read them after the transfer is done.
-  int error = 0;           // errno; 0 when all bytes were moved
-  std::string error_text;  // what the path said about it; empty for one that has nothing to add
-  std::string error_path;
-  uint64_t error_offset = 0;
-  size_t pieces_left = 0;
-  // Over a sample of the bytes, eight of each page: tells a file that lost or mixed up what was written to it.
-  // 0 for memory that the CPU can't read.
-  uint64_t checksum = 0;
-
-  // The error in words, with its errno.
-  std::string reason() const;
-};
 
 class SpillSpace {
  public:
@@ -69,14 +40,18 @@ class SpillSpace {
   bool direct(size_t folder) const { return files_.at(folder).direct; }
   // For paths that open the file a second time; it has no name.
   int fd(size_t folder) const { return files_.at(folder).fd; }
-  // Host memory takes posix_path() unless told otherwise, memory of devices has none at first. Call before start().
+  // How host memory moves; by posix_path() unless told otherwise. Call before start().
   void set_host_path(Path path) { host_path_ = std::move(path); }
-  void set_device_path(Path path) { device_path_ = std::move(path); }
-  // Runs reads and writes of `nbytes` over the folder's file, by the path that such memory takes. Throws SpillError.
-  // Call before start().
-  FolderSpeed measure(size_t folder, size_t nbytes, TestMemory test = {});
-  // Stripes over the folders in proportion to `weights`, and starts the I/O threads.
-  void start(const std::vector<unsigned>& weights);
+  // How memory of devices moves to and from the folders that `takes` names; by staging to all others.
+  void set_device_path(Path path, const std::vector<bool>& takes);
+  void forget_device_path();
+  // Runs reads and writes of `nbytes` over the folder's file. Throws SpillError. Call before start().
+  FolderSpeed measure(size_t folder, size_t nbytes, const TestMemory& test);
+  // Stripes over the folders in proportion to `weights`, and starts the I/O threads. Device memory moves through
+  // host memory of theirs, one buffer a thread.
+  void start(const std::vector<unsigned>& weights, const Accelerator* accelerator);
+  // Those buffers; copies are quicker once they are page-locked.
+  std::vector<std::pair<char*, size_t>> staging_memory() const;
   // Waits for transfers that run, drops those that have not begun, ends the threads, closes the files.
   void stop();
 
@@ -86,8 +61,11 @@ class SpillSpace {
 
   // Extents are not thread-safe: the engine calls these under its mutex. allocate() grows the space.
   Extent allocate(uint64_t nbytes);
-  bool allocate_at(const Extent& extent);
-  void free(const Extent& extent);
+  bool allocate_at(const Extent& extent) { return extents_.allocate_at(extent); }
+  void free(const Extent& extent) { extents_.free(extent); }
+
+  // True on a thread that moves bytes: it must not wait for others that do.
+  static bool on_io_thread();
 
   // The folders that hold a transfer's extent, for messages.
   std::string folders_of(Transfer* transfer) const;
@@ -95,8 +73,6 @@ class SpillSpace {
   void submit(Transfer* transfer, bool urgent);
   // Delays every request at random by up to this long: for tests that seek races.
   void set_delay(unsigned max_us) { max_delay_us_ = max_us; }
-  // True on a thread that moves bytes: it must not wait for others that do.
-  static bool on_io_thread();
   // Moves what of it has not begun to the front of the queue.
   void promote(Transfer* transfer);
 
@@ -105,6 +81,7 @@ class SpillSpace {
     int fd = -1;
     std::string path;
     bool direct = false;
+    bool by_device_path = false;
     uint64_t reserved = 0;
   };
   struct Piece {
@@ -119,28 +96,34 @@ class SpillSpace {
     std::condition_variable work;
   };
 
-  void run(Channel& channel);
-  void move(const Piece& piece);
-  Moved move_bytes(const Piece& piece) const;
-  const Path& path_of(c10::Device device) const { return device.is_cpu() ? host_path_ : device_path_; }
+  void run(Channel& channel, std::optional<Staging> staging);
+  void move(const Piece& piece, const std::optional<Staging>& staging);
+  Moved move_bytes(const Piece& piece, const std::optional<Staging>& staging, uint64_t* checksum) const;
+  Moved move_device_bytes(const Piece& piece, const std::optional<Staging>& staging, uint64_t* checksum) const;
+  bool staged(const Transfer& transfer, size_t file, size_t nbytes) const;
+  size_t largest_request(const Transfer& transfer, size_t file) const;
+  void start_threads(Channel& channel, size_t count);
+  Channel& channel_of(const Transfer& transfer);
   void reserve_file(File& file, uint64_t nbytes);
   std::vector<Piece> pieces_of(Transfer* transfer) const;
 
   std::function<void(Transfer*)> done_;
   std::vector<File> files_;
   Path host_path_ = posix_path();
-  Path device_path_ = no_path();
+  std::optional<Path> device_path_;
   uint64_t stripe_unit_ = 0;
   std::vector<size_t> pattern_;        // file of each stripe unit, repeated
   std::vector<uint64_t> unit_rank_;    // how many earlier units of the pattern lie in the same file
   std::vector<uint64_t> pattern_units_;  // units of the pattern per file
   uint64_t reserved_ = 0;
-  std::map<uint64_t, uint64_t> free_;  // offset -> nbytes, neighbours merged
+  ExtentMap extents_;
 
   std::mutex mutex_;
-  Channel reads_, writes_;
+  Channel reads_, writes_, native_writes_;
   bool stopping_ = false;
   std::atomic<unsigned> max_delay_us_{0};
+  const Accelerator* accelerator_ = nullptr;
+  std::vector<char*> staging_;
   std::vector<std::thread> threads_;
 };
 

@@ -9,6 +9,7 @@
 
 #include "engine.h"
 #include "gil.h"
+#include "pages.h"
 #include "python_path.h"
 
 namespace py = pybind11;
@@ -34,9 +35,9 @@ std::unique_ptr<SpillSpace> SpillHandle::take() {
   return std::move(space_);
 }
 
-void SpillHandle::start_alone(const std::vector<unsigned>& weights, uint64_t nbytes) {
+void SpillHandle::start_alone(const std::vector<unsigned>& weights, uint64_t nbytes, const std::string& device) {
   *alone_ = true;
-  space().start(weights);
+  space().start(weights, device.empty() ? nullptr : accelerator_of(device));
   space().reserve(nbytes);
 }
 
@@ -55,10 +56,6 @@ void SpillHandle::close() {
 
 namespace {
 
-c10::Device device_of(int index) {
-  return index < 0 ? c10::Device(c10::kCPU) : c10::Device(c10::kCUDA, static_cast<c10::DeviceIndex>(index));
-}
-
 char* memory_at(uintptr_t address) { return reinterpret_cast<char*>(address); }
 
 py::dict add_folder(SpillHandle& handle, const std::string& path) {
@@ -74,11 +71,12 @@ py::dict add_folder(SpillHandle& handle, const std::string& path) {
   return result;
 }
 
-py::dict measure(SpillHandle& handle, size_t folder, size_t nbytes, uintptr_t address, size_t span, int device) {
+py::dict measure(SpillHandle& handle, size_t folder, size_t nbytes, const std::string& device, uintptr_t address,
+                 size_t span, uintptr_t staging) {
   FolderSpeed speed;
   {
     const py::gil_scoped_release no_gil;
-    speed = handle.space().measure(folder, nbytes, {memory_at(address), span, device_of(device)});
+    speed = handle.space().measure(folder, nbytes, {memory_at(address), span, c10::Device(device), memory_at(staging)});
   }
   py::dict result;
   result["read_bytes_per_s"] = speed.read_bytes_per_s;
@@ -88,34 +86,22 @@ py::dict measure(SpillHandle& handle, size_t folder, size_t nbytes, uintptr_t ad
   return result;
 }
 
-std::function<void()> python_call(py::object callable) {
-  if (callable.is_none()) return {};
-  // Lives as long as move(), which holds the GIL again when it ends.
-  return [callable = std::move(callable)] {
-    const py::gil_scoped_acquire gil;
-    try {
-      callable();
-    } catch (py::error_already_set& error) {
-      throw std::runtime_error(py::str(error.value()).cast<std::string>());
-    }
-  };
-}
-
-py::dict move(SpillHandle& handle, bool write, uintptr_t address, uint64_t nbytes, uint64_t offset, int device,
-              const py::object& before) {
+py::dict move(SpillHandle& handle, bool write, uintptr_t address, size_t nbytes, uint64_t offset,
+              const std::string& device, bool natively) {
   Transfer transfer;
   transfer.direction = write ? Transfer::Direction::kWrite : Transfer::Direction::kRead;
   transfer.memory = memory_at(address);
-  transfer.device = device_of(device);
-  transfer.extent = {offset, nbytes};
-  transfer.before = python_call(before);
+  transfer.nbytes = nbytes;
+  transfer.device = c10::Device(device);
+  transfer.extent = {offset, round_up(nbytes, kPage)};
+  transfer.natively = natively;
   {
     const py::gil_scoped_release no_gil;
     handle.move(transfer);
   }
   py::dict result;
   result["error"] = transfer.error;
-  result["reason"] = transfer.error == 0 ? "" : transfer.reason();
+  result["text"] = transfer.error_text;
   result["path"] = transfer.error_path;
   result["offset"] = transfer.error_offset;
   result["checksum"] = transfer.checksum;
@@ -128,19 +114,21 @@ void bind_spill_space(py::module_& m) {
   py::class_<SpillHandle>(m, "SpillSpace")
       .def(py::init<>())
       .def("add_folder", &add_folder)
-      .def("measure", &measure, py::arg("folder"), py::arg("nbytes"), py::arg("address") = 0, py::arg("span") = 0,
-           py::arg("device") = -1)
+      .def("measure", &measure, py::arg("folder"), py::arg("nbytes"), py::arg("device") = "cpu",
+           py::arg("address") = 0, py::arg("span") = 0, py::arg("staging") = 0)
       .def("set_host_path",
            [](SpillHandle& handle, py::object callable) {
              handle.space().set_host_path(python_path(std::move(callable)));
            })
       .def("set_device_path",
-           [](SpillHandle& handle, py::object callable) {
-             handle.space().set_device_path(python_path(std::move(callable)));
+           [](SpillHandle& handle, py::object callable, const std::vector<bool>& takes) {
+             handle.space().set_device_path(python_path(std::move(callable)), takes);
            })
-      .def("start_alone", &SpillHandle::start_alone, py::call_guard<py::gil_scoped_release>())
+      .def("forget_device_path", [](SpillHandle& handle) { handle.space().forget_device_path(); })
+      .def("start_alone", &SpillHandle::start_alone, py::arg("weights"), py::arg("nbytes"), py::arg("device") = "",
+           py::call_guard<py::gil_scoped_release>())
       .def("move", &move, py::arg("write"), py::arg("address"), py::arg("nbytes"), py::arg("offset"),
-           py::arg("device") = -1, py::arg("before") = py::none())
+           py::arg("device") = "cpu", py::arg("natively") = false)
       .def("close", &SpillHandle::close);
 }
 

@@ -4,6 +4,7 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "spill.h"
@@ -21,8 +22,8 @@ class SpillHandle {
   // Raises where the engine has it already.
   SpillSpace& space();
   std::unique_ptr<SpillSpace> take();
-  // Lets move() be used; `done` goes to it and no more to the engine.
-  void start_alone(const std::vector<unsigned>& weights, uint64_t nbytes);
+  // Lets move() be used. Without a `device` all memory of devices takes the path that was set for it.
+  void start_alone(const std::vector<unsigned>& weights, uint64_t nbytes, const std::string& device);
   void move(Transfer& transfer);
   void close();
 

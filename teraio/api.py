@@ -14,11 +14,12 @@ from typing import TypeVar
 import torch
 
 import teraio._C as _C
+from teraio.engine.accelerator import accelerator_for
 from teraio.engine.folders import check_folder, spill_folders
 from teraio.errors import ConfigurationError
 from teraio.profiler.hardware import free_memory_bytes, memory_bytes
 from teraio.records import RunReport
-from teraio.runtime import Runtime, check_devices
+from teraio.runtime import Runtime, device_of
 from teraio.sizes import format_size, parse_size
 from teraio.watch import Stopped, Watch
 
@@ -39,6 +40,7 @@ def offload(
     *,
     memory_budget: int | str | None = None,
     ssd: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
+    host_memory: int | str = 0,
     profile_iterations: int = 2,
     allow_tmpfs: bool = False,
     require_gds: bool = False,
@@ -51,12 +53,15 @@ def offload(
     take,
     as bytes, ``"24GiB"`` or ``"60%"`` of the machine's memory; by default what is free, less a
     reserve.
+    For a model on an accelerator it is the device's memory, and ``host_memory`` (bytes, or a share
+    of
+    the machine's) may serve as a tier between it and the drives.
     ``ssd`` is one folder per drive; by default ``$TERAIO_SSD`` (colon-separated), else the user's
     cache
     folder. The first ``profile_iterations`` (at least 2: the first makes the optimizer's states)
     are
     watched to make the plan. A further model shares the budget of the first. With ``require_gds``
-    any way to the SSDs but GPUDirect Storage is an error; without it the faster way is taken, and
+    any way to the SSDs but GPUDirect Storage is an error; without it the fastest way is taken, and
     the report's ``hardware.tiers[...].folders`` say for each folder which one that is and why.
 
     Raises ConfigurationError for arguments that can't be used and SpillError for folders that
@@ -66,12 +71,14 @@ def offload(
     if not isinstance(model, torch.nn.Module):
         raise ConfigurationError(f"offload() takes a torch.nn.Module, not {type(model).__name__}.")
     _check_iterations("profile_iterations", profile_iterations)
-    check_devices(model)
+    device = device_of(model)
     if _watch is not None and _runtime is _watch.runtime and _runtime.phase != "closed":
         if not _runtime.has_model(model):
             _runtime.add_model(model)  # a program that is profiled keeps to the profile's settings
         return model
-    budget = _budget(memory_budget)
+    accelerator = accelerator_for(device)
+    free, total = accelerator.free_and_total_bytes() if accelerator else (None, memory_bytes())
+    budget = _budget(memory_budget, total)
     if _runtime is not None and _runtime.phase != "closed":
         if _runtime.has_model(model):
             raise ConfigurationError(
@@ -84,19 +91,25 @@ def offload(
                 f"models of "
                 "one process share it; leave memory_budget out, or restore the other model first."
             )
+        if torch.device(_runtime.device) != device:
+            raise ConfigurationError(
+                f"another model runs under a budget on {_runtime.device}, this one is on {device}; "
+                "one process offloads from one device. Restore the other model first."
+            )
         _runtime.add_model(model)
         return model
     folders = spill_folders(ssd)
     for folder in folders:
         check_folder(folder, allow_tmpfs=allow_tmpfs)
     if budget is None:
-        budget = int(free_memory_bytes() * (1 - _DEFAULT_RESERVE))
+        budget = int((free_memory_bytes() if free is None else free) * (1 - _DEFAULT_RESERVE))
     _runtime = Runtime(
         budget_bytes=budget,
         folders=folders,
         spill_bytes=_spill_bytes(model, budget),
         profile_iterations=profile_iterations,
-        device="cpu",
+        device=str(device),
+        host_bytes=_host_bytes(host_memory, device),
         require_gds=require_gds,
     )
     try:
@@ -159,7 +172,7 @@ def profile(
     if _runtime is not None and _runtime.phase != "closed":
         raise ConfigurationError("a model is offloaded in this process; restore it first.")
     _check_iterations("iterations", iterations)
-    budget = _budget(memory_budget)
+    budget = _budget(memory_budget, memory_bytes())
     folders = spill_folders(ssd)
     for folder in folders:
         check_folder(folder, allow_tmpfs=budget is None)
@@ -187,10 +200,25 @@ def _check_iterations(what: str, iterations: int) -> None:
         )
 
 
-def _budget(memory_budget: int | str | None) -> int | None:
+def _host_bytes(host_memory: int | str, device: torch.device) -> int:
+    nbytes = parse_size(host_memory, whole=memory_bytes(), what="host_memory")
+    if nbytes and device.type == "cpu":
+        raise ConfigurationError(
+            "host_memory is a tier beside a device's memory, and the model is on the CPU; leave it "
+            "out."
+        )
+    if nbytes > free_memory_bytes():
+        raise ConfigurationError(
+            f"host_memory is {format_size(nbytes)}, and {format_size(free_memory_bytes())} are "
+            "free; pass less."
+        )
+    return nbytes
+
+
+def _budget(memory_budget: int | str | None, total_bytes: int) -> int | None:
     if memory_budget is None:
         return None
-    budget = parse_size(memory_budget, whole=memory_bytes(), what="memory_budget")
+    budget = parse_size(memory_budget, whole=total_bytes, what="memory_budget")
     if budget == 0:
         raise ConfigurationError("memory_budget is 0; pass the bytes that tensors may take.")
     return budget

@@ -26,12 +26,13 @@ from torch.optim.optimizer import (
 import teraio._C as _C
 from teraio import errors, status
 from teraio.engine import list_ops, raw_access, schedule
+from teraio.engine.accelerator import accelerator_for
 from teraio.engine.foreign import own_memory
 from teraio.engine.module_hooks import ModuleHooks
 from teraio.engine.places import Places
 from teraio.planner import ideal_s
 from teraio.planner import plan as make_plan
-from teraio.profiler.hardware import hardware, stripe_weights
+from teraio.profiler.hardware import HostSpeed, hardware, stripe_weights
 from teraio.profiler.spill import open_spill
 from teraio.profiler.trace import Recorded, build_trace, with_durations
 from teraio.records import Hardware, Kind, MeasuredStall, Plan, RunReport, StepReport
@@ -39,6 +40,9 @@ from teraio.sizes import format_size
 
 log = logging.getLogger("teraio")
 
+_HOST_MEASURED_BYTES = 128 << 20
+# What a device's allocator can't use of the memory it holds, because it is in pieces too small.
+_FRAGMENTATION_SHARE = 1 / 16
 # Smaller storages stay in memory: too many, and too little to gain.
 MIN_STORAGE_BYTES = 16 << 10
 # A list op gets at most this part of the budget at once.
@@ -65,20 +69,25 @@ class Runtime:
         spill_bytes: int,
         profile_iterations: int,
         device: str,
+        host_bytes: int = 0,
         require_gds: bool = False,
         on_trace: Callable[[], None] | None = None,
     ) -> None:
-        """``on_trace`` is called when a trace is recorded; with it the run makes no plan."""
+        """``budget_bytes`` of the memory of ``device`` (``cpu``, ``cuda:0``) are there for tensors.
+
+        ``host_bytes`` of host memory may serve as a tier beside a device's memory. ``on_trace`` is
+        called when a trace is recorded; with it the run makes no plan.
+        """
+        self._accelerator = accelerator_for(torch.device(device))
         self._spill = open_spill(folders, device=device, require_gds=require_gds)
         speeds = self._spill.speeds
         weights = stripe_weights(speeds)
         self.budget_bytes = budget_bytes
-        self.hardware: Hardware = hardware(budget_bytes, speeds, weights)
         self.phase: Literal["profile", "run", "closed"] = "profile"
         self.recorded: Recorded | None = None
         self.plan: Plan | None = None
         self.steps: list[StepReport] = []
-        self._device = device
+        self.device = device
         self._on_trace = on_trace
         self._profile_iterations = profile_iterations
         self._profiled = 0
@@ -99,11 +108,30 @@ class Runtime:
         self._status = status.StatusFile()
         self._started_s = time.time()
         self._folders = tuple(str(folder) for folder in folders)
+        self._counted_bytes = budget_bytes  # of the budget, what storages may take
+        if self._accelerator is None:
+            host_bytes = 0
+        else:
+            self._accelerator.limit_memory(budget_bytes)
+            self._counted_bytes = int(budget_bytes * (1 - _FRAGMENTATION_SHARE))
         try:
-            _C.start(self._spill.space, weights, spill_bytes, budget_bytes, MIN_STORAGE_BYTES)
+            _C.start(
+                self._spill.space,
+                weights,
+                spill_bytes,
+                "" if self._accelerator is None else device,
+                host_bytes,
+                self._counted_bytes,
+                budget_bytes,
+                MIN_STORAGE_BYTES,
+            )
         except BaseException:
             self._spill.close()
             raise
+        if self._accelerator is not None:
+            self._accelerator.lock_pages(_C.staging_memory())
+        host = self._measure_host(host_bytes) if host_bytes else None
+        self.hardware: Hardware = hardware(budget_bytes, speeds, weights, host)
         raw_access.install()
         list_ops.install(budget_bytes // _LIST_OP_SHARE)
         self._optimizer_hooks = [
@@ -119,6 +147,22 @@ class Runtime:
                 speed.path,
                 speed.reason,
             )
+
+    def _measure_host(self, host_bytes: int) -> HostSpeed:
+        self._reserve_host(min(host_bytes, _HOST_MEASURED_BYTES))
+        # Through device memory, of which the budget leaves so much before the model comes.
+        read, write, mixed = _C.host_speeds(min(_HOST_MEASURED_BYTES, self._counted_bytes // 4))
+        log.info("host memory: read %.2f GB/s, write %.2f GB/s", read / 1e9, write / 1e9)
+        return HostSpeed(
+            capacity_bytes=host_bytes,
+            read_bytes_per_s=read,
+            write_bytes_per_s=write,
+            mixed_bytes_per_s=mixed,
+        )
+
+    def _reserve_host(self, nbytes: int) -> None:
+        if self._accelerator is not None:
+            self._accelerator.lock_pages(_C.reserve_host(nbytes))
 
     # ------------------------------------------------------------ models
 
@@ -145,12 +189,13 @@ class Runtime:
             name: tensor
             for name, tensor in tensors.items()
             if not _C.adopt(tensor, name)
-            and tensor.device.type == self._device
+            and tensor.device == torch.device(self.device)
             and tensor.untyped_storage().nbytes() >= MIN_STORAGE_BYTES
         }
         if not foreign:
             return
-        own_memory(list(foreign.values()))
+        if self._accelerator is None:
+            own_memory(list(foreign.values()))
         left = {name: tensor for name, tensor in foreign.items() if not _C.adopt(tensor, name)}
         if left:
             log.warning(
@@ -171,7 +216,16 @@ class Runtime:
         return id(module) in self._module_ids
 
     def remove_model(self, model: torch.nn.Module) -> None:
-        """The last model to go closes the run."""
+        """The last model to go closes the run. Raises BudgetError where it can't all come back."""
+        if self._accelerator is not None and len(self._models) == 1:
+            away = _C.totals()["away"]
+            free, _ = self._accelerator.free_and_total_bytes()
+            if away > free:
+                raise errors.BudgetError(
+                    f"restore() would bring {format_size(away)} back to {self.device}, which has "
+                    f"{format_size(free)} left. Nothing has changed. Save a checkpoint, which "
+                    "needs no memory there, or free memory of the device first."
+                )
         self._forget(id(model))
 
     def _model_died(self, key: int) -> None:
@@ -203,8 +257,10 @@ class Runtime:
         list_ops.uninstall()
         raw_access.uninstall()
         self._status.close()
+        if self._accelerator is not None:
+            self._accelerator.limit_memory(None)
         try:
-            _C.stop()
+            _C.stop(self._accelerator.unlock_pages if self._accelerator else None)
         finally:
             self._spill.close()
         log.info("closed: everything is back in memory")
@@ -346,7 +402,7 @@ class Runtime:
 
     def _end_profile(self) -> None:
         self.recorded = build_trace(
-            _C.take_recording(), self._live_at_start, self._names(), self._places, self._device
+            _C.take_recording(), self._live_at_start, self._names(), self._places, self.device
         )
         trace = self.recorded.trace
         log.info(
@@ -366,7 +422,7 @@ class Runtime:
 
     def _follow_plan(self, recorded: Recorded) -> None:
         begin = time.perf_counter()
-        budget = int(self.budget_bytes * (1 - _PLAN_RESERVE))
+        budget = int(self._counted_bytes * (1 - _PLAN_RESERVE))
         _C.release_free_pages()  # planning takes memory too, and the budget may be all there is
         plan = make_plan(recorded.trace, replace(self.hardware, budget_bytes=budget))
         log.info(
@@ -383,7 +439,9 @@ class Runtime:
         )
         self.plan = plan
         if plan.moves:
-            _C.reserve_spill(plan.spill_bytes)
+            space = {tier.tier: tier.space_bytes for tier in plan.tiers}
+            _C.reserve_spill(space["ssd"])
+            self._reserve_host(space.get("host", 0))
             schedule.follow(recorded.trace, plan, recorded.blocks, recorded.births, self._places)
             _C.record(self._timed < _TIMED_ITERATIONS)
         else:
@@ -484,14 +542,15 @@ class _Progress:
             self._status = None
 
 
-def check_devices(model: torch.nn.Module) -> None:
-    """Raises ConfigurationError for a model that is not on the CPU."""
-    devices = {tensor.device.type for tensor in (*model.parameters(), *model.buffers())}
-    if devices - {"cpu"}:
+def device_of(model: torch.nn.Module) -> torch.device:
+    """The one device of all parameters. Raises ConfigurationError where there are several."""
+    devices = {parameter.device for parameter in model.parameters()} or {torch.device("cpu")}
+    if len(devices) > 1:
         raise errors.ConfigurationError(
-            f"the model is on {', '.join(sorted(devices))}; "
-            "this version offloads models on the CPU only."
+            f"the model is on {', '.join(sorted(map(str, devices)))}; teraio offloads from one "
+            "device in a process. Move the model to it first."
         )
+    return devices.pop()
 
 
 def _tensors_of(model: torch.nn.Module, prefix: str) -> dict[str, torch.Tensor]:

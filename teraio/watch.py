@@ -17,8 +17,9 @@ from torch.nn.modules.module import (
     register_module_module_registration_hook,
 )
 
+from teraio.errors import ConfigurationError
 from teraio.records import RunReport, Trace
-from teraio.runtime import Runtime, check_devices
+from teraio.runtime import Runtime, device_of
 
 Modules = weakref.WeakKeyDictionary[torch.nn.Module, "weakref.ref[torch.nn.Module]"]
 
@@ -89,7 +90,11 @@ class Watch:
         root = self._root(module)
         if not any(True for _ in root.parameters()) or self.runtime.has_model(root):
             return
-        check_devices(root)
+        if device_of(root).type != "cpu":
+            raise ConfigurationError(
+                f"the model is on {device_of(root)}; profiling a program watches the CPU's memory. "
+                "Call teraio.offload(model) in it, and save the trace of teraio.report(model)."
+            )
         self.runtime.add_model(root)
 
     def _root(self, module: torch.nn.Module) -> torch.nn.Module:

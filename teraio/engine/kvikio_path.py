@@ -33,16 +33,16 @@ _Window = ctypes.c_char * (64 << 20)
 _pool = threading.Lock()
 
 
+class KvikioMissing(ConfigurationError):
+    """kvikio, or the driver that it needs, is not there or too old."""
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """How kvikio works on a request: in tasks of ``task_bytes``, by ``threads`` threads."""
 
     threads: int
     task_bytes: int
-
-
-# By measurement these are near the best on most drives; kvikio's own default is one thread.
-DEFAULT = Settings(threads=4, task_bytes=8 << 20)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,19 +53,19 @@ class _DeviceMemory:
 
 
 def load() -> Any:
-    """The package kvikio. Raises ConfigurationError where it, or a driver for it, is missing."""
+    """The package kvikio. Raises KvikioMissing where it, or a driver for it, is missing."""
     try:
         ctypes.CDLL("libcuda.so.1")
     except OSError:
-        raise ConfigurationError(
+        raise KvikioMissing(
             "kvikio can't move any bytes without a CUDA driver (libcuda.so.1), not even of host "
-            "memory; install the driver, or on a machine without a GPU unset TERAIO_IO."
+            "memory; install the driver."
         ) from None
     try:
         kvikio = import_module("kvikio")
         import_module("kvikio.defaults")
     except Exception as error:  # its loader of libraries has exceptions of its own
-        raise ConfigurationError(
+        raise KvikioMissing(
             f"kvikio can't be imported ({type(error).__name__}: {error}); "
             "pip install kvikio-cu13, or kvikio-cu12 for CUDA 12."
         ) from error
@@ -109,7 +109,7 @@ def configure(settings: Settings) -> AbstractContextManager[None]:
 
 
 def try_out(fd: int) -> None:
-    """Writes a page to a spill file. Raises ConfigurationError where kvikio can't do even that.
+    """Writes a page to a spill file. Raises KvikioMissing where kvikio can't do even that.
 
     An old driver is found so: kvikio looks for what it needs in it at its first request.
     """
@@ -118,7 +118,7 @@ def try_out(fd: int) -> None:
         try:
             file.pwrite(page, _PAGE, 0).get()
         except (RuntimeError, OSError) as error:
-            raise ConfigurationError(
+            raise KvikioMissing(
                 f"kvikio can't move any bytes ({error}); update the CUDA driver, or install the "
                 "kvikio that is made for it: kvikio-cu13 or kvikio-cu12."
             ) from error

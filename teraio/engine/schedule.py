@@ -12,6 +12,9 @@ import teraio._C as _C
 from teraio.engine.places import Places
 from teraio.records import Plan, Trace
 
+# As the native core numbers them.
+_TIERS = {"ssd": 0, "host": 1}
+
 
 def follow(
     trace: Trace, plan: Plan, blocks: Mapping[int, int], births: list[list[int]], places: Places
@@ -21,11 +24,12 @@ def follow(
     ``blocks`` maps storages of the trace that live from iteration to iteration to their block ids;
     ``births`` lists, per op, the storages it makes, in the order it makes them.
     """
-    actions: list[list[tuple[int, bool, int]]] = [[] for _ in trace.ops]
+    actions: list[list[tuple[int, bool, int, int]]] = [[] for _ in trace.ops]
     for move in plan.moves:
-        actions[move.offload_after].append((move.storage, False, move.extent.offset))
+        place = (_TIERS[move.tier], move.extent.offset)
+        actions[move.offload_after].append((move.storage, False, *place))
         if move.fetch_after is not None:
-            actions[move.fetch_after].append((move.storage, True, move.extent.offset))
+            actions[move.fetch_after].append((move.storage, True, *place))
     # Of the fetches due after one op, the one needed first goes first.
     needed = {(move.storage, move.fetch_after): move.needed_by for move in plan.moves}
     count = len(trace.ops)
@@ -37,6 +41,7 @@ def follow(
         [op.name for op in trace.ops],
         [places.module_id(op.module) for op in trace.ops],
         [places.phase_id(op.phase) for op in trace.ops],
+        _needs(trace),
         actions,
         births,
         [storage.uses for storage in trace.storages],
@@ -44,3 +49,12 @@ def follow(
         [(places.anchor_key(anchor.key), anchor.occurrence, anchor.op) for anchor in trace.anchors],
         list(blocks.items()),
     )
+
+
+def _needs(trace: Trace) -> list[int]:
+    """Bytes that each op takes beside its operands: its results, and what it frees again."""
+    needs = [op.workspace_bytes for op in trace.ops]
+    for storage in trace.storages:
+        if storage.birth is not None:
+            needs[storage.birth] += storage.nbytes
+    return needs

@@ -15,6 +15,8 @@ import psutil
 from teraio.records import Hardware, SpillFolder, Tier
 
 _MOST_PARTS = 16
+# To issue a copy and to be told of its end.
+_HOST_LATENCY_S = 20e-6
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
@@ -35,6 +37,16 @@ class FolderSpeed:
     latency_s: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostSpeed:
+    """What copies between the device and page-locked host memory do, in bytes/s."""
+
+    capacity_bytes: int
+    read_bytes_per_s: float
+    write_bytes_per_s: float
+    mixed_bytes_per_s: float
+
+
 def stripe_weights(speeds: Sequence[FolderSpeed]) -> list[int]:
     """Parts of each stripe that go to each folder, in proportion to its speed with reads and
     writes mixed."""
@@ -43,9 +55,16 @@ def stripe_weights(speeds: Sequence[FolderSpeed]) -> list[int]:
     return [max(1, round(whole * speed.mixed_bytes_per_s / fastest)) for speed in speeds]
 
 
-def hardware(budget_bytes: int, speeds: Sequence[FolderSpeed], weights: Sequence[int]) -> Hardware:
-    """The budget and one SSD tier striped over the folders; a stripe is as fast as its slowest
-    part."""
+def hardware(
+    budget_bytes: int,
+    speeds: Sequence[FolderSpeed],
+    weights: Sequence[int],
+    host: HostSpeed | None = None,
+) -> Hardware:
+    """The budget, one SSD tier striped over the folders, and host memory where it is a tier.
+
+    A stripe is as fast as its slowest part.
+    """
     total = sum(weights)
 
     def striped(rates: Sequence[float]) -> float:
@@ -63,7 +82,19 @@ def hardware(budget_bytes: int, speeds: Sequence[FolderSpeed], weights: Sequence
             for speed in speeds
         ),
     )
-    return Hardware(name="this machine", budget_bytes=budget_bytes, tiers=(tier,))
+    tiers = (tier,) if host is None else (tier, _host_tier(host))
+    return Hardware(name="this machine", budget_bytes=budget_bytes, tiers=tiers)
+
+
+def _host_tier(host: HostSpeed) -> Tier:
+    return Tier(
+        name="host",
+        capacity_bytes=host.capacity_bytes,
+        read_bytes_per_s=host.read_bytes_per_s,
+        write_bytes_per_s=host.write_bytes_per_s,
+        mixed_bytes_per_s=host.mixed_bytes_per_s,
+        latency_s=_HOST_LATENCY_S,
+    )
 
 
 def free_bytes(folder: Path) -> int:

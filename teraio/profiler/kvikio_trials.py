@@ -1,7 +1,7 @@
-"""Tries kvikio's paths and sets up the one that is best for each folder.
+"""Tries kvikio's ways to the drives and sets up the best one for each folder.
 
-In: an open spill space, the device whose memory will move. Out: its path and speeds. Must not know:
-models, plans.
+In: an open spill space, memory to try it with. Out: its path and speeds. Must not know: models,
+plans.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ import os
 from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
 from dataclasses import replace
-
-import torch
+from typing import Any
 
 from teraio.engine import gds, kvikio_path
 from teraio.engine.gds import Obstacle
@@ -25,6 +24,7 @@ GPUDIRECT = "GPUDirect Storage"
 
 _THREADS = (2, 4, 8)
 _TASK_BYTES = (4 << 20, 8 << 20, 16 << 20)
+_FIRST_TASK_BYTES = 8 << 20
 # More threads and larger tasks cost CPU time and memory: the least that come so near the best.
 _NEAR_THE_BEST = 0.95
 
@@ -33,54 +33,68 @@ _settings: dict[tuple[object, ...], Settings] = {}
 
 
 class KvikioTrials:
-    """One use: create it, and let it choose."""
+    """One use: create it, and let it choose.
 
-    def __init__(self, spill: Spill, device: str, require_gds: bool) -> None:
+    ``memory`` is device memory as ``profiler.spill.device_memory`` gives it; without, host memory
+    goes to and fro. Raises KvikioMissing where kvikio can't be used.
+    """
+
+    def __init__(self, spill: Spill, memory: dict[str, Any] | None = None) -> None:
         self._spill = spill
-        self._device = torch.device(device)
-        self._on_host = self._device.type == "cpu"
-        self._require_gds = require_gds
+        self._memory = memory
         self._all = range(len(spill.folders))
-        self._where: dict[str, int] = {}  # the memory that is moved to and fro; host: of its own
+        kvikio_path.try_out(spill.fds[0])
 
-    def choose(self) -> None:
-        """Fills in the speeds, and sets the path of the spill space.
+    def choose_for_host(self) -> None:
+        """Sends all host memory through kvikio."""
+        self._spill.speeds = self._without_gds()
+        self._take(self._all, by_gds=())
 
-        Raises ConfigurationError where kvikio can't be used, or not as required.
+    def choose_for_gpu(self, wanted: str) -> None:
+        """Takes the fastest of all ways for each folder.
+
+        The speeds of the spill space are those without kvikio. ``wanted``: "kvikio" leaves these
+        out, "gds" all but GPUDirect Storage. Raises ConfigurationError where that can't be.
         """
-        kvikio_path.try_out(self._spill.fds[0])
-        if not self._on_host:
-            memory = torch.empty(MEASURED_BYTES, dtype=torch.uint8, device=self._device)
-            index = memory.device.index or 0
-            self._where = {"address": memory.data_ptr(), "span": memory.nbytes, "device": index}
+        posix = self._without_gds()
+        direct = [self._gds(folder) for folder in self._all]
+        chosen = [
+            choice(*each, wanted) for each in zip(self._spill.speeds, posix, direct, strict=True)
+        ]
+        self._spill.speeds = chosen
+        self._spill.space.forget_device_path()
+        ways = [speed.path for speed in chosen]
+        taken = [folder for folder in self._all if ways[folder] in (POSIX, GPUDIRECT)]
+        if taken:
+            self._take(taken, by_gds=[i for i in self._all if ways[i] == GPUDIRECT])
+
+    def _without_gds(self) -> list[FolderSpeed]:
         with closing(self._path(())) as path:
-            self._set(path)
+            self._set(path, self._all)
             self._spill.owned.enter_context(kvikio_path.configure(self._tuned()))
-            speeds = [self._measure(folder) for folder in self._all]
-        if not self._on_host:
-            speeds = [choice(speeds[i], self._gds(i), self._require_gds) for i in self._all]
-        self._spill.speeds = speeds
-        chosen = self._path([i for i in self._all if speeds[i].path == GPUDIRECT])
-        self._spill.owned.enter_context(closing(chosen))
-        self._set(chosen)
+            return [self._measure(folder) for folder in self._all]
+
+    def _take(self, folders: Collection[int], by_gds: Collection[int]) -> None:
+        path = self._path(by_gds)
+        self._spill.owned.enter_context(closing(path))
+        self._set(path, folders)
 
     def _path(self, by_gds: Collection[int]) -> KvikioPath:
         return KvikioPath(self._spill.fds, [folder in by_gds for folder in self._all])
 
-    def _set(self, path: KvikioPath) -> None:
-        space = self._spill.space
-        if self._on_host:
-            space.set_host_path(path)
+    def _set(self, path: KvikioPath, folders: Collection[int]) -> None:
+        if self._memory is None:
+            self._spill.space.set_host_path(path)
         else:
-            space.set_device_path(path)
+            self._spill.space.set_device_path(path, [i in folders for i in self._all])
 
     def _measure(self, folder: int) -> FolderSpeed:
         return FolderSpeed(
             folder=self._spill.folders[folder],
-            path=HOST if self._on_host else POSIX,
-            reason=f"{ENVIRONMENT}=kvikio" if self._on_host else "",
+            path=HOST if self._memory is None else POSIX,
+            reason=f"{ENVIRONMENT}=kvikio",
             direct=self._spill.direct[folder],
-            **self._spill.space.measure(folder, MEASURED_BYTES, **self._where),
+            **self._spill.space.measure(folder, MEASURED_BYTES, **(self._memory or {})),
         )
 
     # ------------------------------------------------------------ settings
@@ -88,7 +102,7 @@ class KvikioTrials:
     def _tuned(self) -> Settings:
         """Threads and tasks that are fast on the first folder, with threads for all of them."""
         drives = tuple(os.stat(folder).st_dev for folder in self._spill.folders)
-        key = (self._device, *drives)
+        key = ((self._memory or {}).get("device"), *drives)
         if key not in _settings:
             _settings[key] = self._tune()
         return _settings[key]
@@ -102,8 +116,7 @@ class KvikioTrials:
                     rates[settings] = self._measure(0).mixed_bytes_per_s
             return rates[settings]
 
-        task_bytes = kvikio_path.DEFAULT.task_bytes
-        threads = least_near_the_best(_THREADS, lambda n: rate(Settings(n, task_bytes)))
+        threads = least_near_the_best(_THREADS, lambda n: rate(Settings(n, _FIRST_TASK_BYTES)))
         task_bytes = least_near_the_best(_TASK_BYTES, lambda b: rate(Settings(threads, b)))
         return Settings(threads * len(self._all), task_bytes)
 
@@ -118,7 +131,7 @@ class KvikioTrials:
             return found
         try:
             with closing(self._path((folder,))) as path:
-                self._set(path)
+                self._set(path, (folder,))
                 return replace(self._measure(folder), path=GPUDIRECT)
         except RuntimeError as error:  # of kvikio, or a SpillError
             return Obstacle(f"a trial failed: {error}", "See cufile.log, and run gdscheck -p.")
@@ -131,22 +144,22 @@ def least_near_the_best(choices: Sequence[int], rate: Callable[[int], float]) ->
     return next(choice for choice, found in zip(choices, rates, strict=True) if found >= enough)
 
 
-def choice(posix: FolderSpeed, direct: FolderSpeed | Obstacle, required: bool) -> FolderSpeed:
-    """The faster of kvikio's POSIX path and GPUDirect Storage, with the reason.
+def choice(
+    staged: FolderSpeed, posix: FolderSpeed, direct: FolderSpeed | Obstacle, wanted: str
+) -> FolderSpeed:
+    """The fastest of the ways that are ``wanted`` ("", "kvikio" or "gds"), with the reason.
 
-    Raises ConfigurationError where GPUDirect Storage is required and ``direct`` is an obstacle.
+    ``staged`` is the way without kvikio, ``posix`` kvikio's without GPUDirect Storage, ``direct``
+    what that does or why it can't. Raises ConfigurationError where it is wanted and can't.
     """
-    if isinstance(direct, Obstacle):
-        if required:
-            raise no_gds(posix.folder, direct)
-        return replace(posix, reason=direct.cause)
-    both = f"{GPUDIRECT} has {_rates(direct)}, kvikio's POSIX path {_rates(posix)}"
-    if required:
-        return replace(direct, reason=f"required; {both}")
-    if direct.mixed_bytes_per_s >= posix.mixed_bytes_per_s:
-        return replace(direct, reason=f"the faster one; {both}")
-    return replace(posix, reason=f"the faster one; {both}")
-
-
-def _rates(speed: FolderSpeed) -> str:
-    return f"{speed.mixed_bytes_per_s / 1e9:.2f} GB/s"
+    measured = [staged, posix]
+    if isinstance(direct, FolderSpeed):
+        measured.append(direct)
+    elif wanted == "gds":
+        raise no_gds(staged.folder, direct)
+    allowed = {"gds": measured[2:], "kvikio": measured[1:]}.get(wanted, measured)
+    fastest = max(allowed, key=lambda speed: speed.mixed_bytes_per_s)
+    rates = ", ".join(f"{way.path} {way.mixed_bytes_per_s / 1e9:.2f} GB/s" for way in measured)
+    why = {"gds": "require_gds=True", "kvikio": f"{ENVIRONMENT}=kvikio"}.get(wanted, "the fastest")
+    lacking = f"; no {GPUDIRECT}: {direct.cause}" if isinstance(direct, Obstacle) else ""
+    return replace(fastest, reason=f"{why}; {rates}{lacking}")

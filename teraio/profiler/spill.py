@@ -6,17 +6,23 @@ measured speed, the path that was chosen and why. Must not know: models, plans.
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import os
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import teraio._C as _C
 from teraio import errors
 from teraio.engine import gds
+from teraio.engine.accelerator import accelerator_for
 from teraio.engine.gds import Obstacle
+from teraio.engine.kvikio_path import KvikioMissing
 from teraio.errors import ConfigurationError
 from teraio.profiler.hardware import FolderSpeed
 
@@ -24,8 +30,14 @@ from teraio.profiler.hardware import FolderSpeed
 ENVIRONMENT = "TERAIO_IO"
 MEASURED_BYTES = 128 << 20
 
+# Two buffers for each of two threads, of the size that the native part stages by.
+_STAGING_BYTES = 4 * (8 << 20)
+
 DIRECT = "direct I/O from host memory"
 BUFFERED = "buffered I/O from host memory"
+STAGED = "direct I/O through host memory"
+STAGED_BUFFERED = "buffered I/O through host memory"
+NO_DIRECT = ", and the file system has no direct I/O"
 
 
 class Spill:
@@ -52,49 +64,31 @@ class Spill:
 
 
 def open_spill(folders: Sequence[Path], *, device: str = "cpu", require_gds: bool = False) -> Spill:
-    """Opens a spill file in each folder and measures it by each path there is for ``device``.
+    """Opens a spill file in each folder and measures it by each way there is for ``device``.
 
-    Host memory goes by direct I/O. Memory of a GPU goes by kvikio: by GPUDirect Storage where it
-    works and is the faster way, else by way of pinned host memory. With ``require_gds`` anything
-    but GPUDirect Storage is an error.
+    Host memory goes by direct I/O. Memory of an accelerator goes by direct I/O through page-locked
+    host memory; that of a GPU by kvikio or GPUDirect Storage where these are faster. With
+    ``require_gds`` anything but GPUDirect Storage is an error.
 
     Raises SpillError for folders that can't be used, ConfigurationError where GPUDirect Storage is
-    required and can't be had, where kvikio is needed and can't be used, or for another device.
+    required and can't be had, or where $TERAIO_IO asks for what can't be.
     """
     kind = torch.device(device).type
-    if kind not in CHOOSERS:
-        raise ConfigurationError(
-            f"storages on {device} can't be spilled; put the model on {' or '.join(CHOOSERS)}."
-        )
+    wanted = os.environ.get(ENVIRONMENT, "")
+    if wanted not in ("", "native", "kvikio"):
+        raise ConfigurationError(f"{ENVIRONMENT} is {wanted!r}; set it to native or kvikio.")
     if require_gds:
         _check_gds(folders, kind)
     spill = Spill(folders)
     try:
-        CHOOSERS[kind](spill, device, require_gds)
+        if kind == "cpu":
+            _choose_for_host(spill, wanted)
+        else:
+            _choose_for_accelerator(spill, device, "gds" if require_gds else wanted)
     except BaseException:
         spill.close()
         raise
     return spill
-
-
-def _for_host(spill: Spill, device: str, require_gds: bool) -> None:
-    named = os.environ.get(ENVIRONMENT, "")
-    if named not in ("", "native", "kvikio"):
-        raise ConfigurationError(f"{ENVIRONMENT} is {named!r}; set it to native or kvikio.")
-    if named == "kvikio":
-        _by_kvikio(spill, device, require_gds)
-    else:
-        spill.speeds = [_host_speed(spill, folder) for folder in range(len(spill.folders))]
-
-
-def _by_kvikio(spill: Spill, device: str, require_gds: bool) -> None:
-    from teraio.profiler.kvikio_trials import KvikioTrials
-
-    KvikioTrials(spill, device, require_gds).choose()
-
-
-# What fills in the speeds and sets the path, by the type of the device.
-CHOOSERS: dict[str, Callable[[Spill, str, bool], None]] = {"cpu": _for_host, "cuda": _by_kvikio}
 
 
 def no_gds(folder: Path, obstacle: Obstacle) -> ConfigurationError:
@@ -105,6 +99,71 @@ def no_gds(folder: Path, obstacle: Obstacle) -> ConfigurationError:
     )
 
 
+def _choose_for_host(spill: Spill, wanted: str) -> None:
+    if wanted == "kvikio":
+        from teraio.profiler.kvikio_trials import KvikioTrials
+
+        KvikioTrials(spill).choose_for_host()
+        return
+    spill.speeds = [
+        FolderSpeed(
+            folder=folder,
+            path=DIRECT if direct else BUFFERED,
+            reason=f"training runs on the CPU{'' if direct else NO_DIRECT}",
+            direct=direct,
+            **spill.space.measure(number, MEASURED_BYTES),
+        )
+        for number, (folder, direct) in enumerate(zip(spill.folders, spill.direct, strict=True))
+    ]
+
+
+def _choose_for_accelerator(spill: Spill, device: str, wanted: str) -> None:
+    with device_memory(device) as memory:
+        spill.speeds = [
+            FolderSpeed(
+                folder=folder,
+                path=STAGED if direct else STAGED_BUFFERED,
+                reason=f"{ENVIRONMENT}=native" if wanted == "native" else "the only way there is",
+                direct=direct,
+                **spill.space.measure(number, MEASURED_BYTES, **memory),
+            )
+            for number, (folder, direct) in enumerate(zip(spill.folders, spill.direct, strict=True))
+        ]
+        if torch.device(device).type == "cuda" and wanted != "native":
+            from teraio.profiler.kvikio_trials import KvikioTrials
+
+            try:
+                KvikioTrials(spill, memory).choose_for_gpu(wanted)
+            except KvikioMissing as missing:
+                if wanted:
+                    raise
+                spill.speeds = [replace(speed, reason=str(missing)) for speed in spill.speeds]
+
+
+@contextmanager
+def device_memory(device: str) -> Iterator[dict[str, Any]]:
+    """Memory for speed tests: of the device, and page-locked of the host; for ``space.measure``."""
+    accelerator = accelerator_for(torch.device(device))
+    if accelerator is None:
+        raise ConfigurationError(f"{device} is no accelerator; pass one such as cuda:0.")
+    memory = torch.empty(MEASURED_BYTES, dtype=torch.uint8, device=device)
+    # Direct I/O wants memory of whole pages.
+    staging = mmap.mmap(-1, _STAGING_BYTES)
+    begin = ctypes.c_char.from_buffer(staging)
+    accelerator.lock_pages([(ctypes.addressof(begin), _STAGING_BYTES)])
+    try:
+        yield {
+            "device": str(memory.device),
+            "address": memory.data_ptr(),
+            "span": memory.nbytes,
+            "staging": ctypes.addressof(begin),
+        }
+    finally:
+        accelerator.unlock_pages()
+        del begin, memory
+        torch.get_device_module(device).empty_cache()
+
+
 def _check_gds(folders: Sequence[Path], kind: str) -> None:
     for folder in folders:
         found = gds.obstacle(folder)
@@ -112,16 +171,3 @@ def _check_gds(folders: Sequence[Path], kind: str) -> None:
             found = Obstacle(f"the model is on {kind}", "Put the model on a GPU.")
         if found is not None:
             raise no_gds(folder, found)
-
-
-def _host_speed(spill: Spill, folder: int) -> FolderSpeed:
-    direct = spill.direct[folder]
-    return FolderSpeed(
-        folder=spill.folders[folder],
-        path=DIRECT if direct else BUFFERED,
-        reason="training runs on the CPU"
-        if direct
-        else "training runs on the CPU, and the file system has no direct I/O",
-        direct=direct,
-        **spill.space.measure(folder, MEASURED_BYTES),
-    )

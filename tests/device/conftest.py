@@ -12,6 +12,9 @@ import pytest
 import torch
 
 from tests.device.sim import SimModule, load
+from tests.integration.conftest import _no_run_left_over, spill
+
+__all__ = ["_no_run_left_over", "sim", "spill"]
 
 
 @pytest.fixture

@@ -72,11 +72,6 @@ def test_gpudirect_storage_is_not_for_models_on_the_cpu(
         offloaded(Path(spill), require_gds=True)
 
 
-def test_a_device_that_nothing_moves_memory_of_is_refused(spill: str) -> None:
-    with pytest.raises(teraio.ConfigurationError, match=r"on mps can't be .* cpu or cuda"):
-        open_spill([Path(spill)], device="mps")
-
-
 def test_an_unknown_way_of_io_is_refused(spill: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(opening.ENVIRONMENT, "magic")
     with pytest.raises(teraio.ConfigurationError, match="TERAIO_IO is 'magic'"):
@@ -96,28 +91,35 @@ def speed(path: str, mixed: float) -> FolderSpeed:
     )
 
 
+FAILED = Obstacle("a trial failed: cuFile said no", "See cufile.log.")
+
+
 @pytest.mark.parametrize(
-    ("direct", "required", "path", "reason"),
+    ("staged", "posix", "direct", "wanted", "path"),
     [
-        (6e9, False, GPUDIRECT, "the faster one; GPUDirect Storage has 6.00 GB/s"),
-        (3e9, False, POSIX, "the faster one; GPUDirect Storage has 3.00 GB/s"),
-        (3e9, True, GPUDIRECT, "required"),
+        (4e9, 3e9, 6e9, "", GPUDIRECT),
+        (4e9, 5e9, 3e9, "", POSIX),
+        (6e9, 5e9, 3e9, "", opening.STAGED),
+        (6e9, 5e9, 3e9, "kvikio", POSIX),
+        (6e9, 5e9, 3e9, "gds", GPUDIRECT),
+        (4e9, 5e9, None, "", POSIX),
+        (6e9, 5e9, None, "kvikio", POSIX),
     ],
 )
-def test_the_faster_path_is_taken_unless_one_is_required(
-    direct: float, required: bool, path: str, reason: str
+def test_the_fastest_way_is_taken_of_those_that_are_wanted(
+    staged: float, posix: float, direct: float | None, wanted: str, path: str
 ) -> None:
-    chosen = choice(speed(POSIX, 5e9), speed(GPUDIRECT, direct), required)
+    by_gds = FAILED if direct is None else speed(GPUDIRECT, direct)
+    chosen = choice(speed(opening.STAGED, staged), speed(POSIX, posix), by_gds, wanted)
     assert chosen.path == path
-    assert chosen.reason.startswith(reason)
-    assert chosen.mixed_bytes_per_s == (direct if path == GPUDIRECT else 5e9)
+    for rate in filter(None, (staged, posix, direct)):
+        assert f"{rate / 1e9:.2f} GB/s" in chosen.reason
+    assert (FAILED.cause in chosen.reason) == (direct is None)
 
 
-def test_an_obstacle_is_the_reason_or_the_error() -> None:
-    failed = Obstacle("a trial failed: cuFile said no", "See cufile.log.")
-    assert choice(speed(POSIX, 5e9), failed, False).reason == failed.cause
+def test_gpudirect_storage_that_is_required_and_fails_is_an_error() -> None:
     with pytest.raises(teraio.ConfigurationError, match=r"/mnt/nvme0: a trial failed"):
-        choice(speed(POSIX, 5e9), failed, True)
+        choice(speed(opening.STAGED, 6e9), speed(POSIX, 5e9), FAILED, "gds")
 
 
 def test_the_least_that_is_near_the_best_is_taken() -> None:

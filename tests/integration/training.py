@@ -34,9 +34,11 @@ class Case:
     optimizer: str = "adamw"
     features: frozenset[str] = frozenset()
     steps: int = 10
+    device: str = "cpu"
 
     def __str__(self) -> str:
-        return "-".join((self.model, self.optimizer, *sorted(self.features)))
+        device = () if self.device == "cpu" else (self.device,)
+        return "-".join((self.model, self.optimizer, *sorted(self.features), *device))
 
 
 @dataclass
@@ -189,7 +191,7 @@ class Training:
     def __init__(self, case: Case) -> None:
         self.case = case
         torch.manual_seed(0)
-        self.model = MODELS[case.model](case.features).train()
+        self.model = MODELS[case.model](case.features).train().to(case.device)
         if "frozen" in case.features:
             self._freeze()
         if "checkpointing" in case.features:
@@ -237,9 +239,12 @@ class Training:
 
     def forward_and_backward(self, micro_batches: int = 1) -> float:
         with self._autocast():
-            loss = self.model(**self.next_batch()).loss / micro_batches
+            loss = self.model(**self._there(self.next_batch())).loss / micro_batches
         loss.backward()
         return float(loss.detach())
+
+    def _there(self, batch: Batch) -> Batch:
+        return {name: tensor.to(self.case.device) for name, tensor in batch.items()}
 
     def next_batch(self) -> Batch:
         # Epochs of five batches whose last one is smaller.
@@ -248,7 +253,7 @@ class Training:
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if "autocast" in self.case.features:
-            return torch.autocast("cpu", dtype=torch.bfloat16)
+            return torch.autocast(self.case.device, dtype=torch.bfloat16)
         return nullcontext()
 
     def _in_between(self) -> None:
@@ -261,13 +266,13 @@ class Training:
         self.model.eval()
         with torch.no_grad():
             batches = (make_batch(self.case.model, 4, self.data) for _ in range(2))
-            losses = [float(self.model(**batch).loss).hex() for batch in batches]
+            losses = [float(self.model(**self._there(batch)).loss).hex() for batch in batches]
         self.model.train()
         return losses
 
     def generate(self) -> list[list[int]]:
         self.model.eval()
-        prompt = make_batch(self.case.model, 2, self.data)["input_ids"][:, :8]
+        prompt = self._there(make_batch(self.case.model, 2, self.data))["input_ids"][:, :8]
         tokens = self.model.generate(  # type: ignore[operator]
             input_ids=prompt,
             attention_mask=torch.ones_like(prompt),
@@ -283,7 +288,7 @@ class Training:
 
 
 def digest(tensor: torch.Tensor) -> str:
-    data = tensor.detach().contiguous().view(-1).view(torch.uint8).numpy()
+    data = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
     return f"{tensor.dtype} {tuple(tensor.shape)} {hashlib.sha256(data).hexdigest()}"
 
 

@@ -38,14 +38,14 @@ class Alone:
         self.space = _C.SpillSpace()
         self.fds = [self.space.add_folder(str(folder))["fd"] for folder in folders]
         self.path = PythonPath(self.fds)
-        self.space.set_device_path(self.path)
+        self.space.set_device_path(self.path, [True] * len(folders))
         self.space.start_alone(weights, nbytes)
 
     def move(
-        self, write: bool, memory: torch.Tensor, offset: int = 0, device: int = 0, **more: Any
+        self, write: bool, memory: torch.Tensor, offset: int = 0, device: str = "cuda:0"
     ) -> dict[str, Any]:
         self.path.requests.clear()
-        return self.space.move(write, memory.data_ptr(), memory.nbytes, offset, device, **more)
+        return self.space.move(write, memory.data_ptr(), memory.nbytes, offset, device)
 
 
 @pytest.fixture
@@ -64,23 +64,23 @@ def pages(nbytes: int) -> torch.Tensor:
 
 def test_device_memory_takes_the_path_that_was_set_and_comes_back_equal(alone: Alone) -> None:
     memory = pages(3 * MIB)
-    done = alone.move(True, memory, 8 * MIB, device=3)
+    done = alone.move(True, memory, 8 * MIB, device="cuda:3")
     assert done["error"] == 0
     assert alone.path.requests == [Request(0, True, memory.data_ptr(), 3, memory.nbytes, 8 * MIB)]
     back = pages(3 * MIB).zero_()
-    assert alone.move(False, back, 8 * MIB, device=3)["error"] == 0
+    assert alone.move(False, back, 8 * MIB, device="cuda:3")["error"] == 0
     assert torch.equal(memory, back)
 
 
 def test_host_memory_does_not_take_the_path_for_devices(alone: Alone) -> None:
-    assert alone.move(True, pages(MIB), device=-1)["error"] == 0
+    assert alone.move(True, pages(MIB), device="cpu")["error"] == 0
     assert alone.path.requests == []
 
 
 def test_only_host_memory_has_a_checksum(alone: Alone) -> None:
     memory = pages(MIB)
-    assert alone.move(True, memory, device=-1)["checksum"] != 0
-    assert alone.move(True, memory, device=0)["checksum"] == 0
+    assert alone.move(True, memory, device="cpu")["checksum"] != 0
+    assert alone.move(True, memory, device="cuda:0")["checksum"] == 0
 
 
 def test_requests_are_as_large_as_a_run_of_the_file_up_to_64_mib(alone: Alone) -> None:
@@ -104,7 +104,7 @@ def test_requests_cover_a_striped_transfer_once_and_each_file_range_is_its_own(
     striped = Alone([tmp_path] * len(weights), weights, 0)
     striped.path.hook = lambda request: request.nbytes  # where the bytes go is what counts here
     address = 1 << 40
-    done = striped.space.move(True, address, count * PAGE, first * PAGE, 0)
+    done = striped.space.move(True, address, count * PAGE, first * PAGE, "cuda:0")
     striped.space.close()
     assert done["error"] == 0
     requests = sorted(striped.path.requests, key=lambda request: request.address)
@@ -137,7 +137,6 @@ def test_a_move_of_nothing_is_a_full_drive_or_a_short_file(
     alone.path.hook = lambda request: 0
     done = alone.move(write, pages(PAGE))
     assert (done["error"], done["path"]) == (number, str(tmp_path))
-    assert f"errno {number}" in done["reason"]
 
 
 @pytest.mark.parametrize("answer", [PAGE + 1, -1])
@@ -145,14 +144,14 @@ def test_a_path_that_claims_what_can_not_be_is_not_believed(answer: int, alone: 
     alone.path.hook = lambda request: answer
     done = alone.move(True, pages(PAGE))
     assert done["error"] == errno.EIO
-    assert f"says that it moved {answer} of {PAGE} bytes" in done["reason"]
+    assert f"says that it moved {answer} of {PAGE} bytes" in done["text"]
 
 
 def test_an_answer_that_is_no_number_is_an_error(alone: Alone) -> None:
     alone.path.hook = lambda request: "all"  # type: ignore[assignment, return-value]
     done = alone.move(True, pages(PAGE))
     assert done["error"] == errno.EIO
-    assert "no number of bytes" in done["reason"]
+    assert "no number of bytes" in done["text"]
 
 
 class Silent(Exception):
@@ -182,7 +181,7 @@ def test_an_exception_keeps_its_errno_and_text(
     alone.path.hook = fail
     done = alone.move(True, pages(PAGE), 2 * PAGE)
     assert (done["error"], done["offset"]) == (number, 2 * PAGE)
-    assert words in done["reason"]
+    assert words in done["text"]
     alone.path.hook = lambda _: None
     assert alone.move(True, pages(PAGE))["error"] == 0
 
@@ -203,32 +202,9 @@ def test_memory_of_a_device_without_a_path_is_an_error(tmp_path: Path) -> None:
     space = _C.SpillSpace()
     space.add_folder(str(tmp_path))
     space.start_alone([1], MIB)
-    done = space.move(True, pages(PAGE).data_ptr(), PAGE, 0, 0)
+    done = space.move(True, pages(PAGE).data_ptr(), PAGE, 0, "cuda:0")
     assert done["error"] == errno.ENOTSUP
-    assert "memory of cuda:0" in done["reason"]
-
-
-def test_what_has_to_be_over_is_waited_for_before_each_piece(alone: Alone) -> None:
-    order: list[str] = []
-
-    def note(request: Request) -> None:
-        order.append("moved")
-
-    alone.path.hook = note
-    memory = pages(LARGEST + PAGE)
-    assert alone.move(True, memory, before=lambda: order.append("before"))["error"] == 0
-    assert sorted(order) == ["before", "before", "moved", "moved"]
-    assert order[0] == "before"
-
-
-def test_nothing_moves_when_waiting_fails(alone: Alone) -> None:
-    def lost() -> None:
-        raise RuntimeError("the event is lost")
-
-    done = alone.move(True, pages(PAGE), before=lost)
-    assert done["error"] == errno.EIO
-    assert "the event is lost" in done["reason"]
-    assert alone.path.requests == []
+    assert "memory of cuda:0" in done["text"]
 
 
 def test_the_gil_is_free_while_a_transfer_is_waited_for(alone: Alone) -> None:
@@ -258,9 +234,9 @@ def test_pieces_of_a_transfer_are_in_the_path_at_the_same_time(alone: Alone) -> 
 def test_a_speed_test_uses_the_path_and_the_memory_given(tmp_path: Path) -> None:
     space = _C.SpillSpace()
     path = PythonPath([space.add_folder(str(tmp_path))["fd"]])
-    space.set_device_path(path)
+    space.set_device_path(path, [True])
     memory = pages(2 * MIB)
-    speed = space.measure(0, MIB, memory.data_ptr(), memory.nbytes, 1)
+    speed = space.measure(0, MIB, "cuda:1", memory.data_ptr(), memory.nbytes)
     assert all(rate > 0 for rate in speed.values())
     begin, end = memory.data_ptr(), memory.data_ptr() + memory.nbytes
     assert path.requests
@@ -285,12 +261,14 @@ def by_python(monkeypatch: pytest.MonkeyPatch) -> list[PythonPath]:
     """Runs send host memory through a path written in Python."""
     paths: list[PythonPath] = []
 
-    def choose(spill: opening.Spill, device: str, require_gds: bool) -> None:
+    choose = opening._choose_for_host
+
+    def choose_python(spill: opening.Spill, wanted: str) -> None:
         paths.append(PythonPath(spill.fds))
         spill.space.set_host_path(paths[-1])
-        spill.speeds = [opening._host_speed(spill, i) for i in range(len(spill.folders))]
+        choose(spill, wanted)
 
-    monkeypatch.setitem(opening.CHOOSERS, "cpu", choose)
+    monkeypatch.setattr(opening, "_choose_for_host", choose_python)
     return paths
 
 

@@ -16,7 +16,7 @@ from teraio.files import save
 from tests.policy.source import ROOT
 from tests.unit.reports_data import HARDWARE, TRACE
 
-HEAVY = ("torch", "transformers")
+HEAVY = ("torch", "transformers", "triton")
 
 
 def _modules_after(statement: str) -> set[str]:
@@ -77,3 +77,8 @@ def test_import_teraio_loads_neither_torch_nor_numpy() -> None:
 )
 def test_records_files_and_planner_work_without_torch(statement: str) -> None:
     assert _modules_after(statement).isdisjoint(HEAVY)
+
+
+def test_kernels_load_triton_only_when_they_run() -> None:
+    """It is not installed everywhere, and machines without a GPU have no use for it."""
+    assert "triton" not in _modules_after("import teraio.kernels")

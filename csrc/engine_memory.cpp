@@ -1,0 +1,308 @@
+// The engine's memory: blocks come and go, and with them the bytes that count against the budget.
+#include <malloc.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "engine.h"
+#include "errors.h"
+#include "gil.h"
+#include "guard.h"
+
+namespace teraio {
+
+void Engine::raise_if_failed(const Frame& f) {
+  if (f.error.empty()) return;
+  if (f.over_budget) throw BudgetError(f.error);
+  throw SpillError(f.error);
+}
+
+// ---------------------------------------------------------------- new blocks
+
+Block* Engine::allocate(size_t nbytes, bool pin_to_frame) {
+  Frame& f = frame();
+  raise_if_failed(f);
+  auto block = std::make_unique<Block>();
+  block->nbytes = block->data_bytes = round_up(nbytes, kPage);
+  std::optional<GilRelease> gil;
+  Lock lock(*this);
+  if (active() && !forked_ && used() + block->nbytes > budget_) {
+    lock.unlock();
+    gil.emplace();
+    lock.lock();
+    make_room(block->nbytes, lock);
+  }
+  take_memory(block.get());
+  enroll(block.get(), f, pin_to_frame);
+  return block.release();
+}
+
+Block* Engine::allocate_without_memory(size_t nbytes) {
+  auto block = std::make_unique<Block>();
+  block->nbytes = block->data_bytes = round_up(nbytes, kPage);
+  block->exempt = true;
+  const Lock lock(*this);
+  enroll(block.get(), frame(), true);
+  return block.release();
+}
+
+Block* Engine::take_over(at::DataPtr memory, size_t nbytes) {
+  Frame& f = frame();
+  const c10::Stream stream = accelerator_->stream();
+  auto block = std::make_unique<Block>();
+  block->data_bytes = nbytes;
+  block->nbytes = round_up(nbytes, kPage);
+  block->memory = static_cast<char*>(memory.get());
+  block->device = DeviceMemory{std::move(memory), stream, {stream}};
+  const Lock lock(*this);
+  // The allocator counts it already; now it counts as a block.
+  used_ += block->nbytes;
+  small_ -= static_cast<int64_t>(block->nbytes);
+  enroll(block.get(), f, true);
+  return block.release();
+}
+
+void Engine::enroll(Block* block, Frame& f, bool pin_to_frame) {
+  block->id = next_block_++;
+  place_of_block_[block->id] = blocks_.size();
+  blocks_.push_back(block);
+  if (pin_to_frame && f.depth > 0) enter(f);
+  logical_ += static_cast<int64_t>(block->nbytes);
+  block->last_use = op_counter_;
+  if (pin_to_frame && (f.depth > 0 || (f.training && watching_))) {
+    f.logical_peak = std::max(f.logical_peak, logical_);
+    f.pinned.push_back({block, true, true});
+    block->frame = &f;
+    block->pins = 1;
+  }
+}
+
+void Engine::small_allocated(size_t nbytes) {
+  raise_if_failed(frame());
+  const int64_t small = small_ += static_cast<int64_t>(nbytes);
+  if (!active() || forked_) return;
+  int64_t peak = small_peak_.load();
+  while (small > peak && !small_peak_.compare_exchange_weak(peak, small)) {
+  }
+  if (used() <= budget_) return;
+  const GilRelease gil;
+  Lock lock(*this);
+  try {
+    make_room(0, lock);
+  } catch (...) {
+    small_ -= static_cast<int64_t>(nbytes);
+    throw;
+  }
+}
+
+// ---------------------------------------------------------------- blocks that go
+
+void Engine::storage_died(Block* block) {
+  const Lock lock(*this);
+  block->dead = true;
+  block->storage.reset();
+  logical_ -= static_cast<int64_t>(block->nbytes);
+  unbind(block);
+  if (recording_) {
+    const auto op = static_cast<int64_t>(recording_->ops.size());
+    recording_->deaths.push_back({block->id, frame().depth > 0 ? op : op - 1});
+  }
+  if (block->transfer == nullptr) {
+    if (block->memory != nullptr) give_memory(block);
+    bury(block);
+  }
+  notify();
+}
+
+void Engine::bury(Block* block) {
+  if (block->pins > 0 || block->transfer != nullptr) return;
+  if (block->memory != nullptr) give_memory(block);
+  drop_extent(block);
+  if (block->address != nullptr) ::munmap(block->address, block->nbytes);
+  const size_t at = place_of_block_.at(block->id);
+  Block* last = blocks_.back();
+  blocks_[at] = last;
+  place_of_block_[last->id] = at;
+  blocks_.pop_back();
+  place_of_block_.erase(block->id);
+  delete block;
+}
+
+void Engine::drop_extent(Block* block) {
+  if (!block->extent || block->transfer != nullptr) return;
+  if (block->tier == TierKind::kSpill) {
+    if (spill_) spill_->free(*block->extent);
+  } else if (host_) {
+    host_->free(*block->extent, std::exchange(block->ready, std::nullopt));
+  }
+  block->extent.reset();
+  block->copied_version = 0;
+}
+
+// ---------------------------------------------------------------- memory
+
+// Of the CPU.
+void Engine::take_memory(Block* block) {
+  char* memory = block->address;
+  if (memory != nullptr) {
+    ::mprotect(memory, block->nbytes, PROT_READ | PROT_WRITE);
+  } else {
+    memory = static_cast<char*>(pages_.take(block->nbytes));
+  }
+  if (poison_) std::memset(memory, 0xFF, block->nbytes);
+  block->memory = memory;
+  used_ += block->nbytes;
+  note_peak();
+  // Pages kept for reuse are memory too: together with what is in use they stay within the budget.
+  const uint64_t room = budget_ > used() ? budget_ - used() : 0;
+  if (pages_.cached() > room) pages_.trim(pages_.cached() - room);
+}
+
+// Gives the mutex up meanwhile; the caller has pinned the block, so that it stays.
+void Engine::take_device_memory(Block* block, Lock& lock) {
+  used_ += block->nbytes;
+  note_peak();
+  lock.unlock();
+  uint64_t& taking = frame().taking;
+  taking = block->nbytes;
+  std::optional<DeviceMemory> memory;
+  try {
+    const c10::Stream stream = accelerator_->stream();
+    memory = DeviceMemory{accelerator_->allocate(block->nbytes), stream, {}};
+    if (poison_) accelerator_->poison(static_cast<char*>(memory->owner.get()), block->nbytes, stream);
+  } catch (...) {
+    taking = 0;
+    lock.lock();
+    used_ -= block->nbytes;
+    throw;
+  }
+  taking = 0;
+  lock.lock();
+  block->memory = static_cast<char*>(memory->owner.get());
+  block->device = std::move(memory);
+}
+
+void Engine::give_memory(Block* block) {
+  if (block->device) {
+    if (block->ready) block->ready->block(block->device->home);  // it may have come for nothing
+    garbage_.push_back({std::move(*block->device), block->nbytes});
+    block->device.reset();
+    block->memory = nullptr;
+    return;
+  }
+  if (poison_) std::memset(block->memory, 0xFF, block->nbytes);
+  if (block->address == nullptr) {
+    pages_.give(block->memory, block->nbytes);
+  } else if (block->dead) {
+    ::munmap(block->address, block->nbytes);
+    block->address = nullptr;
+  } else {
+    ::madvise(block->address, block->nbytes, MADV_DONTNEED);
+    ::mprotect(block->address, block->nbytes, PROT_NONE);
+  }
+  block->memory = nullptr;
+  used_ -= block->nbytes;
+}
+
+void Engine::Lock::unlock() {
+  std::vector<Garbage> garbage;
+  garbage.swap(engine_.garbage_);
+  lock_.unlock();
+  if (!garbage.empty()) engine_.free_garbage(std::move(garbage));
+}
+
+void Engine::free_garbage(std::vector<Garbage> garbage) noexcept {
+  uint64_t nbytes = 0;
+  for (Garbage& item : garbage) {
+    DeviceMemory& memory = item.memory;
+    try {
+      for (const c10::Stream& stream : memory.streams) {
+        if (stream != memory.home) accelerator_->keep_until_done(memory.owner, stream);
+      }
+      if (poison_) accelerator_->poison(static_cast<char*>(memory.owner.get()), item.nbytes, memory.home);
+      memory.owner.clear();
+    } catch (...) {
+      // The device is broken, and the program's next op will say so.
+      memory.owner.release_context();
+    }
+    nbytes += item.nbytes;
+  }
+  const std::lock_guard<std::mutex> lock(mutex_);
+  used_ -= nbytes;
+  notify();
+}
+
+void Engine::release_free_pages() {
+  {
+    const Lock lock(*this);
+    pages_.trim(pages_.cached());
+  }
+  ::malloc_trim(0);
+}
+
+void Engine::notify() {
+  ++events_;
+  if (waiters_ > 0) changed_.notify_all();
+}
+
+void Engine::note_peak() { stats_.peak_bytes = std::max(stats_.peak_bytes, used()); }
+
+// ---------------------------------------------------------------- a device's memory
+
+// [Note: what ops need]
+// An op's results and temporaries on a device come from PyTorch's allocator, without asking us. So room is made
+// before the op: as much as the plan knows of it, or else the most that any op has needed so far, for what leaves
+// takes time. If an op needs more, the allocator calls free_memory().
+void Engine::look_at_device(Frame& f) {
+  f.stream = accelerator_->stream();
+  if (measuring_) accelerator_->reset_peak();
+  f.allocated_before = accelerator_->allocated().current;
+  small_ = f.allocated_before - static_cast<int64_t>(used_.load());
+}
+
+// At the end of an op, before the mutex is taken.
+void Engine::note_need(Frame& f) {
+  if (!measuring_) return;
+  f.allocated_most = accelerator_->allocated().peak;
+  const int64_t need = f.allocated_most - f.allocated_before;
+  if (need > 0 && static_cast<uint64_t>(need) > headroom_) headroom_ = static_cast<uint64_t>(need);
+}
+
+// [Note: out of memory]
+// Called by the device's allocator, which holds its lock, when it has no free memory that fits; how much it needs it
+// doesn't say. Nothing may be waited for here that may need Python's lock, because another thread may hold that and
+// wait for the allocator: what leaves from here is written by our own threads. Memory that is free in pieces too
+// small is of no use, so it is tried whether a piece of the size is there, until it is or nothing can leave.
+bool Engine::free_memory() {
+  Frame& f = frame();
+  if (!active() || forked_ || f.freeing) return false;
+  const auto allocated = accelerator_->allocated();
+  f.freeing = true;
+  bool freed = false;
+  try {
+    Lock lock(*this);
+    small_ = allocated.current - static_cast<int64_t>(used_.load());
+    const uint64_t need = round_up(std::max(need_of(f), uint64_t{kHugePage}), kHugePage);
+    if (static_cast<uint64_t>(allocated.reserved) + need > limit_) {
+      drain();
+      freed = !garbage_.empty();
+      const uint64_t wanted = used() + need;
+      uint64_t lacking = std::max(wanted - std::min(wanted, budget_.load()), need / 4);
+      const auto fits = [&] {
+        lock.unlock();
+        const bool can = accelerator_->can_allocate(need);
+        lock.lock();
+        return can;
+      };
+      for (; !fits() && leave_natively(lacking, lock); lacking = need / 4) freed = true;
+    }
+  } catch (const c10::Error&) {
+    // A write that failed is reported when an op lacks its memory; here the allocator says that there is none.
+  }
+  f.freeing = false;
+  return freed;
+}
+
+}  // namespace teraio

@@ -1,0 +1,395 @@
+// The engine's moves: what leaves memory and what comes back, asked for by an op or by the plan.
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include "clock.h"
+#include "engine.h"
+#include "errors.h"
+#include "guard.h"
+
+namespace teraio {
+namespace {
+
+constexpr size_t kVictimsKept = 256;
+constexpr uint64_t kVictimsLast = 64;  // ops
+
+}  // namespace
+
+// ---------------------------------------------------------------- waiting
+
+void Engine::wait(Lock& lock, int32_t storage, bool memory) {
+  if (!done_.empty()) {  // what the caller waits for may be here already
+    drain();
+    return;
+  }
+  const int64_t begin = now_ns();
+  const uint64_t seen = events_;
+  ++waiters_;
+  lock.wait(changed_, [&] { return events_ != seen || !done_.empty(); });
+  --waiters_;
+  frame().waited = true;
+  if (frame().training) note_stall(storage, memory, now_ns() - begin);
+  drain();
+  if (!fetch_queue_.empty()) start_waiting_fetches(lock);
+}
+
+void Engine::note_stall(int32_t storage, bool memory, int64_t ns) {
+  stats_.stall_ns += ns;
+  const uint32_t op = schedule_ ? schedule_->position() : static_cast<uint32_t>(stats_.ops);
+  if (!stalls_.empty()) {
+    Stall& last = stalls_.back();
+    if (last.op == op && last.storage == storage && last.memory == memory) {
+      last.ns += ns;
+      return;
+    }
+  }
+  stalls_.push_back({op, storage, memory, ns});
+}
+
+void Engine::fetch_now(Block* block, Lock& lock) {
+  const uint64_t id = block->id;
+  for (int tries = 0; block->state != State::kResident;) {
+    if (block->state == State::kLeaving) {
+      stay(block);
+      return;
+    }
+    if (block->state == State::kAway) {
+      // A fetch ahead of time may have failed for a reason that is gone; one that was asked for now is not tried on.
+      if (tries++ == 2) throw SpillError(block->failure);
+      make_room(block->nbytes, lock, block->trace_index);
+      if (place_of_block_.count(id) == 0 || block->dead) return;
+      if (block->state == State::kAway && !start_coming(block, true, lock)) return;
+      continue;
+    }
+    wait(lock, block->trace_index);
+    if (place_of_block_.count(id) == 0 || block->dead) return;
+  }
+}
+
+// [Note: making room]
+// An op that needs memory waits for exactly the bytes it lacks. What leaves already comes first; then the block
+// used again last (by the plan, or by how long it has not been used) leaves as well. An error is raised only when
+// nothing can leave, nothing is on its way, and no other thread's op could end and unpin something.
+void Engine::make_room(uint64_t nbytes, Lock& lock, int32_t storage) {
+  const uint64_t failures = write_failures_;
+  const int self = frame().entered ? 1 : 0;
+  for (;;) {
+    if (!done_.empty()) drain();
+    lock.free_garbage();
+    if (used() + nbytes <= budget_) return;
+    if (write_failures_ != failures) throw SpillError(write_failure_);
+    const uint64_t lacking = used() + nbytes - budget_;
+    if (leaving_ < lacking) {
+      if (Block* leaving = victim()) {
+        start_leaving(leaving, true);
+        continue;
+      }
+      if (in_flight_ == 0 && pinning_threads_ - waiting_threads_ - self <= 0) throw BudgetError(over_budget(nbytes));
+    }
+    waiting_threads_ += self;
+    wait(lock, storage, true);
+    waiting_threads_ -= self;
+  }
+}
+
+// What the plan knows of the op that begins, or else the most there has been, see [Note: what ops need].
+uint64_t Engine::need_of(const Frame& f) const {
+  if (f.taking > 0) return f.taking;
+  if (schedule_ && !schedule_->lost()) return schedule_->need();
+  uint64_t operands = 0;
+  for (const auto& pinned : f.pinned) operands += pinned.block->nbytes;
+  return std::min(std::max(headroom_.load(), operands), budget_ / 2);
+}
+
+// As far as it goes: the op may need less.
+void Engine::make_room_for_results(const Frame& f, Lock& lock) {
+  try {
+    make_room(need_of(f), lock);
+  } catch (const c10::Error&) {
+    return;
+  }
+}
+
+// From [Note: out of memory]: sends so much away by our own threads, and waits for it. False when nothing could leave.
+bool Engine::leave_natively(uint64_t nbytes, Lock& lock) {
+  bool any = false;
+  for (uint64_t left = nbytes; left > 0;) {
+    Block* block = victim();
+    if (block == nullptr) break;
+    any = true;
+    left -= std::min(left, static_cast<uint64_t>(block->nbytes));
+    start_leaving(block, true, std::nullopt, true);
+  }
+  while (leaving_natively_ > 0) wait(lock, -1, true);
+  lock.free_garbage();
+  return any;
+}
+
+bool Engine::can_leave(const Block* block) const {
+  // Nothing tells when the device is done with an address that somebody has.
+  if (block->device && block->published_iteration == iteration_) return false;
+  return block->state == State::kResident && block->pins == 0 && block->guarded && !block->exempt && !block->dead &&
+         (block->transfer == nullptr || block->transfer_version == block->version) && owner(const_cast<Block*>(block));
+}
+
+// Looking at all blocks finds a batch of victims: what is not used meanwhile stays the right choice for a while.
+Block* Engine::victim() {
+  if (op_counter_ - victims_found_at_ > kVictimsLast) victims_.clear();
+  bool looked = false;
+  for (;;) {
+    while (!victims_.empty()) {
+      const Victim victim = victims_.back();
+      victims_.pop_back();
+      const auto found = place_of_block_.find(victim.block);
+      if (found == place_of_block_.end()) continue;
+      Block* block = blocks_[found->second];
+      if (block->last_use == victim.last_use && can_leave(block)) return block;
+    }
+    if (looked) return nullptr;
+    find_victims();
+    looked = true;
+  }
+}
+
+void Engine::find_victims() {
+  victims_found_at_ = op_counter_;
+  for (const Block* block : blocks_) {
+    if (!can_leave(block)) continue;
+    uint64_t distance = schedule_ && block->trace_index >= 0 ? schedule_->distance(block->trace_index)
+                                                             : op_counter_ - block->last_use;
+    if (block->published_iteration == iteration_) distance = 0;  // somebody may still use its address
+    victims_.push_back({block->id, block->last_use, distance});
+  }
+  const auto farther = [](const Victim& a, const Victim& b) { return a.distance > b.distance; };
+  const auto kept = victims_.begin() + static_cast<int64_t>(std::min(victims_.size(), kVictimsKept));
+  std::partial_sort(victims_.begin(), kept, victims_.end(), farther);
+  victims_.erase(kept, victims_.end());
+  std::reverse(victims_.begin(), victims_.end());
+}
+
+// ---------------------------------------------------------------- transfers
+
+void Engine::start_leaving(Block* block, bool urgent, std::optional<Slot> planned, bool natively) {
+  if (block->transfer != nullptr) {  // its copy is still being written, and nothing has changed it since
+    leave(block);
+    return;
+  }
+  if (block->clean()) {
+    detach(block);
+    return;
+  }
+  drop_extent(block);
+  find_extent(block, planned);
+  auto transfer = transfer_of(block, Transfer::Direction::kWrite);
+  transfer->natively = natively || block->tier == TierKind::kHost;
+  if (block->device) {
+    if (block->device->streams.empty()) use_on(block, block->device->home);  // what came may not have arrived yet
+    for (const c10::Stream& stream : block->device->streams) transfer->after.push_back(accelerator_->event(stream));
+  }
+  submit(block, std::move(transfer), urgent);
+  leave(block);
+}
+
+void Engine::leave(Block* block) {
+  block->state = State::kLeaving;
+  leaving_ += block->nbytes;
+  if (block->transfer->natively) leaving_natively_ += block->nbytes;
+}
+
+// What was leaving stays; its copy completes all the same.
+void Engine::stay(Block* block) {
+  block->state = State::kResident;
+  leaving_ -= block->nbytes;
+  if (block->transfer->natively) leaving_natively_ -= block->nbytes;
+}
+
+// Where the plan says, else in host memory while there is room, else in the spill space. Throws SpillError.
+void Engine::find_extent(Block* block, std::optional<Slot> planned) {
+  if (planned) {
+    const Extent extent{planned->offset, block->nbytes};
+    const bool spill = planned->tier == TierKind::kSpill;
+    if (spill ? spill_->allocate_at(extent) : host_ && host_->allocate_at(extent)) {
+      block->extent = extent;
+      block->tier = planned->tier;
+      return;
+    }
+  }
+  block->tier = TierKind::kHost;
+  if (host_) block->extent = host_->allocate(block->nbytes);
+  if (block->extent) return;
+  block->tier = TierKind::kSpill;
+  block->extent = spill_->allocate(block->nbytes);
+}
+
+bool Engine::start_coming(Block* block, bool urgent, Lock& lock) {
+  block->state = State::kComing;
+  if (accelerator_ == nullptr) {
+    take_memory(block);
+    submit(block, transfer_of(block, Transfer::Direction::kRead), urgent);
+    return true;
+  }
+  ++block->pins;  // so that it stays what it is while the mutex is given up
+  const auto go_on = [&] {
+    const bool lives = !block->dead;
+    if (--block->pins == 0 && block->dead) bury(block);
+    notify();
+    return lives;
+  };
+  try {
+    take_device_memory(block, lock);
+    if (block->dead) return go_on();
+    auto transfer = transfer_of(block, Transfer::Direction::kRead);
+    transfer->after.push_back(accelerator_->event(block->device->home));
+    if (block->tier == TierKind::kSpill) {
+      submit(block, std::move(transfer), urgent);
+    } else {
+      block->ready = host_->read(*transfer);
+      arrived(block);
+    }
+  } catch (const c10::Error& error) {
+    if (block->memory != nullptr) give_memory(block);
+    block->state = State::kAway;
+    go_on();
+    throw BudgetError("the device gave no memory for " + describe(block) + ": " + error.what_without_backtrace());
+  }
+  return go_on();
+}
+
+std::unique_ptr<Transfer> Engine::transfer_of(Block* block, Transfer::Direction direction) {
+  auto transfer = std::make_unique<Transfer>();
+  transfer->direction = direction;
+  transfer->memory = block->memory;
+  transfer->nbytes = block->data_bytes;
+  if (accelerator_ != nullptr) transfer->device = accelerator_->device();
+  transfer->extent = *block->extent;
+  transfer->user = block;
+  return transfer;
+}
+
+void Engine::submit(Block* block, std::unique_ptr<Transfer> transfer, bool urgent) {
+  block->transfer = transfer.get();
+  block->transfer_version = block->version;
+  ++in_flight_;
+  if (block->tier == TierKind::kSpill) {
+    spill_->submit(transfer.release(), urgent);
+  } else {
+    host_->write(transfer.release(), urgent);
+  }
+}
+
+void Engine::transfer_done(Transfer* transfer) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  done_.push_back(transfer);
+  any_done_ = true;
+  changed_.notify_all();
+}
+
+void Engine::drain() {
+  if (done_.empty()) return;
+  std::vector<Transfer*> done;
+  done.swap(done_);
+  any_done_ = false;
+  for (Transfer* transfer : done) finish(transfer);
+  notify();
+}
+
+void Engine::finish(Transfer* done) {
+  const std::unique_ptr<Transfer> transfer(done);
+  Block* block = static_cast<Block*>(transfer->user);
+  const bool write = transfer->direction == Transfer::Direction::kWrite;
+  if (!write && transfer->error == 0 && transfer->checksum != block->checksum) {
+    transfer->error = EBADMSG;
+    transfer->error_offset = transfer->extent.offset;
+    transfer->error_path = spill_->folders_of(transfer.get());
+  }
+  const int error = transfer->error;
+  const bool leaving = write && block->state == State::kLeaving;
+  if (leaving) stay(block);
+  if (write) block->checksum = transfer->checksum;
+  block->transfer = nullptr;
+  --in_flight_;
+  if (error != 0) block->failure = describe_failure(block, *transfer);
+  if (write) {
+    if (error == 0) stats_.written_bytes += block->nbytes;
+    if (error != 0) {
+      write_failure_ = block->failure;
+      ++write_failures_;
+      drop_extent(block);
+    } else if (block->transfer_version == block->version && !block->dead) {
+      block->copied_version = block->version;
+      if (leaving && block->pins == 0) detach(block);
+    } else {
+      drop_extent(block);
+    }
+  } else if (error != 0) {
+    give_memory(block);
+    block->state = State::kAway;
+  } else {
+    arrived(block);
+  }
+  if (block->dead) {
+    if (block->memory != nullptr) give_memory(block);
+    bury(block);
+  }
+}
+
+void Engine::arrived(Block* block) {
+  stats_.read_bytes += block->nbytes;
+  block->state = State::kResident;
+  if (c10::StorageImpl* storage = owner(block)) {
+    guard::set_memory(*storage, block->memory);
+    guard::set_message(*storage, describe_guard(block));
+    if (block->pins > 0) guard::open(*storage);
+  }
+}
+
+void Engine::detach(Block* block) {
+  c10::StorageImpl* storage = owner(block);
+  if (storage == nullptr) return;
+  guard::close(*storage);
+  guard::set_memory(*storage, nullptr);
+  give_memory(block);
+  block->state = State::kAway;
+}
+
+void Engine::start_waiting_fetches(Lock& lock) {
+  while (!fetch_queue_.empty()) {
+    const uint64_t id = fetch_queue_.front();
+    const auto found = place_of_block_.find(id);
+    Block* block = found == place_of_block_.end() ? nullptr : blocks_[found->second];
+    if (block != nullptr && block->state == State::kLeaving) return;  // it can come when it has gone
+    const bool comes = block != nullptr && block->state == State::kAway && !block->dead;
+    if (comes && used() + block->nbytes > budget_) return;
+    fetch_queue_.pop_front();
+    try {
+      if (comes) start_coming(block, false, lock);
+    } catch (const BudgetError&) {
+      return;  // nobody waits for it yet; it comes when an op asks for it
+    }
+  }
+}
+
+void Engine::run_due_actions() {
+  for (int64_t at = schedule_->due(); at >= 0; at = schedule_->due()) {
+    const auto op = static_cast<size_t>(at);
+    for (uint32_t i = schedule_->action_offsets[op]; i < schedule_->action_offsets[op + 1]; ++i) {
+      const Schedule::Action action = schedule_->actions[i];
+      Block* block = bound_[static_cast<size_t>(action.storage)];
+      if (block == nullptr) continue;
+      if (action.fetch) {
+        if (block->state == State::kAway || block->state == State::kLeaving) fetch_queue_.push_back(block->id);
+      } else if (can_leave(block) && block->published_iteration != iteration_) {
+        try {
+          start_leaving(block, false, Slot{action.tier, static_cast<uint64_t>(action.extent)});
+        } catch (const SpillError& error) {
+          // Nothing is lost: the data stays, and an op that lacks the memory raises the cause.
+          write_failure_ = error.msg;
+        }
+      }
+    }
+  }
+}
+
+}  // namespace teraio

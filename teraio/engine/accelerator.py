@@ -1,0 +1,117 @@
+"""What PyTorch has no interface for that all devices share: limits of memory, page-locked memory.
+
+In: a device. Out: calls of its module (``torch.cuda``, or that of another backend). Must not know:
+storages, budgets, plans.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+
+import teraio._C as _C
+from teraio.errors import ConfigurationError
+
+log = logging.getLogger("teraio")
+
+_NEEDED = (
+    "set_memory_limit",
+    "set_free_memory_callback",
+    "host_register",
+    "host_unregister",
+    "get_memory_info",
+)
+
+
+class Accelerator:
+    """One device other than CUDA's, by the functions of its module ``torch.NAME``.
+
+    ``set_memory_limit(bytes | None)``: what its allocator may reserve. ``set_free_memory_callback(
+    address | None)``: a function without arguments that it calls when it finds no memory, and that
+    returns whether it freed some. ``host_register(address, bytes)``, ``host_unregister(address)``:
+    make host memory page-locked. ``get_memory_info()``: free and total bytes.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._module: Any = torch.get_device_module(device)
+        self._registered: list[int] = []
+
+    def free_and_total_bytes(self) -> tuple[int, int]:
+        """Bytes of the device's memory that nobody uses, and of all of it."""
+        free, total = self._module.get_memory_info()
+        return int(free), int(total)
+
+    def limit_memory(self, nbytes: int | None) -> None:
+        """What PyTorch's allocator may reserve on the device; None: all."""
+        self._module.set_memory_limit(nbytes)
+        self._module.set_free_memory_callback(None if nbytes is None else _C.free_memory_address())
+
+    def lock_pages(self, chunks: list[tuple[int, int]]) -> None:
+        """Makes host memory page-locked, so that copies run beside the device's work."""
+        for number, (address, nbytes) in enumerate(chunks):
+            problem = self._register(address, nbytes)
+            if problem:
+                log.warning(
+                    "%.2f GB of host memory can't be page-locked (%s); copies between it and %s "
+                    "will be slow. Raise the limit of locked memory (ulimit -l), or lower "
+                    "host_memory.",
+                    sum(size for _, size in chunks[number:]) / 1e9,
+                    problem,
+                    self.device,
+                )
+                return
+            self._registered.append(address)
+
+    def unlock_pages(self) -> None:
+        """Undoes ``lock_pages``, before the memory goes."""
+        for address in self._registered:
+            self._unregister(address)
+        self._registered.clear()
+
+    def _register(self, address: int, nbytes: int) -> str:
+        self._module.host_register(address, nbytes)
+        return ""
+
+    def _unregister(self, address: int) -> None:
+        self._module.host_unregister(address)
+
+
+class CudaAccelerator(Accelerator):
+    """A CUDA device. Its allocator knows our callback already, see csrc/device.cpp."""
+
+    def free_and_total_bytes(self) -> tuple[int, int]:
+        free, total = torch.cuda.mem_get_info(self.device)
+        return int(free), int(total)
+
+    def limit_memory(self, nbytes: int | None) -> None:
+        total = torch.cuda.get_device_properties(self.device).total_memory
+        share = 1.0 if nbytes is None else min(1.0, nbytes / total)
+        torch.cuda.set_per_process_memory_fraction(share, self.device)
+
+    def _register(self, address: int, nbytes: int) -> str:
+        cudart: Any = torch.cuda.cudart
+        result = cudart().cudaHostRegister(address, nbytes, 0)
+        return "" if int(result) == 0 else f"cudaHostRegister: error {int(result)}"
+
+    def _unregister(self, address: int) -> None:
+        cudart: Any = torch.cuda.cudart
+        cudart().cudaHostUnregister(address)
+
+
+def accelerator_for(device: torch.device) -> Accelerator | None:
+    """None for the CPU. Raises ConfigurationError for a device that lacks what is needed."""
+    if device.type == "cpu":
+        return None
+    if device.type == "cuda":
+        return CudaAccelerator(device)
+    module = getattr(torch, device.type, None)
+    lacking = [name for name in _NEEDED if not hasattr(module, name)]
+    if lacking:
+        raise ConfigurationError(
+            f"teraio can't limit memory on {device}: torch.{device.type} lacks "
+            f"{', '.join(lacking)}. Train on the CPU or on CUDA."
+        )
+    return Accelerator(device)

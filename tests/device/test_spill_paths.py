@@ -1,0 +1,70 @@
+"""Storages of the simulated device spill by a path written in Python, as those of a GPU may.
+
+In: training on the simulated device, kernels and transfers that are delayed. Out: equality of losses
+and parameters with the CPU, for storages that end within a page too.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import teraio
+from teraio import _C
+from teraio.engine.testing import send_away, state, stress
+from teraio.profiler import spill as opening
+from tests.device.sim import SimModule
+from tests.device.test_training import Make, gpt2, llama, train
+from tests.native.python_path import PAGE, PythonPath
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def paths(monkeypatch: pytest.MonkeyPatch) -> list[PythonPath]:
+    """The paths that runs were given for the device's memory."""
+    given: list[PythonPath] = []
+    choose = opening._choose_for_accelerator
+
+    def choose_python(spill: opening.Spill, device: str, wanted: str) -> None:
+        choose(spill, device, wanted)
+        given.append(PythonPath(spill.fds))
+        spill.space.set_device_path(given[-1], [True] * len(spill.fds))
+
+    monkeypatch.setattr(opening, "_choose_for_accelerator", choose_python)
+    return given
+
+
+def offloaded(spill: str, *folders: str) -> torch.nn.Module:
+    model = torch.nn.Linear(512, 512).to("sim")
+    teraio.offload(model, memory_budget=256 * MIB, ssd=[spill, *folders])
+    return model
+
+
+@pytest.mark.parametrize("elements", [MIB // 4, MIB // 4 + 1, 9 * MIB + 1023, 3 * MIB + 512])
+def test_a_storage_comes_back_equal_wherever_it_ends(
+    elements: int, sim: SimModule, spill: str, paths: list[PythonPath]
+) -> None:
+    model = offloaded(spill)
+    values = torch.randn(elements)
+    tensor = values.to("sim")
+    paths[0].requests.clear()
+    assert send_away(tensor) == 1
+    assert torch.equal(tensor.cpu(), values)
+    asked = [request for request in paths[0].requests if request.device == 0]
+    assert sum(request.nbytes for request in asked) == 2 * (values.nbytes // PAGE * PAGE)
+    assert {request.write for request in asked} == {True, False}
+    teraio.restore(model)
+
+
+def test_small_storages_never_need_python(
+    sim: SimModule, spill: str, paths: list[PythonPath]
+) -> None:
+    model = offloaded(spill)
+    values = torch.randn(64 << 10)
+    tensor = values.to("sim")
+    paths[0].requests.clear()
+    assert send_away(tensor) == 1
+    assert torch.equal(tensor.cpu(), values)
+    assert paths[0].requests == []
+    teraio.restore(model)
