@@ -2,6 +2,7 @@
 #   make demo    trains with and without a memory budget and compares
 #   make test    style, types and tests
 #   make test-kvikio    tests of spill I/O through kvikio; they need no GPU, but apt of Debian
+#   make gpu     tests and figures that need a GPU
 PYTHON ?= python3
 VENV   ?= .venv
 # The exact pin keeps pip from fetching a newer build that brings CUDA along.
@@ -18,7 +19,7 @@ BIN    := $(VENV)/bin
 NATIVE := $(wildcard csrc/*.cpp csrc/*.h)
 export MAX_JOBS
 .DELETE_ON_ERROR:
-.PHONY: demo test test-kvikio lint build clean
+.PHONY: demo test test-kvikio gpu lint build clean
 
 demo: $(VENV)/.built
 	$(BIN)/python -m benchmarks.demo $(DEMO_ARGS)
@@ -29,6 +30,13 @@ test: lint
 test-kvikio: $(VENV)/.kvikio
 	LD_LIBRARY_PATH=$(abspath $(VENV))/driver TERAIO_REQUIRE=kvikio \
 		$(BIN)/python -m pytest tests/integration/test_kvikio.py $(PYTEST_ARGS)
+
+# Everything that only a GPU can show; the results are in build/gpu.
+gpu: $(VENV)/.built
+	mkdir -p build/gpu
+	TERAIO_REQUIRE=gpu $(BIN)/python -m pytest -m gpu --junitxml build/gpu/tests.xml
+	$(BIN)/python -m benchmarks --suite gpu --output build/gpu/suite.json
+	$(BIN)/python -m benchmarks.pack --json build/gpu/pack.json
 
 lint: $(VENV)/.built
 	$(BIN)/ruff check .

@@ -302,6 +302,7 @@ PYBIND11_MODULE(_C, m) {
     }
     return buffers;
   });
+  m.def("allocated", [](const std::string& device) { return accelerator_of(device)->allocated().current; });
   // For devices whose allocators take a function's address.
   m.def("free_memory_address", [] { return reinterpret_cast<uintptr_t>(&free_memory); });
   m.def("reserve_spill", [](uint64_t nbytes) { engine().reserve_spill(nbytes); });

@@ -217,6 +217,7 @@ class Engine {
   struct Garbage {
     DeviceMemory memory;
     uint64_t nbytes;
+    uint64_t data_bytes;
   };
 
   static void raise_if_failed(const Frame& frame);

@@ -187,7 +187,7 @@ void Engine::take_device_memory(Block* block, Lock& lock) {
 void Engine::give_memory(Block* block) {
   if (block->device) {
     if (block->ready) block->ready->block(block->device->home);  // it may have come for nothing
-    garbage_.push_back({std::move(*block->device), block->nbytes});
+    garbage_.push_back({std::move(*block->device), block->nbytes, block->data_bytes});
     block->device.reset();
     block->memory = nullptr;
     return;
@@ -221,7 +221,7 @@ void Engine::free_garbage(std::vector<Garbage> garbage) noexcept {
       for (const c10::Stream& stream : memory.streams) {
         if (stream != memory.home) accelerator_->keep_until_done(memory.owner, stream);
       }
-      if (poison_) accelerator_->poison(static_cast<char*>(memory.owner.get()), item.nbytes, memory.home);
+      if (poison_) accelerator_->poison(static_cast<char*>(memory.owner.get()), item.data_bytes, memory.home);
       memory.owner.clear();
     } catch (...) {
       // The device is broken, and the program's next op will say so.
@@ -298,7 +298,7 @@ bool Engine::free_memory() {
       };
       for (; !fits() && leave_natively(lacking, lock); lacking = need / 4) freed = true;
     }
-  } catch (const c10::Error&) {
+  } catch (const std::exception&) {
     // A write that failed is reported when an op lacks its memory; here the allocator says that there is none.
   }
   f.freeing = false;

@@ -107,7 +107,7 @@ uint64_t Engine::need_of(const Frame& f) const {
 void Engine::make_room_for_results(const Frame& f, Lock& lock) {
   try {
     make_room(need_of(f), lock);
-  } catch (const c10::Error&) {
+  } catch (const torch::PyTorchError&) {
     return;
   }
 }

@@ -177,10 +177,11 @@ ModuleMap& modules() {
 
 // Backward may run on threads of autograd's own; they read the map of the thread that ran the forward.
 std::atomic<ModuleMap*> forward_modules{nullptr};
-std::atomic<bool> in_optimizer{false};
+// A step runs on one thread; in the backward pass others may compute meanwhile.
+thread_local bool in_optimizer = false;
 
 Place place_of_op() {
-  if (in_optimizer.load(std::memory_order_relaxed)) return {Phase::kOptimizer, kNoModule};
+  if (in_optimizer) return {Phase::kOptimizer, kNoModule};
   if (const auto node = torch::autograd::get_current_node()) {
     const ModuleMap* map = forward_modules.load();
     return {Phase::kBackward, map == nullptr ? kNoModule : map->module_of(node->sequence_nr())};
@@ -279,8 +280,10 @@ void exit_module() {
 }
 
 void begin_optimizer() {
-  mark_training_thread();
   in_optimizer = true;
+  // A step within the backward pass is no place to be found again: it lies between places of modules.
+  if (torch::autograd::get_current_node()) return;
+  mark_training_thread();
   Engine::instance().anchor(anchor_key(kOptimizerAnchor, 0));
 }
 

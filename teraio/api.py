@@ -9,17 +9,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import TypeVar
+from typing import TypedDict, TypeVar
 
 import torch
 
 import teraio._C as _C
 from teraio.engine.accelerator import accelerator_for
 from teraio.engine.folders import check_folder, spill_folders
+from teraio.engine.materialize import StoredTensor, stored_tensors
 from teraio.errors import ConfigurationError
 from teraio.profiler.hardware import free_memory_bytes, memory_bytes
 from teraio.records import RunReport
-from teraio.runtime import Runtime, device_of
+from teraio.runtime import Runtime, device_for
 from teraio.sizes import format_size, parse_size
 from teraio.watch import Stopped, Watch
 
@@ -30,6 +31,13 @@ _DEFAULT_RESERVE = 0.15
 _BYTES_PER_WEIGHT_BYTE = 4
 # Above any machine's memory: a run under this budget moves nothing.
 _NO_LIMIT = 1 << 62
+
+
+class _HowToAdd(TypedDict):
+    stored: dict[str, StoredTensor] | None
+    to_device: bool
+    optimizer_in_backward: bool
+
 
 _runtime: Runtime | None = None
 _watch: Watch | None = None
@@ -44,6 +52,9 @@ def offload(
     profile_iterations: int = 2,
     allow_tmpfs: bool = False,
     require_gds: bool = False,
+    device: str | torch.device | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    optimizer_in_backward: bool = False,
 ) -> _Model:
     """Puts training of ``model`` under a memory budget; returns the same object.
 
@@ -64,19 +75,37 @@ def offload(
     any way to the SSDs but GPUDirect Storage is an error; without it the fastest way is taken, and
     the report's ``hardware.tiers[...].folders`` say for each folder which one that is and why.
 
-    Raises ConfigurationError for arguments that can't be used and SpillError for folders that
-    can't.
+    ``device`` is where the model is to be trained; by default where it is. Its tensors get there
+    one after the other and within the budget, so a model on the CPU or on the meta device may be
+    larger than the memory of ``device``. One on the meta device has no data yet; it goes to the GPU
+    if there is one. ``weights`` is a safetensors file or a
+    folder of them to read, slice by slice; without it ``reset_parameters()`` of each module, or
+    ``_init_weights`` of transformers, fills them.
+
+    With ``optimizer_in_backward`` each parameter is stepped during the backward pass, as soon as
+    its gradient is complete; the loop and its results stay the same. Loops that need all gradients
+    at once (clipping, accumulation, GradScaler) raise a ConfigurationError then.
+
+    Raises ConfigurationError for arguments that can't be used, for weights that don't fit the model
+    and for tensors that nothing fills, FileFormatError for damaged weights and SpillError for
+    folders that can't be used.
     """
     global _runtime
     if not isinstance(model, torch.nn.Module):
         raise ConfigurationError(f"offload() takes a torch.nn.Module, not {type(model).__name__}.")
     _check_iterations("profile_iterations", profile_iterations)
-    device = device_of(model)
+    target = device_for(model, device)
+    how: _HowToAdd = {
+        "stored": None if weights is None else stored_tensors(weights),
+        "to_device": device is not None,
+        "optimizer_in_backward": optimizer_in_backward,
+    }
     if _watch is not None and _runtime is _watch.runtime and _runtime.phase != "closed":
         if not _runtime.has_model(model):
-            _runtime.add_model(model)  # a program that is profiled keeps to the profile's settings
+            # A program that is profiled keeps to the profile's settings.
+            _runtime.add_model(model, **how)
         return model
-    accelerator = accelerator_for(device)
+    accelerator = accelerator_for(target)
     free, total = accelerator.free_and_total_bytes() if accelerator else (None, memory_bytes())
     budget = _budget(memory_budget, total)
     if _runtime is not None and _runtime.phase != "closed":
@@ -91,12 +120,12 @@ def offload(
                 f"models of "
                 "one process share it; leave memory_budget out, or restore the other model first."
             )
-        if torch.device(_runtime.device) != device:
+        if torch.device(_runtime.device) != target:
             raise ConfigurationError(
-                f"another model runs under a budget on {_runtime.device}, this one is on {device}; "
+                f"another model runs under a budget on {_runtime.device}, this one is on {target}; "
                 "one process offloads from one device. Restore the other model first."
             )
-        _runtime.add_model(model)
+        _runtime.add_model(model, **how)
         return model
     folders = spill_folders(ssd)
     for folder in folders:
@@ -108,12 +137,12 @@ def offload(
         folders=folders,
         spill_bytes=_spill_bytes(model, budget),
         profile_iterations=profile_iterations,
-        device=str(device),
-        host_bytes=_host_bytes(host_memory, device),
+        device=str(target),
+        host_bytes=_host_bytes(host_memory, target),
         require_gds=require_gds,
     )
     try:
-        _runtime.add_model(model)
+        _runtime.add_model(model, **how)
     except BaseException:
         _runtime.close()
         raise

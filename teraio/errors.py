@@ -23,7 +23,7 @@ class SpillError(TeraioError):
 
 
 class FileFormatError(TeraioError, ValueError):
-    """A trace, plan or report file is damaged, of another kind, or of an unknown version."""
+    """A trace, plan, report or weights file is damaged, of another kind or an unknown version."""
 
 
 class PlanError(TeraioError):

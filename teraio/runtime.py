@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -27,12 +27,19 @@ import teraio._C as _C
 from teraio import errors, status
 from teraio.engine import list_ops, raw_access, schedule
 from teraio.engine.accelerator import accelerator_for
+from teraio.engine.backward_step import BackwardStep, UsedGradient
 from teraio.engine.foreign import own_memory
+from teraio.engine.materialize import StoredTensor, is_elsewhere, lacks_data, materialize
 from teraio.engine.module_hooks import ModuleHooks
 from teraio.engine.places import Places
 from teraio.planner import ideal_s
 from teraio.planner import plan as make_plan
-from teraio.profiler.hardware import HostSpeed, hardware, stripe_weights
+from teraio.profiler.hardware import (
+    HostSpeed,
+    free_memory_bytes,
+    hardware,
+    stripe_weights,
+)
 from teraio.profiler.spill import open_spill
 from teraio.profiler.trace import Recorded, build_trace, with_durations
 from teraio.records import Hardware, Kind, MeasuredStall, Plan, RunReport, StepReport
@@ -79,7 +86,9 @@ class Runtime:
         called when a trace is recorded; with it the run makes no plan.
         """
         self._accelerator = accelerator_for(torch.device(device))
-        self._spill = open_spill(folders, device=device, require_gds=require_gds)
+        self._spill = open_spill(
+            folders, device=device, require_gds=require_gds, budget_bytes=budget_bytes
+        )
         speeds = self._spill.speeds
         weights = stripe_weights(speeds)
         self.budget_bytes = budget_bytes
@@ -100,6 +109,7 @@ class Runtime:
         self._module_ids: dict[int, int] = {}
         self._parameters: dict[int, str] = {}  # id(parameter) -> name
         self._optimizers: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
+        self._backward_step: BackwardStep | None = None
         self._closing: weakref.ref[torch.optim.Optimizer] | None = None
         self._gradients: list[dict[int, tuple[Kind, str]]] = []  # the newest first
         self._live_at_start: list[tuple[int, int, bool]] = []
@@ -166,15 +176,32 @@ class Runtime:
 
     # ------------------------------------------------------------ models
 
-    def add_model(self, model: torch.nn.Module) -> None:
-        """Moves the model's storages under the budget, and profiles (again) with it."""
+    def add_model(
+        self,
+        model: torch.nn.Module,
+        *,
+        stored: Mapping[str, StoredTensor] | None = None,
+        to_device: bool = False,
+        optimizer_in_backward: bool = False,
+    ) -> None:
+        """Moves the model's storages under the budget, and profiles (again) with it.
+
+        A model on the meta device gets its storages first, filled from ``stored`` if that is given.
+        With ``to_device`` one that is elsewhere is brought to the run's device.
+        """
         prefix = "" if not self._models else f"model{len(self._models) + 1}."
+        device = torch.device(self.device)
+        if stored is not None or lacks_data(model) or (to_device and is_elsewhere(model, device)):
+            materialize(model, device, stored, lambda new, name: self._adopt({prefix + name: new}))
         for name, module in model.named_modules():
             self._module_ids[id(module)] = self._places.add_module(
                 prefix + (name or _root_name(model))
             )
-        for name, parameter in model.named_parameters():
-            self._parameters[id(parameter)] = prefix + name
+        names = {id(parameter): prefix + name for name, parameter in model.named_parameters()}
+        self._parameters.update(names)
+        if optimizer_in_backward:
+            self._backward_step = self._backward_step or BackwardStep()
+            self._backward_step.add(names)
         self._adopt(_tensors_of(model, prefix))
         _C.release_free_pages()  # malloc keeps where the weights were
         key = id(model)
@@ -217,9 +244,8 @@ class Runtime:
 
     def remove_model(self, model: torch.nn.Module) -> None:
         """The last model to go closes the run. Raises BudgetError where it can't all come back."""
-        if self._accelerator is not None and len(self._models) == 1:
-            away = _C.totals()["away"]
-            free, _ = self._accelerator.free_and_total_bytes()
+        if len(self._models) == 1:
+            away, free = _C.totals()["away"], self._free_bytes()
             if away > free:
                 raise errors.BudgetError(
                     f"restore() would bring {format_size(away)} back to {self.device}, which has "
@@ -227,6 +253,11 @@ class Runtime:
                     "needs no memory there, or free memory of the device first."
                 )
         self._forget(id(model))
+
+    def _free_bytes(self) -> int:
+        if self._accelerator is None:
+            return free_memory_bytes()
+        return self._accelerator.free_and_total_bytes()[0]
 
     def _model_died(self, key: int) -> None:
         if key not in self._models or self.phase == "closed":
@@ -254,6 +285,8 @@ class Runtime:
         for hook in self._optimizer_hooks:
             hook.remove()
         self._module_hooks.remove()
+        if self._backward_step is not None:
+            self._backward_step.close()
         list_ops.uninstall()
         raw_access.uninstall()
         self._status.close()
@@ -286,18 +319,20 @@ class Runtime:
         yield
         self._end_iteration()
 
-    def _before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if not self._trains(optimizer):
             return
+        used: dict[int, str] = {}
+        if self._backward_step is not None:
+            self._backward_step.before_step(optimizer, args, kwargs)
+            used = self._backward_step.take_gradients()
         _C.begin_optimizer()
         if self.phase == "profile":
             # Those of the iteration before are still there when this one begins.
             self._gradients[1:] = self._gradients[:1]
+            gradients = used | dict(_grads(self._named(optimizer)))
             self._gradients[:1] = [
-                {
-                    block: ("gradient", f"{name}:grad")
-                    for block, name in _grads(self._named(optimizer))
-                }
+                {block: ("gradient", f"{name}:grad") for block, name in gradients.items()}
             ]
 
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
@@ -544,13 +579,34 @@ class _Progress:
 
 def device_of(model: torch.nn.Module) -> torch.device:
     """The one device of all parameters. Raises ConfigurationError where there are several."""
-    devices = {parameter.device for parameter in model.parameters()} or {torch.device("cpu")}
+    return _only({parameter.device for parameter in model.parameters()})
+
+
+def _only(devices: set[torch.device]) -> torch.device:
     if len(devices) > 1:
         raise errors.ConfigurationError(
             f"the model is on {', '.join(sorted(map(str, devices)))}; teraio offloads from one "
-            "device in a process. Move the model to it first."
+            "device in a process. Move the model to it first, or name it as `device`."
         )
-    return devices.pop()
+    return devices.pop() if devices else torch.device("cpu")
+
+
+def device_for(model: torch.nn.Module, wanted: str | torch.device | None) -> torch.device:
+    """The device that the model is to be on: the one ``wanted``, else the one where it is.
+
+    A model without data goes to the GPU if there is one. Raises ConfigurationError for a device
+    that PyTorch doesn't have.
+    """
+    if wanted is None:
+        devices = {parameter.device for parameter in model.parameters() if not parameter.is_meta}
+        if devices or not lacks_data(model):
+            return _only(devices)
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=wanted).device  # with its number
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise errors.ConfigurationError(f"device={str(wanted)!r} can't be used: {reason}") from None
 
 
 def _tensors_of(model: torch.nn.Module, prefix: str) -> dict[str, torch.Tensor]:
@@ -558,7 +614,7 @@ def _tensors_of(model: torch.nn.Module, prefix: str) -> dict[str, torch.Tensor]:
     found: dict[str, torch.Tensor] = {}
     for name, parameter in model.named_parameters():
         found[prefix + name] = parameter
-        if parameter.grad is not None:
+        if parameter.grad is not None and not isinstance(parameter.grad, UsedGradient):
             found[f"{prefix}{name}:grad"] = parameter.grad
     for name, buffer in model.named_buffers():
         found[prefix + name] = buffer
@@ -578,5 +634,5 @@ def _parameters(optimizer: torch.optim.Optimizer) -> Iterator[tuple[torch.Tensor
 
 def _grads(named: list[tuple[str, torch.Tensor]]) -> Iterator[tuple[int, str]]:
     for name, parameter in named:
-        if parameter.grad is not None:
+        if parameter.grad is not None and not isinstance(parameter.grad, UsedGradient):
             yield _C.block_id(parameter.grad), name

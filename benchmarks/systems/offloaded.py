@@ -5,7 +5,6 @@ In: a Job with a budget. Out: a Training. Must not know: other systems than the 
 
 from __future__ import annotations
 
-import inspect
 from contextlib import nullcontext
 
 import torch
@@ -54,11 +53,17 @@ class Offloaded(Eager):
 
 
 def teraio(job: Job) -> Training:
+    return _offloaded(job)
+
+
+def teraio_in_backward(job: Job) -> Training:
+    return _offloaded(job, optimizer_in_backward=True)
+
+
+def _offloaded(job: Job, **settings: object) -> Training:
     model = build_model(SHAPES[job.shape], job.dtype, job.device)
-    settings: dict[str, object] = {"memory_budget": job.budget_bytes, "ssd": list(job.ssd) or None}
+    settings |= {"memory_budget": job.budget_bytes, "ssd": list(job.ssd) or None}
     if job.host_bytes:
-        if "host_memory" not in inspect.signature(library.offload).parameters:
-            raise Unavailable("this version of teraio has no host memory tier")
         settings["host_memory"] = job.host_bytes
     try:
         library.offload(model, **settings)  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -57,6 +57,12 @@ def _plan(
     checkpointing: Annotated[
         bool, typer.Option("--checkpointing", help="Of --model: recompute layers in backward.")
     ] = False,
+    optimizer_in_backward: Annotated[
+        bool,
+        typer.Option(
+            "--optimizer-in-backward", help="Of --model: step each parameter in the backward pass."
+        ),
+    ] = False,
     budget: Annotated[
         str | None,
         typer.Option(
@@ -101,9 +107,15 @@ def _plan(
         trace, title = load_trace(file), file.name
     else:
         title = Path(str(model)).stem
-        trace = _what_if(
-            str(model), (batch, sequence), precision, optimizer, checkpointing, hardware
-        )
+        job = {
+            "batch": batch,
+            "sequence": sequence,
+            "precision": precision,
+            "optimizer": optimizer,
+            "checkpointing": checkpointing,
+            "optimizer_in_backward": optimizer_in_backward,
+        }
+        trace = _what_if(str(model), job, hardware)
     machine = _machine(trace, budget, hardware, ssd or [], host)
     subject = _planned(trace, machine, title)
 
@@ -127,14 +139,7 @@ def _plan(
         out().print(f"\nsaved: {output}", markup=False)
 
 
-def _what_if(
-    model: str,
-    tokens: tuple[int, int],
-    precision: str,
-    optimizer: str,
-    checkpointing: bool,
-    hardware: str,
-) -> Trace:
+def _what_if(model: str, job: dict[str, Any], hardware: str) -> Trace:
     from teraio.cli.console import notes
     from teraio.cli.machines import THIS
     from teraio.errors import ConfigurationError
@@ -149,14 +154,7 @@ def _what_if(
     with notes().status(f"teraio: tracing {model} on {hardware}, without either"):
         from teraio.whatif import Job, trace_config
 
-        job = Job(
-            batch=tokens[0],
-            sequence=tokens[1],
-            precision=cast(Any, precision),  # checked there
-            optimizer=cast(Any, optimizer),
-            checkpointing=checkpointing,
-        )
-        return trace_config(model, job, accelerator=hardware)
+        return trace_config(model, Job(**job), accelerator=hardware)
 
 
 def _machine(

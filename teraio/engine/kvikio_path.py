@@ -34,7 +34,7 @@ _pool = threading.Lock()
 
 
 class KvikioMissing(ConfigurationError):
-    """kvikio, or the driver that it needs, is not there or too old."""
+    """kvikio can't be used: it, or the driver or memory that it needs, is not there."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,9 @@ def install() -> None:
     _replace(torch.UntypedStorage, "data_ptr", _gives_address)
     _replace(torch.UntypedStorage, "__getitem__", _held)
     _replace(torch.UntypedStorage, "__setitem__", functools.partial(_held, written=True))
+    # Copies from its argument (deep copies of tensors do): looks at both addresses first.
+    _replace(torch.UntypedStorage, "copy_", functools.partial(_held, written=True))
+    _replace(torch.UntypedStorage, "copy_", functools.partial(_held, argument=1))
     # One storage at a time goes into a checkpoint file: write_record(self, name, data, ...).
     _replace(torch._C.PyTorchFileWriter, "write_record", functools.partial(_held, argument=2))
 

@@ -30,8 +30,9 @@ from teraio.profiler.hardware import FolderSpeed
 ENVIRONMENT = "TERAIO_IO"
 MEASURED_BYTES = 128 << 20
 
-# Two buffers for each of two threads, of the size that the native part stages by.
-_STAGING_BYTES = 4 * (8 << 20)
+# Of the native part when it stages; and two buffers for each of the two threads that measure.
+_REQUEST_BYTES = 8 << 20
+_STAGING_BYTES = 4 * _REQUEST_BYTES
 
 DIRECT = "direct I/O from host memory"
 BUFFERED = "buffered I/O from host memory"
@@ -63,12 +64,19 @@ class Spill:
         self.owned.close()
 
 
-def open_spill(folders: Sequence[Path], *, device: str = "cpu", require_gds: bool = False) -> Spill:
+def open_spill(
+    folders: Sequence[Path],
+    *,
+    device: str = "cpu",
+    require_gds: bool = False,
+    budget_bytes: int | None = None,
+) -> Spill:
     """Opens a spill file in each folder and measures it by each way there is for ``device``.
 
     Host memory goes by direct I/O. Memory of an accelerator goes by direct I/O through page-locked
     host memory; that of a GPU by kvikio or GPUDirect Storage where these are faster. With
-    ``require_gds`` anything but GPUDirect Storage is an error.
+    ``require_gds`` anything but GPUDirect Storage is an error. Measuring takes no more memory of an
+    accelerator than ``budget_bytes`` leave beside what is there.
 
     Raises SpillError for folders that can't be used, ConfigurationError where GPUDirect Storage is
     required and can't be had, or where $TERAIO_IO asks for what can't be.
@@ -84,7 +92,8 @@ def open_spill(folders: Sequence[Path], *, device: str = "cpu", require_gds: boo
         if kind == "cpu":
             _choose_for_host(spill, wanted)
         else:
-            _choose_for_accelerator(spill, device, "gds" if require_gds else wanted)
+            wanted = "gds" if require_gds else wanted
+            _choose_for_accelerator(spill, device, wanted, budget_bytes)
     except BaseException:
         spill.close()
         raise
@@ -117,8 +126,10 @@ def _choose_for_host(spill: Spill, wanted: str) -> None:
     ]
 
 
-def _choose_for_accelerator(spill: Spill, device: str, wanted: str) -> None:
-    with device_memory(device) as memory:
+def _choose_for_accelerator(
+    spill: Spill, device: str, wanted: str, budget_bytes: int | None
+) -> None:
+    with device_memory(device, budget_bytes) as memory:
         spill.speeds = [
             FolderSpeed(
                 folder=folder,
@@ -130,23 +141,41 @@ def _choose_for_accelerator(spill: Spill, device: str, wanted: str) -> None:
             for number, (folder, direct) in enumerate(zip(spill.folders, spill.direct, strict=True))
         ]
         if torch.device(device).type == "cuda" and wanted != "native":
-            from teraio.profiler.kvikio_trials import KvikioTrials
+            _try_kvikio(spill, memory, wanted)
 
-            try:
-                KvikioTrials(spill, memory).choose_for_gpu(wanted)
-            except KvikioMissing as missing:
-                if wanted:
-                    raise
-                spill.speeds = [replace(speed, reason=str(missing)) for speed in spill.speeds]
+
+def _try_kvikio(spill: Spill, memory: dict[str, Any], wanted: str) -> None:
+    from teraio.profiler.kvikio_trials import KvikioTrials
+
+    try:
+        if not memory:
+            raise KvikioMissing(
+                "the budget leaves no memory of the device to try kvikio with; raise memory_budget."
+            )
+        KvikioTrials(spill, memory).choose_for_gpu(wanted)
+    except KvikioMissing as missing:
+        if wanted:
+            raise
+        spill.speeds = [replace(speed, reason=str(missing)) for speed in spill.speeds]
 
 
 @contextmanager
-def device_memory(device: str) -> Iterator[dict[str, Any]]:
-    """Memory for speed tests: of the device, and page-locked of the host; for ``space.measure``."""
+def device_memory(device: str, budget_bytes: int | None) -> Iterator[dict[str, Any]]:
+    """Memory for speed tests, for ``space.measure``: of the device, and page-locked of the host.
+
+    Empty, so that host memory is measured instead, where the budget leaves hardly any.
+    """
     accelerator = accelerator_for(torch.device(device))
     if accelerator is None:
         raise ConfigurationError(f"{device} is no accelerator; pass one such as cuda:0.")
-    memory = torch.empty(MEASURED_BYTES, dtype=torch.uint8, device=device)
+    room, _ = accelerator.free_and_total_bytes()
+    if budget_bytes is not None:
+        room = min(room, budget_bytes - _C.allocated(device))
+    nbytes = min(MEASURED_BYTES, room // 2 // _REQUEST_BYTES * _REQUEST_BYTES)
+    if nbytes <= 0:
+        yield {}
+        return
+    memory = torch.empty(nbytes, dtype=torch.uint8, device=device)
     # Direct I/O wants memory of whole pages.
     staging = mmap.mmap(-1, _STAGING_BYTES)
     begin = ctypes.c_char.from_buffer(staging)

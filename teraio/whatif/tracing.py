@@ -15,9 +15,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import teraio._C as _C
 from teraio.engine import list_ops
+from teraio.engine.backward_step import BackwardStep, UsedGradient
 from teraio.engine.module_hooks import ModuleHooks
 from teraio.engine.places import Places
 from teraio.errors import ConfigurationError
@@ -25,6 +27,7 @@ from teraio.profiler.trace import build_trace
 from teraio.records import Kind, Trace
 from teraio.whatif.costs import Float32Matmul, Kernel, TensorShape, seconds
 from teraio.whatif.meta_device import like_cuda
+from teraio.whatif.mixed_precision import MasterAdamW
 from teraio.whatif.presets import Accelerator
 
 # As in a real run: smaller storages stay in memory, and a list op gets at most this part of it.
@@ -41,6 +44,7 @@ def trace_iteration(
     inputs: Mapping[str, torch.Tensor] | None = None,
     float32_matmul: Float32Matmul = "fp32",
     list_op_bytes: int | None = None,
+    optimizer_in_backward: bool = False,
 ) -> Trace:
     """The Trace of ``iteration()`` on ``accelerator``, with times from the cost model.
 
@@ -48,7 +52,7 @@ def trace_iteration(
     optimizer's states. It must end with ``optimizer.step()``, which ends an iteration of a real run
     as well. ``inputs`` gives names to the tensors that the program feeds. Ops on lists of tensors
     (foreach and fused optimizers) run in parts of ``list_op_bytes``, by default an eighth of the
-    accelerator's memory.
+    accelerator's memory. ``optimizer_in_backward`` is that of ``teraio.offload``.
 
     Raises ConfigurationError for tensors that are elsewhere, and while a model is offloaded in this
     process, since both use the one native observer.
@@ -56,7 +60,7 @@ def trace_iteration(
     _check(model)
     watch = _Watch(model, optimizer, inputs or {})
     limit = accelerator.memory_bytes // _LIST_OP_SHARE if list_op_bytes is None else list_op_bytes
-    with _observed(limit), watch.hooks():
+    with _observed(limit), watch.hooks(optimizer_in_backward):
         iteration()
         watch.note_gradients()
         live_at_start = [(block, nbytes, True) for block, nbytes, _ in _C.live_blocks()]
@@ -145,6 +149,7 @@ class _Watch:
         self._inputs = inputs
         self._parameters = {id(p): name for name, p in model.named_parameters()}
         self._gradients: dict[int, tuple[Kind, str]] = {}
+        self._backward_step: BackwardStep | None = None
         self._module_hooks = ModuleHooks(
             {
                 id(module): self.places.add_module(name or type(model).__name__)
@@ -153,7 +158,7 @@ class _Watch:
         )
 
     @contextmanager
-    def hooks(self) -> Iterator[None]:
+    def hooks(self, optimizer_in_backward: bool) -> Iterator[None]:
         for name, parameter in self._model.named_parameters():
             _C.adopt(parameter, name)
         for name, buffer in self._model.named_buffers():
@@ -165,20 +170,30 @@ class _Watch:
             self._optimizer.register_step_pre_hook(lambda *_: _C.begin_optimizer()),
             self._optimizer.register_step_post_hook(lambda *_: _C.end_optimizer()),
         ]
+        if optimizer_in_backward:
+            self._backward_step = BackwardStep(also_separate=(MasterAdamW,))
+            self._backward_step.add(self._parameters)
+            hooks.append(register_optimizer_step_pre_hook(self._backward_step.before_step))
         self._module_hooks.add()
         try:
             yield
         finally:
             self._module_hooks.remove()
+            if self._backward_step is not None:
+                self._backward_step.close()
             for hook in hooks:
                 hook.remove()
 
     def note_gradients(self) -> None:
         """Remembers the gradients of now; those of the iteration before are still known."""
+        gradients: dict[int, str] = {}
+        if self._backward_step is not None:
+            gradients = self._backward_step.take_gradients()
         for parameter in self._model.parameters():
-            if parameter.grad is not None:
-                name = self._parameters[id(parameter)]
-                self._gradients[_C.block_id(parameter.grad)] = ("gradient", f"{name}:grad")
+            if parameter.grad is not None and not isinstance(parameter.grad, UsedGradient):
+                gradients[_C.block_id(parameter.grad)] = self._parameters[id(parameter)]
+        for block, name in gradients.items():
+            self._gradients[block] = ("gradient", f"{name}:grad")
 
     def names(self) -> dict[int, tuple[Kind, str]]:
         """Kind and name of every block that is known by name."""

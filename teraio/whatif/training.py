@@ -37,7 +37,8 @@ class Job:
     optimizer steps. ``shards``: tensor parallelism over so many GPUs, of which one is traced.
     ``stage``: which part of a pipeline is traced, as (number, of how many), counted from 0; it
     holds as many micro-batches as a pipeline has in flight there (one forward, one backward).
-    ``checkpointing``: layers are computed again in backward.
+    ``checkpointing``: layers are computed again in backward. ``optimizer_in_backward``: that of
+    ``teraio.offload``.
     """
 
     batch: int
@@ -48,6 +49,7 @@ class Job:
     shards: int = 1
     stage: tuple[int, int] = (0, 1)
     checkpointing: bool = False
+    optimizer_in_backward: bool = False
 
 
 def trace_config(
@@ -78,6 +80,7 @@ def trace_config(
         inputs=build.inputs,
         float32_matmul=matmul,
         list_op_bytes=list_op_bytes,
+        optimizer_in_backward=job.optimizer_in_backward,
     )
 
 
@@ -93,6 +96,11 @@ def _check(job: Job) -> None:
     for what in ("batch", "sequence", "microbatches", "shards"):
         if getattr(job, what) < 1:
             raise ConfigurationError(f"{what}={getattr(job, what)}; pass 1 or more.")
+    if job.optimizer_in_backward and job.microbatches > 1:
+        raise ConfigurationError(
+            "with several micro-batches a gradient is complete after the last backward pass only; "
+            "take optimizer_in_backward out, or pass microbatches=1."
+        )
     number, of = job.stage
     if not 0 <= number < of:
         raise ConfigurationError(

@@ -3,8 +3,8 @@
 In: the sources in csrc/, a C++ compiler. Out: ``torch.sim``, the device ``"sim:0"``. Must not know:
 teraio.
 
-A kernel runs later than its op, on the thread of its stream; memory that is freed is reused at once
-in stream order and filled with NaN before. So what would be a race on a GPU is one here.
+A kernel runs later than its op, on the thread of its stream; memory that is freed is filled with
+NaN and reused, in stream order and at once. So what would be a race on a GPU is one here.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SOURCES = Path(__file__).parent / "csrc"
 BUILDS = Path(__file__).resolve().parents[2] / "build" / "device"
 
 FLAGS = [
-    "-O2",
+    "-O1",
     # torch is built with it; without it some of its classes have another layout.
     "-DNDEBUG",
     "-Wall",
@@ -53,6 +53,7 @@ class SimModule(types.ModuleType):
             "allocated",
             "peak",
             "reserved",
+            "get_memory_info",
             "reset_peak",
             "empty_cache",
             "host_register",
@@ -150,7 +151,7 @@ class SimModule(types.ModuleType):
         return _MEMORY_BYTES - int(self._native.reserved()), _MEMORY_BYTES
 
     def set_memory_limit(self, nbytes: int | None) -> None:
-        """Bytes that the device has; allocations beyond them raise ``torch.OutOfMemoryError``."""
+        """Bytes that this process may take of the device's; more: ``torch.OutOfMemoryError``."""
         self._native.set_memory_limit(-1 if nbytes is None else nbytes)
 
     def set_free_memory_callback(self, address: int | None, *, every_miss: bool = False) -> None:

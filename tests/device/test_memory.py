@@ -128,9 +128,17 @@ def test_pytorch_reads_the_counts_too(sim: SimModule) -> None:
     assert torch.accelerator.max_memory_allocated() == kept.nbytes
 
 
+def test_what_the_device_has_does_not_depend_on_the_limit(sim: SimModule) -> None:
+    sim.set_memory_limit(256 * KIB)
+    kept = block()
+    free, total = sim.get_memory_info()
+    assert (free + kept.nbytes, total) == (4 << 30, 4 << 30)
+
+
 def test_the_limit_is_kept(sim: SimModule) -> None:
     sim.set_memory_limit(256 * KIB)
-    kept = [block() for _ in range(4)]
+    kept = [block() for _ in range(3)]
+    kept.append(block())
     with pytest.raises(torch.OutOfMemoryError, match="the limit is 262144"):
         block()
     kept.pop()

@@ -1,7 +1,7 @@
 """Storages of the simulated device spill by a path written in Python, as those of a GPU may.
 
-In: training on the simulated device, kernels and transfers that are delayed. Out: equality of losses
-and parameters with the CPU, for storages that end within a page too.
+In: storages and training on the simulated device, kernels and transfers that are delayed. Out:
+equal bits, for storages that end within a page too.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import teraio
-from teraio import _C
-from teraio.engine.testing import send_away, state, stress
+from teraio.engine.testing import send_away
 from teraio.profiler import spill as opening
 from tests.device.sim import SimModule
-from tests.device.test_training import Make, gpt2, llama, train
+from tests.device.test_training import train as train_under_stress
+from tests.integration.training import Case
 from tests.native.python_path import PAGE, PythonPath
 
 MIB = 1 << 20
@@ -26,8 +26,8 @@ def paths(monkeypatch: pytest.MonkeyPatch) -> list[PythonPath]:
     given: list[PythonPath] = []
     choose = opening._choose_for_accelerator
 
-    def choose_python(spill: opening.Spill, device: str, wanted: str) -> None:
-        choose(spill, device, wanted)
+    def choose_python(spill: opening.Spill, device: str, wanted: str, budget: int | None) -> None:
+        choose(spill, device, wanted, budget)
         given.append(PythonPath(spill.fds))
         spill.space.set_device_path(given[-1], [True] * len(spill.fds))
 
@@ -68,3 +68,14 @@ def test_small_storages_never_need_python(
     assert torch.equal(tensor.cpu(), values)
     assert paths[0].requests == []
     teraio.restore(model)
+
+
+def test_training_is_equal_with_device_memory_moved_by_python(
+    sim: SimModule, spill: str, paths: list[PythonPath], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights above 1 MiB go by the path, smaller ones are staged, under the stress of both."""
+    monkeypatch.setattr("tests.integration.training.VOCABULARY", 4096)
+    report = train_under_stress(Case("llama", device="sim"), 60, spill)
+    assert report.phase == "run"
+    assert {request.device for request in paths[-1].requests} == {0}
+    assert {request.write for request in paths[-1].requests} == {True, False}

@@ -1,4 +1,4 @@
-"""Kernels run later than their ops: in a stream in order, across streams only by events."""
+"""Kernels run later than their ops, in the order of their stream; events order two streams."""
 
 from __future__ import annotations
 

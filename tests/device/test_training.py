@@ -1,131 +1,142 @@
-"""Training under a budget of an accelerator's memory gives the same bits as without teraio.
+"""Models train on the simulated device to the CPU's bits, whatever the kernels' delays.
 
-In: cases of tests.integration.training on the simulated device, and on CUDA where there is one.
-Out: equal losses, parameters and optimizer states, and the allocator's peak within the budget,
-while transfers are delayed at random and freed memory is filled with NaN.
+In: small models. Out: losses, norms of gradients and parameters, compared bit for bit.
 """
 
 from __future__ import annotations
 
-import gc
-import os
-from collections.abc import Iterator
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-import teraio
-from teraio.engine.testing import stress
-from tests.device.sim import load
-from tests.integration.test_equal_results import assert_equal
-from tests.integration.training import Case, Outcome, Training
+from tests.device.sim import SimModule
 
-DELAY_US = 1000
-CASES = [
-    Case("llama"),
-    Case("gpt2", "adamw_foreach", frozenset({"dropout", "clip", "scheduler"})),
-    Case("t5", "sgd", frozenset({"accumulate", "tied", "evaluate"})),
-    Case("mixtral", features=frozenset({"last_batch", "evaluate"})),
-    Case("vit", "adafactor", frozenset({"frozen", "dropout"})),
-    Case("llama", features=frozenset({"checkpointing", "generate"})),
-    Case("llama", "adamw_fused", frozenset({"autocast"})),
-]
-SHARES = (60, 40, 25)
-each_case = pytest.mark.parametrize("case", CASES, ids=str)
-each_share = pytest.mark.parametrize("share", SHARES)
+VOCABULARY = 128
 
 
-@pytest.fixture(params=["sim", pytest.param("cuda", marks=pytest.mark.gpu)])
-def accelerator(request: pytest.FixtureRequest) -> Iterator[str]:
-    """A device with deterministic kernels and an empty allocator."""
-    if request.param == "cuda" and not torch.cuda.is_available():
-        if "gpu" in os.environ.get("TERAIO_REQUIRE", ""):
-            pytest.fail("no CUDA device, and TERAIO_REQUIRE asks for one")
-        pytest.skip("no CUDA device")
-    if request.param == "sim":
-        request.getfixturevalue("sim")
-    else:
-        torch.use_deterministic_algorithms(True)
-    yield request.param
-    stress(0)
-    torch.use_deterministic_algorithms(False)
+class Mlp(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = torch.nn.Embedding(VOCABULARY, 32)
+        self.layers = torch.nn.Sequential(
+            torch.nn.Linear(32, 64), torch.nn.GELU(), torch.nn.LayerNorm(64)
+        )
+        self.head = torch.nn.Linear(64, VOCABULARY)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.head(self.layers(self.embed(tokens)))
 
 
-def module_of(device: str) -> Any:
-    return load() if device == "sim" else torch.cuda
+def mlp(_dropout: float) -> torch.nn.Module:
+    return Mlp()
 
 
-def peak_bytes(device: str) -> int:
-    return load().peak() if device == "sim" else torch.cuda.max_memory_allocated()
+def llama(dropout: float) -> torch.nn.Module:
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            attention_dropout=dropout,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+    )
 
 
-_plain: dict[Case, tuple[Outcome, int]] = {}
+def gpt2(dropout: float) -> torch.nn.Module:
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=VOCABULARY,
+            n_embd=64,
+            n_layer=2,
+            n_head=4,
+            n_positions=64,
+            resid_pdrop=dropout,
+            embd_pdrop=dropout,
+            attn_pdrop=dropout,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+    )
 
 
-def plain(case: Case) -> tuple[Outcome, int]:
-    """The outcome without teraio, and the most memory it took."""
-    if case not in _plain:
-        start_anew(case.device)
-        training = Training(case)
-        training.run()
-        peak = peak_bytes(case.device)
-        training.take_digests()
-        _plain[case] = training.outcome, peak
-    return _plain[case]
+Make = Callable[[float], torch.nn.Module]
 
 
-def start_anew(device: str) -> None:
-    gc.collect()
-    module_of(device).empty_cache()
-    if device == "sim":
-        load().reset_peak()
-    else:
-        torch.cuda.reset_peak_memory_stats()
+def train(
+    make: Make, device: str, dropout: float = 0.0, kind: str = "foreach", mixed: bool = False
+) -> list[str]:
+    """Losses and norms of the gradients, then the parameters; as text that shows every bit."""
+    torch.manual_seed(0)
+    model = make(dropout).to(device).train()
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=1e-2, foreach=kind == "foreach", fused=kind == "fused"
+    )
+    data = torch.Generator().manual_seed(1)
+    torch.manual_seed(2)
+    numbers = []
+    for _ in range(3):
+        tokens = torch.randint(0, VOCABULARY, (4, 32), generator=data).to(device)
+        with (
+            sdpa_kernel(SDPBackend.MATH),
+            torch.autocast(device, dtype=torch.bfloat16, enabled=mixed),
+        ):
+            outputs = model(tokens)
+            logits = outputs if isinstance(outputs, torch.Tensor) else outputs.logits
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens.flatten())
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        optimizer.step()
+        optimizer.zero_grad()
+        numbers += [loss.item().hex(), norm.item().hex()]
+    parameters = [p.detach().cpu().flatten() for p in model.parameters()]
+    return [*numbers, *map(str, torch.cat(parameters).view(torch.int32).tolist())]
 
 
-@each_share
-@each_case
-def test_training_from_ssd_is_equal_and_keeps_the_budget(
-    case: Case, share: int, accelerator: str, spill: str
-) -> None:
-    report = train(replace(case, device=accelerator), share, spill)
-    assert report.phase == "run"
-    assert [step for step in report.steps if step.peak_bytes > report.budget_bytes] == []
-    assert sum(step.read_bytes for step in report.steps) > 0
+@pytest.mark.parametrize("make", [mlp, llama, gpt2])
+@pytest.mark.parametrize("kind", ["foreach", "single", "fused"])
+def test_training_gives_the_bits_of_the_cpu(sim: SimModule, make: Make, kind: str) -> None:
+    expected = train(make, "cpu", kind=kind)
+    assert train(make, "sim", kind=kind) == expected
+    sim.set_delay(100)
+    assert train(make, "sim", kind=kind) == expected
 
 
-@each_case
-def test_training_from_host_memory_and_ssd_is_equal(
-    case: Case, accelerator: str, spill: str
-) -> None:
-    report = train(replace(case, device=accelerator), 40, spill, host_share=30)
-    assert report.plan is not None
-    assert {tier.tier: tier.written_bytes > 0 for tier in report.plan.tiers}["host"]
+@pytest.mark.parametrize("make", [llama, gpt2])
+def test_training_with_dropout_gives_the_same_bits_each_time(sim: SimModule, make: Make) -> None:
+    expected = train(make, "sim", dropout=0.1)
+    assert expected != train(make, "sim", dropout=0.0)
+    sim.set_delay(100)
+    assert train(make, "sim", dropout=0.1) == expected
 
 
-def train(case: Case, share: int, spill: str, host_share: int = 0) -> teraio.RunReport:
-    """Under a budget of ``share`` % of the peak, and under stress; equal to what it is without."""
-    if case.device == "sim" and case.optimizer == "adamw_fused":
-        pytest.skip("the simulated device has neither fused optimizers nor autocast")
-    expected, peak = plain(case)
-    budget = peak * share // 100
-    start_anew(case.device)
-    training = Training(case)
-    host_memory = peak * host_share // 100
-    assert peak_bytes(case.device) <= budget  # the model alone
-    teraio.offload(training.model, memory_budget=budget, ssd=spill, host_memory=host_memory)
-    stress(DELAY_US)
-    if case.device == "sim":
-        load().set_delay(DELAY_US // 10)
-    try:
-        training.run()
-        report = teraio.report(training.model)
-        assert peak_bytes(case.device) <= budget
-    finally:
-        stress(0)
-        teraio.restore(training.model)
-    training.take_digests()
-    assert_equal(training.outcome, expected)
-    return report
+@pytest.mark.parametrize("make", [llama, gpt2])
+def test_mixed_precision_gives_the_same_bits_each_time(sim: SimModule, make: Make) -> None:
+    expected = train(make, "sim", mixed=True)
+    assert expected != train(make, "sim")
+    sim.set_delay(100)
+    assert train(make, "sim", mixed=True) == expected
+
+
+def test_autocast_multiplies_in_low_and_sums_in_full_precision(sim: SimModule) -> None:
+    x = torch.ones(4, 4, device="sim")
+    with torch.autocast("sim", dtype=torch.bfloat16):
+        assert (x @ x).dtype == torch.bfloat16
+        assert (x @ x).softmax(0).dtype == torch.float32
+
+
+def test_nothing_is_left_in_memory(sim: SimModule) -> None:
+    train(llama, "sim")
+    assert sim.allocated() == 0
+
+
+def test_tied_parameters_stay_tied(sim: SimModule) -> None:
+    model = gpt2(0.0).to("sim")
+    assert model.lm_head.weight is model.transformer.wte.weight

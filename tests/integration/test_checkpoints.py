@@ -179,6 +179,11 @@ def test_a_deep_copy_is_equal_and_stands_alone(pair: Pair) -> None:
     pair.go_on()
 
 
+def test_a_deep_copy_of_the_optimizer_states_is_equal(pair: Pair) -> None:
+    assert_same(copy.deepcopy(pair.ours.optimizer.state_dict()), pair.theirs.states)
+    pair.go_on()
+
+
 def test_load_state_dict_replaces_the_values_of_a_running_model(pair: Pair) -> None:
     """Back to the moment at which the run was, after two steps more."""
     weights = saved(dict(pair.ours.model.state_dict()))

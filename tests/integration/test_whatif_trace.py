@@ -201,6 +201,22 @@ def test_recomputation_trades_memory_for_time() -> None:
     assert len(again.ops) > len(kept.ops)
 
 
+@pytest.mark.parametrize("precision", ["bf16-mixed", "fp32"])
+def test_steps_in_the_backward_pass_leave_no_gradient_alive(precision) -> None:
+    def traced(in_backward: bool) -> Trace:
+        job = Job(batch=8, sequence=64, precision=precision, optimizer_in_backward=in_backward)
+        return trace_config(SMALL, job, accelerator=GPU)
+
+    ordinary, trace = traced(False), traced(True)
+    gradients = [storage for storage in trace.storages if storage.kind == "gradient"]
+    assert len(gradients) == len([s for s in ordinary.storages if s.kind == "gradient"]) > 0
+    assert all(s.birth is not None and s.death is not None for s in gradients)
+    assert max(s.death - s.birth for s in gradients) < 60  # of some 600 ops
+    count = Counter(op.name for op in trace.ops if op.phase == "optimizer")
+    parameters = sum(storage.kind == "parameter" for storage in trace.storages)
+    assert count["aten::_fused_adamw_"] == parameters
+
+
 def test_flops_are_those_that_pytorch_counts() -> None:
     """Each product and attention of a step, counted by torch's own formulas on the same calls."""
     from torch.utils.flop_counter import FlopCounterMode

@@ -316,4 +316,3 @@ def test_a_model_that_dies_on_an_io_thread_closes_its_run(
     while _C.active() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not _C.active()
-    assert other.sum().item() == 64 << 10

@@ -103,8 +103,7 @@ class Allocator final : public c10::DeviceAllocator {
   }
   std::pair<size_t, size_t> getMemoryInfo(c10::DeviceIndex /*device*/) override {
     const std::lock_guard<std::recursive_mutex> lock(mutex_);
-    TORCH_CHECK(limit_ >= 0, "the sim device has no memory limit; call torch.sim.set_memory_limit(nbytes) first");
-    return {static_cast<size_t>(std::max<int64_t>(limit_ - counts_.reserved, 0)), static_cast<size_t>(limit_)};
+    return {static_cast<size_t>(kMemoryBytes - counts_.reserved), static_cast<size_t>(kMemoryBytes)};
   }
 
   MemoryCounts counts() {
@@ -113,7 +112,7 @@ class Allocator final : public c10::DeviceAllocator {
   }
   void set_limit(int64_t nbytes) {
     const std::lock_guard<std::recursive_mutex> lock(mutex_);
-    limit_ = nbytes;
+    limit_ = nbytes < 0 ? kMemoryBytes : std::min(nbytes, kMemoryBytes);
   }
   void set_callback(FreeMemoryCallback callback, bool every_miss) {
     const std::lock_guard<std::recursive_mutex> lock(mutex_);
@@ -140,7 +139,7 @@ class Allocator final : public c10::DeviceAllocator {
 
   static size_t segment_size(size_t nbytes) { return nbytes <= kSmall ? kSmallSegment : round_up(nbytes, kPage); }
 
-  bool fits(size_t nbytes) const { return limit_ < 0 || counts_.reserved + static_cast<int64_t>(nbytes) <= limit_; }
+  bool fits(size_t nbytes) const { return counts_.reserved + static_cast<int64_t>(nbytes) <= limit_; }
 
   FreeBlocks& free_blocks(Stream* stream, bool small) { return free_[{stream, small}]; }
 
@@ -261,7 +260,7 @@ class Allocator final : public c10::DeviceAllocator {
   std::unordered_map<const void*, Block*> in_use_;       // by address
   std::list<Awaited> awaited_;
   MemoryCounts counts_;
-  int64_t limit_ = -1;
+  int64_t limit_ = kMemoryBytes;
   FreeMemoryCallback callback_ = nullptr;
   bool callback_at_every_miss_ = false;
 };

@@ -22,7 +22,10 @@ c10::DeviceAllocator& allocator();
 
 MemoryCounts memory_counts();
 void reset_peak();
-// Bytes that may be reserved; -1: no limit.
+// What the device has: as much as tests may need, so that one that leaks does not take the machine's memory.
+constexpr int64_t kMemoryBytes = int64_t{4} << 30;
+
+// Bytes that this process may reserve, at most kMemoryBytes; -1: all.
 void set_memory_limit(int64_t nbytes);
 // Called with the allocator's (recursive) lock held when no free block fits and a new one would break the limit, or,
 // with `every_miss`, whenever no free block fits. If it returns true, a free block is looked for again.

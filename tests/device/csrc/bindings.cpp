@@ -20,6 +20,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("allocated", [] { return sim::memory_counts().allocated; });
   m.def("peak", [] { return sim::memory_counts().peak; });
   m.def("reserved", [] { return sim::memory_counts().reserved; });
+  m.def("get_memory_info", [] { return sim::allocator().getMemoryInfo(0); });
   m.def("reset_peak", &sim::reset_peak);
   m.def("empty_cache", [] { sim::allocator().emptyCache(); }, NoGil());
   m.def("set_memory_limit", &sim::set_memory_limit, py::arg("nbytes"));

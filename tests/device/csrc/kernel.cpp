@@ -3,8 +3,6 @@
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/EmptyTensor.h>
 #include <ATen/core/LegacyTypeDispatch.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_strided.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/record_function.h>
 #include <c10/core/GradMode.h>
@@ -16,59 +14,12 @@
 
 #include "allocator.h"
 #include "generator.h"
+#include "shapes.h"
 #include "stream.h"
+#include "values.h"
 
 namespace sim {
 namespace {
-
-using c10::IValue;
-using Values = std::vector<IValue>;
-
-bool on_device(const at::Tensor& tensor) { return tensor.defined() && tensor.device().type() == kDeviceType; }
-bool on_cpu(const at::Tensor& tensor) { return tensor.defined() && tensor.is_cpu(); }
-
-// The value with `change` applied to each tensor in it.
-template <class Change>
-IValue with_tensors(const IValue& value, Change change) {
-  if (value.isTensor()) return change(value.toTensor());
-  if (value.isTensorList()) {
-    c10::List<at::Tensor> changed;
-    for (const at::Tensor& tensor : value.toTensorVector()) changed.push_back(change(tensor));
-    return changed;
-  }
-  if (value.isOptionalTensorList()) {
-    c10::List<std::optional<at::Tensor>> changed;
-    for (const IValue& element : value.toListRef()) {
-      changed.push_back(element.isNone() ? std::nullopt : std::make_optional(change(element.toTensor())));
-    }
-    return changed;
-  }
-  return value;
-}
-
-template <class Visit>
-void for_each_tensor(const IValue& value, Visit visit) {
-  with_tensors(value, [&](const at::Tensor& tensor) {
-    visit(tensor);
-    return tensor;
-  });
-}
-
-template <class Change>
-Values with_tensors(const Values& values, c10::DeviceType device_type, Change change) {
-  Values changed;
-  for (const IValue& value : values) {
-    const bool names_device = value.isDevice() && value.toDevice().type() == kDeviceType;
-    changed.push_back(names_device ? IValue(c10::Device(device_type)) : with_tensors(value, change));
-  }
-  return changed;
-}
-
-at::Tensor as_meta(const at::Tensor& tensor) {
-  // A single number of the CPU takes part in type promotion in another way than a tensor of the device.
-  if (!tensor.defined() || (on_cpu(tensor) && tensor.dim() == 0)) return tensor;
-  return at::Tensor(at::detail::empty_strided_meta(tensor.sizes(), tensor.strides(), tensor.scalar_type()));
-}
 
 at::Tensor empty_like_meta(const at::Tensor& meta) {
   if (!meta.defined()) return meta;
@@ -84,17 +35,6 @@ at::Tensor as_operand(const at::Tensor& tensor) {
   at::Tensor copy = tensor.clone();
   if (tensor.unsafeGetTensorImpl()->is_wrapped_number()) copy.unsafeGetTensorImpl()->set_wrapped_number(true);
   return copy;
-}
-
-bool is_written(const c10::Argument& argument) {
-  return argument.alias_info() != nullptr && argument.alias_info()->isWrite();
-}
-
-bool takes_generator(const c10::Argument& argument) {
-  const c10::Type& type = *argument.type();
-  if (type.kind() == c10::TypeKind::GeneratorType) return true;
-  const auto* optional = type.castRaw<c10::OptionalType>();
-  return optional != nullptr && optional->getElementType()->kind() == c10::TypeKind::GeneratorType;
 }
 
 bool is_fresh_tensor(const c10::Argument& result) {
@@ -114,8 +54,8 @@ class Call {
   }
 
   Values run() {
-    std::optional<Values> metas = needs_data() ? std::nullopt : run_on_meta();
-    return metas ? launch(*metas) : run_at_once();
+    const auto shapes = needs_data() ? nullptr : shapes_of(op_, arguments_);
+    return shapes ? launch(*shapes) : run_at_once();
   }
 
  private:
@@ -157,39 +97,17 @@ class Call {
     return found;
   }
 
-  // Nothing if the op has no kernel for the meta device.
-  std::optional<Values> run_on_meta() {
-    torch::jit::Stack stack = with_tensors(arguments_, c10::DeviceType::Meta, as_meta);
-    const torch::jit::Stack operands = stack;
-    drop_generators(stack);
-    try {
-      op_.callBoxed(&stack);
-    } catch (const c10::NotImplementedError&) {
-      return std::nullopt;
-    }
-    for (size_t i = 0; i < operands.size(); ++i) {
-      if (is_written(schema_.arguments()[i]) && operands[i].isTensor()) resize_like(arguments_[i], operands[i].toTensor());
-    }
-    return stack;
-  }
-
-  static void resize_like(const IValue& argument, const at::Tensor& meta) {
-    const at::Tensor& out = argument.toTensor();
-    if (!out.defined() || out.sizes() == meta.sizes()) return;
-    out.resize_(meta.sizes());
-    out.unsafeGetTensorImpl()->set_sizes_and_strides(meta.sizes(), meta.strides());
-  }
-
-  void drop_generators(torch::jit::Stack& stack) const {
-    for (size_t i = 0; i < stack.size(); ++i) {
-      if (takes_generator(schema_.arguments()[i])) stack[i] = IValue();
-    }
+  static void resize_like(const at::Tensor& out, const at::Tensor& model) {
+    if (out.sizes() == model.sizes()) return;
+    out.resize_(model.sizes());
+    out.unsafeGetTensorImpl()->set_sizes_and_strides(model.sizes(), model.strides());
   }
 
   // The arguments for the CPU kernel. Draws a seed for it if it takes random numbers.
-  torch::jit::Stack operands() const {
-    torch::jit::Stack stack = with_tensors(arguments_, c10::DeviceType::CPU, as_operand);
+  Values operands() const {
+    Values stack = with_tensors(arguments_, c10::DeviceType::CPU, as_operand);
     for (size_t i = 0; i < stack.size(); ++i) {
+      if (is_out(i)) make_resizable(stack[i].toTensor());
       if (!takes_generator(schema_.arguments()[i])) continue;
       const auto generator = arguments_[i].toOptional<at::Generator>();
       stack[i] = at::detail::createCPUGenerator(draw_seed(generator));
@@ -197,25 +115,44 @@ class Call {
     return stack;
   }
 
-  Values launch(const Values& metas) {
+  bool is_out(size_t i) const {
+    return is_written(schema_.arguments()[i]) && arguments_[i].isTensor() && arguments_[i].toTensor().defined();
+  }
+
+  // Some kernels resize what they write even if it ends up in its old size. Then its data is no longer where it was.
+  static void make_resizable(const at::Tensor& out) {
+    c10::StorageImpl* storage = out.storage().unsafeGetStorageImpl();
+    storage->set_allocator(c10::GetAllocator(c10::DeviceType::CPU));
+    storage->set_resizable(true);
+  }
+
+  Values launch(const Shapes& shapes) {
+    for (const auto& [i, model] : shapes.outs) resize_like(arguments_[i].toTensor(), model);
     Values results;
-    std::vector<std::pair<size_t, at::Tensor>> targets;
-    for (size_t i = 0; i < metas.size(); ++i) {
-      if (is_written(schema_.returns()[i])) {
-        results.push_back(written_argument(schema_.returns()[i]));
-        continue;
+    std::vector<at::Tensor> targets;  // the device memory of each result
+    for (size_t i = 0; i < shapes.results.size(); ++i) {
+      const c10::Argument& result = schema_.returns()[i];
+      if (is_written(result)) {
+        results.push_back(written_argument(result));
+      } else {
+        const IValue& model = shapes.results[i];
+        results.emplace_back(model.isTensor() ? empty_like_meta(model.toTensor()) : at::Tensor());
       }
-      results.emplace_back(metas[i].isTensor() ? empty_like_meta(metas[i].toTensor()) : at::Tensor());
-      if (results.back().toTensor().defined()) targets.emplace_back(i, as_cpu(results.back().toTensor()));
+      targets.push_back(results.back().isTensor() ? as_cpu(results.back().toTensor()) : at::Tensor());
     }
-    current_stream().launch([op = op_, stack = operands(), targets = std::move(targets)]() mutable {
-      op.callBoxed(&stack);
-      for (const auto& [i, target] : targets) store(op, stack[i].toTensor(), target);
+    current_stream().launch([op = op_, operands = operands(), targets = std::move(targets)] {
+      const Values computed = results_of(op, operands);
+      for (size_t i = 0; i < targets.size(); ++i) {
+        if (targets[i].defined()) store(op, computed[i].toTensor(), targets[i]);
+      }
     });
     return results;
   }
 
   static void store(const c10::OperatorHandle& op, const at::Tensor& result, const at::Tensor& target) {
+    if (result.const_data_ptr() == target.const_data_ptr()) return;
+    // What a kernel does not need to compute it may leave empty, such as the statistics of a batch in evaluation.
+    if (result.numel() == 0) return;
     TORCH_CHECK(result.sizes() == target.sizes() && result.scalar_type() == target.scalar_type(), op.schema().name(),
                 ": its CPU kernel gave ", result.sizes(), " of ", result.scalar_type(), ", on the meta device it is ",
                 target.sizes(), " of ", target.scalar_type());
@@ -223,24 +160,39 @@ class Call {
   }
 
   Values run_at_once() {
-    torch::jit::Stack stack = operands();
+    const Values inputs = operands();
     current_stream().synchronize();
-    op_.callBoxed(&stack);
+    const Values computed = results_of(op_, inputs);
     Values results;
-    for (size_t i = 0; i < stack.size(); ++i) {
+    for (size_t i = 0; i < computed.size(); ++i) {
       const c10::Argument& result = schema_.returns()[i];
       TORCH_CHECK_NOT_IMPLEMENTED(result.alias_info() == nullptr || is_written(result), schema_.name(),
                                   ": this view is not implemented for the sim device");
-      results.push_back(is_written(result) ? written_argument(result) : with_tensors(stack[i], to_device));
+      if (is_written(result)) {
+        results.push_back(written_argument(result));
+        if (computed[i].isTensor()) store_resized(computed[i].toTensor(), results.back().toTensor());
+      } else {
+        results.push_back(with_tensors(computed[i], to_device));
+      }
     }
     return results;
+  }
+
+  static void store_resized(const at::Tensor& result, const at::Tensor& out) {
+    if (result.const_data_ptr() == as_cpu(out).const_data_ptr()) return;
+    resize_like(out, result);
+    launch_copy(result, out);
   }
 
   static at::Tensor to_device(const at::Tensor& tensor) {
     if (!tensor.defined()) return tensor;
     at::Tensor copy = empty_like_meta(tensor);
-    current_stream().launch([target = as_cpu(copy), tensor] { target.copy_(tensor); });
+    launch_copy(tensor, copy);
     return copy;
+  }
+
+  static void launch_copy(const at::Tensor& from, const at::Tensor& to) {
+    current_stream().launch([from, target = as_cpu(to)] { target.copy_(from); });
   }
 
   const IValue& written_argument(const c10::Argument& result) const {

@@ -18,10 +18,12 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <cstddef>
 #include <cstring>
 #include <optional>
 #include <tuple>
 #include <utility>
+#include <vector>
 
 #include "allocator.h"
 #include "kernel.h"
@@ -85,7 +87,13 @@ at::Tensor& set_to_nothing(at::Tensor& self) {
 }
 
 // What the CPU's copy kernel reads or writes; the other device's memory by its address.
-at::Tensor as_host(const at::Tensor& tensor) { return tensor.is_cpu() ? tensor : as_cpu(tensor); }
+at::Tensor as_host(const at::Tensor& tensor) {
+  if (tensor.is_cpu()) return tensor;
+  at::Tensor host = as_cpu(tensor);
+  host._set_conj(tensor.is_conj());
+  host._set_neg(tensor.is_neg());
+  return host;
+}
 
 // [Note: copies and the host]
 // As on hardware: a copy between the device and pinned memory that need not block runs when its turn comes, and the
@@ -131,6 +139,20 @@ std::tuple<at::Tensor, at::Tensor> native_dropout(const at::Tensor& input, doubl
   return {std::move(output), std::move(mask)};
 }
 
+// Convolutions of devices that PyTorch knows nothing of go through ops of their own.
+void launch_convolution(const c10::OperatorHandle& /*op*/, torch::jit::Stack* stack) {
+  static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("aten::convolution", "");
+  launch_op(op, stack);
+}
+
+void launch_convolution_backward(const c10::OperatorHandle& overridable, torch::jit::Stack* stack) {
+  static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("aten::convolution_backward", "");
+  const auto first = stack->end() - static_cast<std::ptrdiff_t>(overridable.schema().arguments().size());
+  const std::vector<int64_t> bias_size = {first->toTensor().size(1)};  // the gradient's channels
+  stack->insert(first + 3, c10::IValue(bias_size));
+  launch_op(op, stack);
+}
+
 constexpr int64_t kMathAttention = 0;  // at::SDPBackend::math
 
 int64_t choose_attention(const at::Tensor& /*query*/, const at::Tensor& /*key*/, const at::Tensor& /*value*/,
@@ -154,6 +176,9 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("native_dropout", &native_dropout);
   m.impl("native_dropout_backward", &at::native::native_dropout_backward);
   m.impl("_fused_sdp_choice", &choose_attention);
+  m.impl("convolution_overrideable", torch::CppFunction::makeFromBoxedFunction<&launch_convolution>());
+  m.impl("convolution_backward_overrideable",
+         torch::CppFunction::makeFromBoxedFunction<&launch_convolution_backward>());
 
   m.impl("as_strided", &at::native::as_strided_tensorimpl);
   m.impl("view", &at::native::view);
@@ -162,6 +187,10 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("view_as_real", &at::native::view_as_real);
   m.impl("view_as_complex", &at::native::view_as_complex);
 }
+
+// Conjugated and negated views are resolved by copying them, so a copy has to take them as they are.
+TORCH_LIBRARY_IMPL(aten, Conjugate, m) { m.impl("_copy_from", torch::CppFunction::makeFallthrough()); }
+TORCH_LIBRARY_IMPL(aten, Negative, m) { m.impl("_copy_from", torch::CppFunction::makeFallthrough()); }
 
 // [Note: the CPU's own kernels]
 // Some ops have a kernel of the CPU's own and are made of other ops everywhere else, which gives other bits. So that

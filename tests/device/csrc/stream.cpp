@@ -43,6 +43,11 @@ Streams& streams() {
 
 thread_local Stream* current = nullptr;
 
+// What there is to warn of was said when the op was issued.
+struct Silence final : c10::WarningHandler {
+  void process(const c10::Warning& /*warning*/) override {}
+};
+
 }  // namespace
 
 Stream::Stream(c10::StreamId id) : id_(id), random_(static_cast<unsigned>(id) + 1) {
@@ -103,6 +108,8 @@ void Stream::run() {
   const at::DisableRecordFunctionGuard unobserved;
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
   const c10::AutoGradMode no_grad(false);
+  Silence silence;
+  const c10::WarningUtils::WarningHandlerGuard silent(&silence);
   std::unique_lock<std::mutex> lock(mutex_);
   for (;;) {
     changed_.wait(lock, [&] { return pauses_ == 0 && !queue_.empty(); });

@@ -1,0 +1,159 @@
+"""What the optimizer's step in the backward pass gains: the same training with and without it.
+
+In: the command line. Out: a table, JSON on request; exit status 1 if a run gave other numbers than
+the first one or held more memory than its budget. Must not know: torch; each run has its own
+process. The two runs under one budget make a step each in turns, so that a machine that gets
+slower does so for both.
+
+``python -m benchmarks.backward_step [--params small|100m] [--steps N] [--ssd DIR]``
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from benchmarks.demo import (
+    FIRST_STEPS,
+    MODELS,
+    NO_LIMIT,
+    Run,
+    counted,
+    equal,
+    megabytes,
+    run_median,
+    seconds,
+    step_seconds,
+    within_budget,
+    write_json,
+)
+from benchmarks.job import Job
+from benchmarks.shapes import SHAPES
+from benchmarks.worker import Worker
+
+SHARES = (50, 35)
+SYSTEMS = {
+    "ordinary": "benchmarks.systems.offloaded:teraio",
+    "in backward": "benchmarks.systems.offloaded:teraio_in_backward",
+}
+
+
+def run_in_turns(jobs: list[Job], steps: int, on_step: Callable[[], None]) -> list[Run]:
+    """Each job in a process of its own. Raises RunFailed with its output if one fails."""
+    workers = [Worker(job) for job in jobs]
+    for worker in workers:
+        worker.build()
+    for step in range(steps):
+        for worker in workers if step % 2 else reversed(workers):
+            worker.step(step)
+            on_step()
+    return [Run(job, worker.finish()) for job, worker in zip(jobs, workers, strict=True)]
+
+
+def all_runs(options: argparse.Namespace, on_step: Callable[[], None]) -> list[Run]:
+    """Without a limit, then under shares of the peak that the ordinary run took."""
+
+    def pair(limit: str, budget_bytes: int) -> list[Run]:
+        jobs = [
+            Job(
+                name=f"{limit}, {name}",
+                system=system,
+                shape=MODELS[options.params],
+                dtype=options.dtype,
+                threads=options.threads,
+                budget_bytes=budget_bytes,
+                ssd=tuple(options.ssd),
+            )
+            for name, system in SYSTEMS.items()
+        ]
+        return run_in_turns(jobs, options.steps, on_step)
+
+    unlimited = pair("no limit", NO_LIMIT)
+    peak = steady_peak(unlimited[0])
+    limited = [run for share in SHARES for run in pair(f"{share} %", peak * share // 100)]
+    return [*unlimited, *limited]
+
+
+def steady_peak(run: Run) -> int:
+    """The largest peak after the first steps, which are ordinary ones in every run."""
+    figures = run.outcome.teraio
+    return max(figures.peak_bytes[FIRST_STEPS:]) if figures else 0
+
+
+def table(runs: list[Run]) -> Table:
+    result = Table(title="The optimizer's step after and in the backward pass")
+    result.add_column("per step", no_wrap=True)
+    for run in runs:
+        result.add_column(run.job.name, justify="right")
+    columns = [column(run, runs[0]) for run in runs]
+    for line in columns[0]:
+        result.add_row(line, *(lines[line] for lines in columns))
+    return result
+
+
+def column(run: Run, first: Run) -> dict[str, str]:
+    limited = run.job.budget_bytes != NO_LIMIT
+    figures, outcome = run.outcome.teraio, run.outcome
+    walls = [outcome.steps[step].wall_s for step in counted(outcome)]
+    return {
+        "budget, MB": megabytes(run.job.budget_bytes) if limited else "none",
+        "equal to the first": "yes" if equal(run, first) else "NO",
+        "peak counted, MB": megabytes(steady_peak(run)),
+        "s per step": seconds(step_seconds(outcome)),
+        "least, s": seconds(min(walls)),
+        "CPU s per step": seconds(min(outcome.steps[step].cpu_s for step in counted(outcome))),
+        "predicted, s": seconds(figures.predicted_s) if figures else "",
+        "ideal, s": seconds(figures.ideal_s) if figures else "",
+        "stall, s": seconds(run_median(outcome, "stall_s")),
+        "read, MB": megabytes(run_median(outcome, "read_bytes")),
+        "written, MB": megabytes(run_median(outcome, "written_bytes")),
+    }
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.backward_step", description=__doc__)
+    parser.add_argument("--params", choices=sorted(MODELS), default="100m")
+    parser.add_argument("--dtype", choices=["fp32"], default="fp32")
+    parser.add_argument("--steps", type=int, default=8, help="per run; the first 2 are profiled")
+    parser.add_argument("--threads", type=int, default=min(os.cpu_count() or 1, 8))
+    parser.add_argument("--ssd", action="append", default=[], metavar="DIR", help="repeatable")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write all figures to this file")
+    options = parser.parse_args(arguments)
+    if options.steps < 4:
+        parser.error("--steps: at least 4, as the first 2 are profiled")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=110)
+    with Progress(console=Console(stderr=True)) as progress:
+        bar = progress.add_task("steps", total=2 * options.steps * (1 + len(SHARES)))
+        runs = all_runs(options, lambda: progress.advance(bar))
+    if options.json:
+        write_json(options.json, runs)
+    shape = SHAPES[MODELS[options.params]]
+    console.print(
+        f"Llama-like model, {runs[0].outcome.parameters / 1e6:.1f} million parameters, "
+        f"{options.dtype}, AdamW, {shape.batch} x {shape.sequence} bytes of text per step, "
+        f"{options.threads} threads; budgets are shares of the ordinary run's peak"
+    )
+    console.print(table(runs))
+    wrong = [f"{run.job.name}: other numbers" for run in runs if not equal(run, runs[0])]
+    wrong += [f"{run.job.name}: over its budget" for run in runs if not within_budget(run)]
+    for line in wrong:
+        console.print(f"FAILED  {line}")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+"""Training under a budget of an accelerator's memory gives the same bits as without teraio.
+
+In: cases of tests.integration.training on the simulated device, and on CUDA where there is one.
+Out: equal losses, parameters and optimizer states, and the allocator's peak within the budget,
+while transfers are delayed at random and freed memory is filled with NaN.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+import teraio
+from teraio.engine.testing import stress
+from tests.device.sim import load
+from tests.integration.test_equal_results import assert_equal
+from tests.integration.training import Case, Outcome, Training
+
+DELAY_US = 1000
+CASES = [
+    Case("llama"),
+    Case("gpt2", "adamw_foreach", frozenset({"dropout", "clip", "scheduler"})),
+    Case("t5", "sgd", frozenset({"accumulate", "tied", "evaluate"})),
+    Case("mixtral", features=frozenset({"last_batch", "evaluate"})),
+    Case("vit", "adafactor", frozenset({"frozen", "dropout"})),
+    Case("llama", features=frozenset({"checkpointing", "generate"})),
+    Case("llama", "adamw_fused", frozenset({"autocast"})),
+]
+SHARES = (60, 40, 25)
+each_case = pytest.mark.parametrize("case", CASES, ids=str)
+each_share = pytest.mark.parametrize("share", SHARES)
+
+
+@pytest.fixture(params=["sim", pytest.param("cuda", marks=pytest.mark.gpu)])
+def accelerator(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A device with deterministic kernels and an empty allocator."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        if "gpu" in os.environ.get("TERAIO_REQUIRE", ""):
+            pytest.fail("no CUDA device, and TERAIO_REQUIRE asks for one")
+        pytest.skip("no CUDA device")
+    if request.param == "sim":
+        request.getfixturevalue("sim")
+    else:
+        torch.use_deterministic_algorithms(True)
+    yield request.param
+    stress(0)
+    torch.use_deterministic_algorithms(False)
+
+
+def module_of(device: str) -> Any:
+    return load() if device == "sim" else torch.cuda
+
+
+def peak_bytes(device: str) -> int:
+    return load().peak() if device == "sim" else torch.cuda.max_memory_allocated()
+
+
+_plain: dict[Case, tuple[Outcome, int]] = {}
+
+
+def plain(case: Case) -> tuple[Outcome, int]:
+    """The outcome without teraio, and the most memory it took."""
+    if case not in _plain:
+        start_anew(case.device)
+        training = Training(case)
+        training.run()
+        peak = peak_bytes(case.device)
+        training.take_digests()
+        _plain[case] = training.outcome, peak
+    return _plain[case]
+
+
+def start_anew(device: str) -> None:
+    gc.collect()
+    module_of(device).empty_cache()
+    if device == "sim":
+        load().reset_peak()
+    else:
+        torch.cuda.reset_peak_memory_stats()
+
+
+@each_share
+@each_case
+def test_training_from_ssd_is_equal_and_keeps_the_budget(
+    case: Case, share: int, accelerator: str, spill: str
+) -> None:
+    report = train(replace(case, device=accelerator), share, spill)
+    assert report.phase == "run"
+    assert [step for step in report.steps if step.peak_bytes > report.budget_bytes] == []
+    assert sum(step.read_bytes for step in report.steps) > 0
+
+
+@each_case
+def test_training_from_host_memory_and_ssd_is_equal(
+    case: Case, accelerator: str, spill: str
+) -> None:
+    report = train(replace(case, device=accelerator), 40, spill, host_share=30)
+    assert report.plan is not None
+    assert {tier.tier: tier.written_bytes > 0 for tier in report.plan.tiers}["host"]
+
+
+def train(case: Case, share: int, spill: str, host_share: int = 0) -> teraio.RunReport:
+    """Under a budget of ``share`` % of the peak, and under stress; equal to what it is without."""
+    if case.device == "sim" and case.optimizer == "adamw_fused":
+        pytest.skip("the simulated device has neither fused optimizers nor autocast")
+    if case.device == "sim" and case.model == "mixtral":
+        pytest.skip("transformers counts the tokens of experts in a way that CPU kernels lack")
+    expected, peak = plain(case)
+    budget = peak * share // 100
+    start_anew(case.device)
+    training = Training(case)
+    host_memory = peak * host_share // 100
+    assert peak_bytes(case.device) <= budget  # the model alone
+    teraio.offload(training.model, memory_budget=budget, ssd=spill, host_memory=host_memory)
+    stress(DELAY_US)
+    if case.device == "sim":
+        load().set_delay(DELAY_US // 10)
+    try:
+        training.run()
+        report = teraio.report(training.model)
+        assert peak_bytes(case.device) <= budget
+    finally:
+        stress(0)
+        teraio.restore(training.model)
+    training.take_digests()
+    assert_equal(training.outcome, expected)
+    return report
