@@ -13,7 +13,7 @@ import teraio
 from teraio.engine.testing import send_away
 from teraio.profiler import spill as opening
 from tests.device.sim import SimModule
-from tests.device.test_training import train as train_under_stress
+from tests.device.test_offloading import train as train_under_stress
 from tests.integration.training import Case
 from tests.native.python_path import PAGE, PythonPath
 
@@ -75,6 +75,7 @@ def test_training_is_equal_with_device_memory_moved_by_python(
 ) -> None:
     """Weights above 1 MiB go by the path, smaller ones are staged, under the stress of both."""
     monkeypatch.setattr("tests.integration.training.VOCABULARY", 4096)
+    monkeypatch.setattr("tests.device.test_offloading._plain", {})
     report = train_under_stress(Case("llama", device="sim"), 60, spill)
     assert report.phase == "run"
     assert {request.device for request in paths[-1].requests} == {0}
