@@ -6,16 +6,19 @@ equal bits, for storages that end within a page too.
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 
 import teraio
+from teraio import _C
 from teraio.engine.testing import send_away
 from teraio.profiler import spill as opening
 from tests.device.sim import SimModule
 from tests.device.test_offloading import train as train_under_stress
 from tests.integration.training import Case
-from tests.native.python_path import PAGE, PythonPath
+from tests.native.python_path import PAGE, PythonPath, Request
 
 MIB = 1 << 20
 
@@ -80,3 +83,41 @@ def test_training_is_equal_with_device_memory_moved_by_python(
     assert report.phase == "run"
     assert {request.device for request in paths[-1].requests} == {0}
     assert {request.write for request in paths[-1].requests} == {True, False}
+
+
+def test_what_must_not_need_python_moves_while_all_paths_wait_for_it(
+    sim: SimModule, spill: str
+) -> None:
+    """The allocator's callback waits for such writes, and its thread may hold the GIL."""
+    space = _C.SpillSpace()
+    path = PythonPath([space.add_folder(spill)["fd"]])
+    space.set_device_path(path, [True])
+    space.start_alone([1], 64 * MIB, "sim:0")
+    entered, released = threading.Semaphore(0), threading.Event()
+
+    def wait(request: Request) -> None:
+        entered.release()
+        assert released.wait(60)
+
+    path.hook = wait
+    tensor = torch.arange(MIB, dtype=torch.float32).to("sim")
+
+    def move(write: bool, into: torch.Tensor, number: int, natively: bool = False) -> int:
+        offset = number * 4 * MIB
+        done = space.move(write, into.data_ptr(), into.nbytes, offset, "sim:0", natively)
+        return int(done["error"])
+
+    sim.synchronize()
+    waiting = [threading.Thread(target=move, args=(True, tensor, number)) for number in (1, 2)]
+    for thread in waiting:
+        thread.start()
+        assert entered.acquire(timeout=60)
+    assert move(True, tensor, 0, natively=True) == 0
+    released.set()
+    for thread in waiting:
+        thread.join(60)
+    back = torch.zeros_like(tensor)
+    sim.synchronize()
+    assert move(False, back, 0) == 0
+    assert torch.equal(back.cpu(), tensor.cpu())
+    space.close()
