@@ -29,6 +29,7 @@ from teraio.engine import list_ops, raw_access, schedule
 from teraio.engine.accelerator import accelerator_for
 from teraio.engine.backward_step import BackwardStep, UsedGradient
 from teraio.engine.foreign import own_memory
+from teraio.engine.master_weights import copies
 from teraio.engine.materialize import StoredTensor, is_elsewhere, lacks_data, materialize
 from teraio.engine.module_hooks import ModuleHooks
 from teraio.engine.places import Places
@@ -59,6 +60,8 @@ _PLAN_RESERVE = 0.01
 # Another profile is due when more ops than this part were not foreseen, so many times in a row.
 _DRIFT_SHARE = 0.02
 _DRIFT_ITERATIONS = 3
+# So many steps of unknown optimizers, and nothing else, are worth a word.
+_STRANGE_STEPS = 3
 # The profiled iteration may compute slowly (cold caches, fresh pages, a busy machine). The first
 # ones under a plan are timed too; one quicker by more than this part is planned for instead.
 _TIMED_ITERATIONS = 3
@@ -108,6 +111,8 @@ class Runtime:
         self._models: dict[int, weakref.ref[torch.nn.Module]] = {}
         self._module_ids: dict[int, int] = {}
         self._parameters: dict[int, str] = {}  # id(parameter) -> name
+        self._masters: dict[int, str] = {}  # id(copy of a parameter) -> its name
+        self._strangers = 0  # steps of optimizers that have nothing of the models
         self._optimizers: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
         self._backward_step: BackwardStep | None = None
         self._closing: weakref.ref[torch.optim.Optimizer] | None = None
@@ -321,6 +326,7 @@ class Runtime:
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if not self._trains(optimizer):
+            self._note_stranger()
             return
         used: dict[int, str] = {}
         if self._backward_step is not None:
@@ -348,10 +354,25 @@ class Runtime:
         if not self._manual and self._closing is not None and self._closing() is optimizer:
             self._end_iteration()
 
+    def _note_stranger(self) -> None:
+        self._strangers += 1
+        if self._strangers == _STRANGE_STEPS and not self.steps and not self._manual:
+            log.warning(
+                "%d optimizer steps so far, none with parameters of an offloaded model, so teraio "
+                "does not see where an iteration ends and makes no plan. Wrap each iteration in "
+                "`with teraio.iteration(model):`.",
+                self._strangers,
+            )
+
     def _trains(self, optimizer: torch.optim.Optimizer) -> bool:
         if optimizer in self._optimizers:
             return True
-        mine = any(id(parameter) in self._parameters for parameter, _ in _parameters(optimizer))
+        optimized = [parameter for parameter, _ in _parameters(optimizer)]
+        mine = any(id(parameter) in self._parameters for parameter in optimized)
+        if not mine:
+            masters = copies(self._model_parameters(), optimized)
+            self._masters.update(masters)
+            mine = bool(masters)
         if mine:
             for state in optimizer.state.values():
                 for value in state.values():
@@ -531,6 +552,8 @@ class Runtime:
                 names[_C.block_id(buffer)] = ("buffer", name)
         for optimizer in self._optimizers:
             for name, parameter in self._named(optimizer):
+                if id(parameter) in self._masters:
+                    names[_C.block_id(parameter)] = ("optimizer_state", name)
                 for key, value in optimizer.state.get(parameter, {}).items():
                     if isinstance(value, torch.Tensor):
                         names[_C.block_id(value)] = ("optimizer_state", f"{name}:{key}")
@@ -543,9 +566,19 @@ class Runtime:
         names.pop(0, None)
         return names
 
+    def _model_parameters(self) -> dict[str, torch.Tensor]:
+        models = (reference() for reference in self._models.values())
+        return {
+            self._parameters[id(parameter)]: parameter
+            for model in models
+            if model is not None
+            for parameter in model.parameters()
+        }
+
     def _named(self, optimizer: torch.optim.Optimizer) -> list[tuple[str, torch.Tensor]]:
+        names = self._masters | self._parameters
         return [
-            (self._parameters.get(id(parameter), position), parameter)
+            (names.get(id(parameter), position), parameter)
             for parameter, position in _parameters(optimizer)
         ]
 

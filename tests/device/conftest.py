@@ -5,8 +5,10 @@ In: a C++ compiler. Out: ``sim``, built and clean for each test. Must not know: 
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +17,15 @@ from tests.device.sim import SimModule, load
 from tests.integration.conftest import _no_run_left_over, spill
 
 __all__ = ["_no_run_left_over", "sim", "spill"]
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Autograd learns which devices there are at the first backward pass of the process."""
+    if any(HERE in item.path.parents for item in items):
+        with contextlib.suppress(RuntimeError):  # the tests that need the device will say it
+            load()
 
 
 @pytest.fixture

@@ -53,7 +53,6 @@ class SimModule(types.ModuleType):
             "allocated",
             "peak",
             "reserved",
-            "get_memory_info",
             "reset_peak",
             "empty_cache",
             "host_register",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import pytest
 import torch
 from torch import nn
 
@@ -43,6 +44,61 @@ def test_a_profile_of_a_slow_iteration_is_put_right_by_the_next_quicker_one(spil
     assert report.trace is not None
     assert report.ideal_s == sum(op.duration_ns for op in report.trace.ops) * 1e-9
     teraio.restore(model)
+
+
+class MasterSgd:
+    """A mixed-precision loop's optimizer: it steps fp32 copies of the weights."""
+
+    def __init__(self, weights: list[nn.Parameter], flat: bool) -> None:
+        self.weights = weights
+        copies = [weight.detach().float() for weight in weights]
+        self.masters = [torch.cat([copy.flatten() for copy in copies])] if flat else copies
+        self.inner = torch.optim.SGD(self.masters, lr=0.1, momentum=0.9)
+
+    def step(self) -> None:
+        gradients = [weight.grad for weight in self.weights]
+        flat = len(self.masters) == 1
+        parts = [torch.cat([g.float().flatten() for g in gradients])] if flat else gradients
+        for master, part in zip(self.masters, parts, strict=True):
+            master.grad = part.float()
+        self.inner.step()
+        self.inner.zero_grad()
+        sizes = [weight.numel() for weight in self.weights]
+        results = self.masters[0].split(sizes) if flat else self.masters
+        with torch.no_grad():
+            for weight, result in zip(self.weights, results, strict=True):
+                weight.copy_(result.view_as(weight))
+                weight.grad = None
+
+
+def run_with_masters(spill: str, *, flat: bool) -> tuple[nn.Module, teraio.RunReport]:
+    torch.manual_seed(0)
+    budget = "4MiB" if flat else "1MiB"
+    model = teraio.offload(SlowAtTimes().bfloat16(), memory_budget=budget, ssd=spill)
+    optimizer = MasterSgd(list(model.parameters()), flat=flat)
+    for _ in range(4):
+        model(torch.randn(4, 128, dtype=torch.bfloat16)).sum().backward()
+        optimizer.step()
+    report = teraio.report(model)
+    teraio.restore(model)
+    return model, report
+
+
+def test_an_optimizer_of_master_weights_ends_iterations_too(spill: str) -> None:
+    _, report = run_with_masters(spill, flat=False)
+    assert [step.phase for step in report.steps] == ["profile", "profile", "run", "run"]
+    assert report.trace is not None
+    names = {storage.name: storage.kind for storage in report.trace.storages}
+    assert names["layers.0.weight:master"] == "optimizer_state"
+    assert names["layers.0.weight:master:momentum_buffer"] == "optimizer_state"
+
+
+def test_a_loop_whose_iterations_are_not_seen_is_warned(
+    spill: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, report = run_with_masters(spill, flat=True)
+    assert report.steps == ()
+    assert "teraio.iteration" in caplog.text
 
 
 def test_a_step_report_names_the_ops_that_waited_and_for_what(spill: str) -> None:
