@@ -30,7 +30,7 @@ test: lint
 test-kvikio: $(VENV)/.kvikio
 	LD_LIBRARY_PATH=$(abspath $(VENV))/driver TERAIO_REQUIRE=kvikio \
 		$(BIN)/python -m pytest tests/integration/test_kvikio.py \
-		tests/device/test_kvikio.py $(PYTEST_ARGS)
+		tests/device/test_device_by_kvikio.py $(PYTEST_ARGS)
 
 # Everything that only a GPU can show; the results are in build/gpu.
 gpu: $(VENV)/.built
