@@ -1,6 +1,7 @@
 # Needs Python 3.11 or newer, g++, make and git; everything else goes into $(VENV).
 #   make demo    trains with and without a memory budget and compares
 #   make test    style, types and tests
+#   make test-kvikio    tests of spill I/O through kvikio; they need no GPU, but apt of Debian
 #   make gpu     tests and figures that need a GPU
 PYTHON ?= python3
 VENV   ?= .venv
@@ -12,17 +13,24 @@ TEST_WORKERS ?= 2
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 
+KVIKIO := kvikio-cu12 libkvikio-cu12 nvidia-cufile-cu12 rapids-logger cuda-pathfinder
+
 BIN    := $(VENV)/bin
 NATIVE := $(wildcard csrc/*.cpp csrc/*.h)
 export MAX_JOBS
 .DELETE_ON_ERROR:
-.PHONY: demo test gpu lint build clean
+.PHONY: demo test test-kvikio gpu lint build clean
 
 demo: $(VENV)/.built
 	$(BIN)/python -m benchmarks.demo $(DEMO_ARGS)
 
 test: lint
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
+
+test-kvikio: $(VENV)/.kvikio
+	LD_LIBRARY_PATH=$(abspath $(VENV))/driver TERAIO_REQUIRE=kvikio \
+		$(BIN)/python -m pytest tests/integration/test_kvikio.py \
+		tests/device/test_device_by_kvikio.py $(PYTEST_ARGS)
 
 # Everything that only a GPU can show; the results are in build/gpu.
 gpu: $(VENV)/.built
@@ -51,6 +59,12 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.built: $(VENV)/.installed setup.py $(NATIVE)
 	$(BIN)/python setup.py --quiet build_ext --inplace
+	touch $@
+
+# Without its dependencies kvikio takes 16 MB instead of 2 GB: they are for what is not used here.
+$(VENV)/.kvikio: $(VENV)/.built
+	$(BIN)/pip install --quiet --no-deps $(KVIKIO)
+	tests/integration/driver_library $(VENV)/driver
 	touch $@
 
 clean:

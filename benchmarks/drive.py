@@ -34,8 +34,8 @@ Rates = dict[str, float]
 def teraio_rates(folder: Path, nbytes: int) -> Rates:
     """What teraio measures when a run starts, in a process of its own; bytes/s."""
     program = (
-        "import json, sys, torch, teraio._C as core;"
-        "print(json.dumps(core.open_spill([sys.argv[1]], int(sys.argv[2]))))"
+        "import json, sys, torch, teraio._C as core; space = core.SpillSpace();"
+        "space.add_folder(sys.argv[1]); print(json.dumps(space.measure(0, int(sys.argv[2]))))"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, str(folder), str(nbytes)],
@@ -43,7 +43,7 @@ def teraio_rates(folder: Path, nbytes: int) -> Rates:
         text=True,
         check=True,
     )
-    speed = json.loads(done.stdout)[0]
+    speed = json.loads(done.stdout)
     return {direction: speed[f"{direction}_bytes_per_s"] for direction in _DIRECTIONS}
 
 

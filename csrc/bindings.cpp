@@ -18,6 +18,7 @@
 #include "engine.h"
 #include "errors.h"
 #include "observer.h"
+#include "spill_bindings.h"
 
 namespace py = pybind11;
 
@@ -70,48 +71,12 @@ class Hold {
   bool write_;
 };
 
-// A spill space between its speed test and its start.
-std::unique_ptr<SpillSpace>& pending_spill() {
-  static auto* pending = new std::unique_ptr<SpillSpace>;
-  return *pending;
-}
-
 bool free_memory() { return engine().free_memory(); }
 
-py::list open_spill(const std::vector<std::string>& folders, size_t measured_bytes) {
-  auto spill = std::make_unique<SpillSpace>([](Transfer* transfer) { engine().transfer_done(transfer); });
-  py::list speeds;
-  for (size_t i = 0; i < folders.size(); ++i) {
-    FolderSpeed speed;
-    {
-      const py::gil_scoped_release no_gil;
-      spill->add_folder(folders[i]);
-      speed = spill->measure(i, measured_bytes);
-    }
-    py::dict entry;
-    entry["direct"] = spill->direct(i);
-    entry["read_bytes_per_s"] = speed.read_bytes_per_s;
-    entry["write_bytes_per_s"] = speed.write_bytes_per_s;
-    entry["mixed_bytes_per_s"] = speed.mixed_bytes_per_s;
-    entry["latency_s"] = speed.latency_s;
-    speeds.append(entry);
-  }
-  pending_spill() = std::move(spill);
-  return speeds;
-}
-
-// Made once per device: its blocks may outlive every run.
-const Accelerator* accelerator_of(const std::string& device) {
-  static auto* known = new std::unordered_map<std::string, std::unique_ptr<Accelerator>>;
-  auto& accelerator = (*known)[device];
-  if (accelerator == nullptr) accelerator = std::make_unique<Accelerator>(c10::Device(device));
-  return accelerator.get();
-}
-
 // `device` is empty for the CPU.
-void start(const std::vector<unsigned>& weights, uint64_t spill_bytes, const std::string& device, uint64_t host_bytes,
-           uint64_t budget, uint64_t limit, uint64_t min_block) {
-  auto spill = std::move(pending_spill());
+void start(SpillHandle& handle, const std::vector<unsigned>& weights, uint64_t spill_bytes, const std::string& device,
+           uint64_t host_bytes, uint64_t budget, uint64_t limit, uint64_t min_block) {
+  auto spill = handle.take();
   const Accelerator* accelerator = device.empty() ? nullptr : accelerator_of(device);
   std::unique_ptr<HostTier> host;
   {
@@ -308,13 +273,14 @@ PYBIND11_MODULE(_C, m) {
     }
   });
 
-  m.def("open_spill", &open_spill);
+  bind_spill_space(m);
   m.def("start", &start);
   m.def("stop", &stop, py::arg("before_memory_goes") = py::none());
   m.def("watch_meta", &watch_meta);
   m.def("unwatch_meta", &unwatch_meta);
   m.def("log_calls", [] { calls::log(true); });
   m.def("take_calls", &take_calls);
+  m.def("on_io_thread", &SpillSpace::on_io_thread);
   m.def("active", [] { return engine().active(); });
   m.def("release_free_pages", [] { engine().release_free_pages(); });
   m.def("reserve_host", [](uint64_t nbytes) {
@@ -336,6 +302,7 @@ PYBIND11_MODULE(_C, m) {
     }
     return buffers;
   });
+  m.def("allocated", [](const std::string& device) { return accelerator_of(device)->allocated().current; });
   // For devices whose allocators take a function's address.
   m.def("free_memory_address", [] { return reinterpret_cast<uintptr_t>(&free_memory); });
   m.def("reserve_spill", [](uint64_t nbytes) { engine().reserve_spill(nbytes); });

@@ -9,6 +9,7 @@
 
 #include <memory>
 #include <string>
+#include <unordered_map>
 
 namespace teraio {
 namespace {
@@ -88,6 +89,13 @@ void Accelerator::poison(char* memory, size_t nbytes, c10::Stream stream) const 
   const c10::StreamGuard on(stream);
   at::Tensor target = bytes_at(memory, nbytes, device_);
   at::redispatch::fill_(kernels_of(device_), target, 0xFF);
+}
+
+const Accelerator* accelerator_of(const std::string& device) {
+  static auto* known = new std::unordered_map<std::string, std::unique_ptr<Accelerator>>;
+  auto& accelerator = (*known)[device];
+  if (accelerator == nullptr) accelerator = std::make_unique<Accelerator>(c10::Device(device));
+  return accelerator.get();
 }
 
 // ---------------------------------------------------------------- CUDA's callback

@@ -10,6 +10,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 namespace teraio {
@@ -60,6 +61,9 @@ class Accelerator {
   c10::impl::VirtualGuardImpl guard_;
   c10::DeviceAllocator* allocator_;
 };
+
+// That of a device such as "cuda:0", made once: its blocks may outlive every run. Call it with the GIL or alone.
+const Accelerator* accelerator_of(const std::string& device);
 
 // Has PyTorch's allocator for CUDA call `free_memory` when it has no free block that fits; it tries again if that
 // returns true. The allocator's lock is held meanwhile. Returns false where PyTorch was built without CUDA. Calling

@@ -19,13 +19,24 @@
 namespace teraio {
 namespace {
 
-constexpr uint64_t kStripeUnit = uint64_t{1} << 20;
-constexpr size_t kRequest = size_t{8} << 20;
 constexpr size_t kThreadsPerChannel = 2;
+// A call of a path for devices costs more than a copy of fewer bytes.
+constexpr size_t kLeastForDevicePath = size_t{1} << 20;
+
+thread_local bool t_io_thread = false;
+
+// An error in words: the path's own where it has some, else what the system calls it.
+std::string in_words(int error, const std::string& text) {
+  return (text.empty() ? std::strerror(error) : text) + " (errno " + std::to_string(error) + ")";
+}
+
+[[noreturn]] void fail(const std::string& what, const std::string& path, const Moved& moved,
+                       const std::string& remedy) {
+  throw SpillError(what + " " + path + ": " + in_words(moved.error, moved.text) + ". " + remedy);
+}
 
 [[noreturn]] void fail(const std::string& what, const std::string& path, int error, const std::string& remedy) {
-  throw SpillError(what + " " + path + ": " + std::strerror(error) + " (errno " + std::to_string(error) + "). " +
-                   remedy);
+  fail(what, path, Moved{0, error, ""}, remedy);
 }
 
 int open_unlinked(const std::string& folder, int extra_flags) {
@@ -36,41 +47,6 @@ int open_unlinked(const std::string& folder, int extra_flags) {
   fd = ::mkostemp(name.data(), O_CLOEXEC | extra_flags);
   if (fd >= 0) ::unlink(name.c_str());
   return fd;
-}
-
-double seconds_since(std::chrono::steady_clock::time_point start) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
-// Moves all bytes, continuing short reads and writes. Returns 0 or an errno; `at` is where it stopped.
-int move_all(int fd, bool write, char* memory, size_t nbytes, uint64_t offset, uint64_t* at) {
-  size_t moved = 0;
-  while (moved < nbytes) {
-    const off_t where = static_cast<off_t>(offset + moved);
-    const ssize_t n = write ? ::pwrite(fd, memory + moved, nbytes - moved, where)
-                            : ::pread(fd, memory + moved, nbytes - moved, where);
-    if (n > 0) {
-      moved += static_cast<size_t>(n);
-    } else if (n == 0 || errno != EINTR) {
-      *at = offset + moved;
-      // Nothing moved without an error: the file ends before the data that was written to it.
-      return n == 0 ? (write ? ENOSPC : ENODATA) : errno;
-    }
-  }
-  return 0;
-}
-
-uint64_t sample_checksum(const char* memory, size_t nbytes, size_t memory_offset) {
-  uint64_t sum = 0;
-  for (size_t page = 0; page < nbytes; page += kPage) {
-    const uint64_t number = (memory_offset + page) / kPage;
-    uint64_t word = 0;
-    // Another cache line of each page, so that what repeats page by page is seen too.
-    std::memcpy(&word, memory + page + number % (kPage / 64) * 64, sizeof word);
-    word = (word ^ number) * 0x9E3779B97F4A7C15ull;
-    sum += word ^ (word >> 29);
-  }
-  return sum;
 }
 
 }  // namespace
@@ -91,15 +67,15 @@ void SpillSpace::add_folder(const std::string& path) {
   reserve_file(files_.back(), kPage);
   char* page = static_cast<char*>(PagePool().take(kPage));
   std::memset(page, 0, kPage);
-  uint64_t at = 0;
-  int error = move_all(file.fd, true, page, kPage, 0, &at);
-  if (error == EINVAL && file.direct) {
+  const Request first{files_.size() - 1, file.fd, true, page, c10::kCPU, kPage, 0};
+  Moved moved = move_all(posix_path(), first);
+  if (moved.error == EINVAL && file.direct) {
     ::fcntl(file.fd, F_SETFL, ::fcntl(file.fd, F_GETFL) & ~O_DIRECT);
     files_.back().direct = false;
-    error = move_all(file.fd, true, page, kPage, 0, &at);
+    moved = move_all(posix_path(), first);
   }
   PagePool().give(page, kPage);
-  if (error != 0) fail("can't write a spill file in", path, error, "Pass another folder as `ssd`.");
+  if (moved.error != 0) fail("can't write a spill file in", path, moved, "Pass another folder as `ssd`.");
 }
 
 void SpillSpace::reserve_file(File& file, uint64_t nbytes) {
@@ -118,52 +94,27 @@ void SpillSpace::reserve_file(File& file, uint64_t nbytes) {
   file.reserved = nbytes;
 }
 
-FolderSpeed SpillSpace::measure(size_t folder, size_t nbytes) {
+void SpillSpace::set_device_path(Path path, const std::vector<bool>& takes) {
+  for (size_t i = 0; i < files_.size(); ++i) files_[i].by_device_path = takes.at(i);
+  device_path_ = std::move(path);
+}
+
+void SpillSpace::forget_device_path() {
+  for (File& file : files_) file.by_device_path = false;
+  device_path_.reset();
+}
+
+FolderSpeed SpillSpace::measure(size_t folder, size_t nbytes, const TestMemory& test) {
   File& file = files_.at(folder);
-  nbytes = round_up(nbytes, kRequest);
+  std::optional<StagedPath> staged;
+  if (!test.device.is_cpu() && !file.by_device_path) staged.emplace(test, kThreadsPerChannel);
+  const Path& path = test.device.is_cpu() ? host_path_ : file.by_device_path ? *device_path_ : staged->path();
+  nbytes = round_up(nbytes, path.request);
   reserve_file(file, nbytes);
-  // The memory is used again and again: the test is to tell about the drive, not to need much itself.
-  const size_t span = std::min(nbytes, 2 * kThreadsPerChannel * kRequest);
-  PagePool pool;
-  char* memory = static_cast<char*>(pool.take(span));
-  std::memset(memory, 1, span);
-  std::atomic<int> error{0};
-  // Each thread takes every second request of its part [from, to).
-  const auto pass = [&](bool write, size_t from, size_t to, std::vector<std::thread>& threads) {
-    for (size_t t = 0; t < kThreadsPerChannel; ++t) {
-      threads.emplace_back([&, write, from, to, t] {
-        for (size_t at = from + t * kRequest; at < to; at += kThreadsPerChannel * kRequest) {
-          uint64_t where = 0;
-          const int e = move_all(file.fd, write, memory + at % span, std::min(kRequest, to - at), at, &where);
-          if (e != 0) error = e;
-        }
-      });
-    }
-  };
-  const auto timed = [&](auto&& body) {
-    std::vector<std::thread> threads;
-    const auto start = std::chrono::steady_clock::now();
-    body(threads);
-    for (auto& thread : threads) thread.join();
-    return seconds_since(start);
-  };
-  timed([&](auto& threads) { pass(true, 0, nbytes, threads); });  // first writes into new space are slower
-  const double write_s = timed([&](auto& threads) { pass(true, 0, nbytes, threads); });
-  const double read_s = timed([&](auto& threads) { pass(false, 0, nbytes, threads); });
-  const size_t half = round_up(nbytes / 2, kRequest);
-  const double mixed_s = timed([&](auto& threads) {
-    pass(true, 0, half, threads);
-    pass(false, half, nbytes, threads);
-  });
-  const auto start = std::chrono::steady_clock::now();
-  uint64_t where = 0;
-  for (size_t i = 0; i < 8; ++i) move_all(file.fd, false, memory, kPage, i * (nbytes / 8) / kPage * kPage, &where);
-  const double latency_s = seconds_since(start) / 8;
-  pool.give(memory, span);
-  pool.trim(span);
-  if (error != 0) fail("the speed test failed in", file.path, error, "Pass another folder as `ssd`.");
-  const double n = static_cast<double>(nbytes);
-  return {n / read_s, n / write_s, n / mixed_s, latency_s};
+  Moved failed;
+  const FolderSpeed speed = test_speed(path, folder, file.fd, nbytes, kThreadsPerChannel, test, &failed);
+  if (failed.error != 0) fail("the speed test failed in", file.path, failed, "Pass another folder as `ssd`.");
+  return speed;
 }
 
 void SpillSpace::start(const std::vector<unsigned>& weights, const Accelerator* accelerator) {
@@ -173,6 +124,8 @@ void SpillSpace::start(const std::vector<unsigned>& weights, const Accelerator* 
     for (const unsigned w : weights) sum += w;
     return sum;
   }();
+  const bool by_device_path = std::any_of(files_.begin(), files_.end(), [](const File& f) { return f.by_device_path; });
+  stripe_unit_ = std::max(host_path_.stripe_unit, by_device_path ? device_path_->stripe_unit : 0);
   pattern_units_.assign(files_.size(), 0);
   for (size_t unit = 0; unit < total; ++unit) {
     size_t best = 0;
@@ -186,19 +139,27 @@ void SpillSpace::start(const std::vector<unsigned>& weights, const Accelerator* 
     unit_rank_.push_back(pattern_units_[best]++);
   }
   accelerator_ = accelerator;
-  for (size_t i = 0; i < 2 * kThreadsPerChannel * files_.size(); ++i) {
+  const size_t threads = kThreadsPerChannel * files_.size();
+  start_threads(reads_, threads);
+  start_threads(writes_, threads);
+  // Others may be waiting for the GIL in a path written in Python, see Transfer::natively.
+  if (accelerator_ != nullptr && device_path_) start_threads(native_writes_, kThreadsPerChannel);
+}
+
+void SpillSpace::start_threads(Channel& channel, size_t count) {
+  for (size_t i = 0; i < count; ++i) {
     std::optional<Staging> staging;
     if (accelerator_ != nullptr) {
-      staging_.push_back(static_cast<char*>(PagePool().take(kRequest)));
+      staging_.push_back(static_cast<char*>(PagePool().take(kStagingBytes)));
       staging = Staging{staging_.back(), accelerator_->new_stream()};
     }
-    threads_.emplace_back([this, i, staging] { run(i % 2 == 0 ? reads_ : writes_, staging); });
+    threads_.emplace_back([this, &channel, staging] { run(channel, staging); });
   }
 }
 
 std::vector<std::pair<char*, size_t>> SpillSpace::staging_memory() const {
   std::vector<std::pair<char*, size_t>> buffers;
-  for (char* memory : staging_) buffers.emplace_back(memory, kRequest);
+  for (char* memory : staging_) buffers.emplace_back(memory, kStagingBytes);
   return buffers;
 }
 
@@ -209,23 +170,24 @@ void SpillSpace::stop() {
   }
   reads_.work.notify_all();
   writes_.work.notify_all();
+  native_writes_.work.notify_all();
   for (auto& thread : threads_) thread.join();
   threads_.clear();
   for (auto& file : files_) ::close(file.fd);
   files_.clear();
   for (char* memory : staging_) {
     PagePool pool;
-    pool.give(memory, kRequest);
-    pool.trim(kRequest);
+    pool.give(memory, kStagingBytes);
+    pool.trim(kStagingBytes);
   }
   staging_.clear();
 }
 
 void SpillSpace::reserve(uint64_t nbytes) {
-  const uint64_t stripe = kStripeUnit * pattern_.size();
+  const uint64_t stripe = stripe_unit_ * pattern_.size();
   nbytes = round_up(nbytes, stripe);
   if (nbytes <= reserved_) return;
-  for (size_t f = 0; f < files_.size(); ++f) reserve_file(files_[f], nbytes / stripe * pattern_units_[f] * kStripeUnit);
+  for (size_t f = 0; f < files_.size(); ++f) reserve_file(files_[f], nbytes / stripe * pattern_units_[f] * stripe_unit_);
   const Extent grown{reserved_, nbytes - reserved_};
   reserved_ = nbytes;
   free(grown);
@@ -245,18 +207,18 @@ std::vector<SpillSpace::Piece> SpillSpace::pieces_of(Transfer* transfer) const {
   uint64_t at = transfer->extent.offset;
   const uint64_t end = at + transfer->extent.nbytes;
   while (at < end) {
-    const uint64_t unit = at / kStripeUnit;
+    const uint64_t unit = at / stripe_unit_;
     const size_t slot = static_cast<size_t>(unit % units);
     const size_t file = pattern_[slot];
     const uint64_t file_unit = unit / units * pattern_units_[file] + unit_rank_[slot];
-    const uint64_t inside = at % kStripeUnit;
-    const size_t n = static_cast<size_t>(std::min(kStripeUnit - inside, end - at));
-    const uint64_t file_offset = file_unit * kStripeUnit + inside;
+    const uint64_t inside = at % stripe_unit_;
+    const size_t n = static_cast<size_t>(std::min(stripe_unit_ - inside, end - at));
+    const uint64_t file_offset = file_unit * stripe_unit_ + inside;
     const size_t memory_offset = static_cast<size_t>(at - transfer->extent.offset);
     Piece* last = pieces.empty() ? nullptr : &pieces.back();
     // Neighbouring units of one file make one request, up to its best size.
     if (last != nullptr && last->file == file && last->file_offset + last->nbytes == file_offset &&
-        last->nbytes + n <= kRequest) {
+        last->nbytes + n <= largest_request(*transfer, file)) {
       last->nbytes += n;
     } else {
       pieces.push_back({transfer, file, file_offset, memory_offset, n});
@@ -274,10 +236,15 @@ std::string SpillSpace::folders_of(Transfer* transfer) const {
   return joined;
 }
 
+SpillSpace::Channel& SpillSpace::channel_of(const Transfer& transfer) {
+  if (transfer.direction == Transfer::Direction::kRead) return reads_;
+  return transfer.natively && device_path_ && !transfer.device.is_cpu() ? native_writes_ : writes_;
+}
+
 void SpillSpace::submit(Transfer* transfer, bool urgent) {
   const auto pieces = pieces_of(transfer);
   transfer->pieces_left = pieces.size();
-  Channel& channel = transfer->direction == Transfer::Direction::kRead ? reads_ : writes_;
+  Channel& channel = channel_of(*transfer);
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     channel.queue.insert(urgent ? channel.queue.begin() : channel.queue.end(), pieces.begin(), pieces.end());
@@ -286,13 +253,16 @@ void SpillSpace::submit(Transfer* transfer, bool urgent) {
 }
 
 void SpillSpace::promote(Transfer* transfer) {
-  Channel& channel = transfer->direction == Transfer::Direction::kRead ? reads_ : writes_;
+  Channel& channel = channel_of(*transfer);
   const std::lock_guard<std::mutex> lock(mutex_);
   std::stable_partition(channel.queue.begin(), channel.queue.end(),
                         [&](const Piece& piece) { return piece.transfer == transfer; });
 }
 
+bool SpillSpace::on_io_thread() { return t_io_thread; }
+
 void SpillSpace::run(Channel& channel, std::optional<Staging> staging) {
+  t_io_thread = true;
   std::unique_lock<std::mutex> lock(mutex_);
   for (;;) {
     channel.work.wait(lock, [&] { return stopping_ || !channel.queue.empty(); });
@@ -305,26 +275,61 @@ void SpillSpace::run(Channel& channel, std::optional<Staging> staging) {
   }
 }
 
-// Device memory, through the thread's buffer; a piece is never larger than that.
-int SpillSpace::move_staged(const Piece& piece, const Staging& staging, uint64_t* at, uint64_t* checksum) {
+bool SpillSpace::staged(const Transfer& transfer, size_t file, size_t nbytes) const {
+  if (transfer.device.is_cpu() || accelerator_ == nullptr) return false;
+  return transfer.natively || !files_[file].by_device_path || nbytes < kLeastForDevicePath;
+}
+
+size_t SpillSpace::largest_request(const Transfer& transfer, size_t file) const {
+  if (transfer.device.is_cpu()) return host_path_.request;
+  return staged(transfer, file, transfer.nbytes) || !device_path_ ? kStagingBytes : device_path_->request;
+}
+
+// Whole pages may go by a path; the end of a storage that ends within a page is staged, because behind it lies memory
+// of somebody else.
+Moved SpillSpace::move_device_bytes(const Piece& piece, const std::optional<Staging>& staging,
+                                    uint64_t* checksum) const {
   const Transfer& transfer = *piece.transfer;
-  const int fd = files_[piece.file].fd;
-  char* memory = transfer.memory + piece.memory_offset;
-  const size_t nbytes = std::min(piece.nbytes, transfer.nbytes - std::min(transfer.nbytes, piece.memory_offset));
-  for (const c10::Event& event : transfer.after) event.block(staging.stream);
-  if (transfer.direction == Transfer::Direction::kWrite) {
-    accelerator_->copy_out(staging.memory, memory, nbytes, staging.stream);
-    accelerator_->synchronize(staging.stream);
-    std::memset(staging.memory + nbytes, 0, piece.nbytes - nbytes);
-    *checksum = sample_checksum(staging.memory, piece.nbytes, piece.memory_offset);
-    return move_all(fd, true, staging.memory, piece.nbytes, piece.file_offset, at);
+  const File& file = files_[piece.file];
+  Request request{piece.file, file.fd, transfer.direction == Transfer::Direction::kWrite,
+                  transfer.memory + piece.memory_offset, transfer.device, piece.nbytes, piece.file_offset};
+  const size_t data = std::min(piece.nbytes, transfer.nbytes - std::min(transfer.nbytes, piece.memory_offset));
+  if (staged(transfer, piece.file, transfer.nbytes)) {
+    for (const c10::Event& event : transfer.after) event.block(staging->stream);
+    Moved moved = move_staged(*accelerator_, *staging, request, data, piece.memory_offset, checksum);
+    if (file.by_device_path) *checksum = 0;  // what one way writes, the other may read
+    return moved;
   }
-  const int error = move_all(fd, false, staging.memory, piece.nbytes, piece.file_offset, at);
-  if (error != 0) return error;
-  *checksum = sample_checksum(staging.memory, piece.nbytes, piece.memory_offset);
-  accelerator_->copy_in(memory, staging.memory, nbytes, staging.stream);
-  accelerator_->synchronize(staging.stream);
-  return 0;
+  if (!device_path_) return {0, ENOTSUP, "nothing was set up to move memory of " + transfer.device.str()};
+  Accelerator::wait_for(transfer.after);
+  request.nbytes = accelerator_ == nullptr ? data : data / kPage * kPage;
+  Moved moved = move_all(*device_path_, request);
+  if (moved.error != 0 || request.nbytes == data) return moved;
+  Request end = request;
+  end.memory += request.nbytes;
+  end.offset += request.nbytes;
+  end.nbytes = kPage;
+  uint64_t unused = 0;
+  Moved last = move_staged(*accelerator_, *staging, end, data - request.nbytes, 0, &unused);
+  last.nbytes += moved.nbytes;
+  return last;
+}
+
+Moved SpillSpace::move_bytes(const Piece& piece, const std::optional<Staging>& staging, uint64_t* checksum) const {
+  const Transfer& transfer = *piece.transfer;
+  if (!transfer.device.is_cpu()) {
+    try {
+      return move_device_bytes(piece, staging, checksum);
+    } catch (const std::exception& failure) {
+      return {0, EIO, failure.what()};
+    }
+  }
+  char* memory = transfer.memory + piece.memory_offset;
+  Moved moved = move_all(host_path_, {piece.file, files_[piece.file].fd,
+                                      transfer.direction == Transfer::Direction::kWrite, memory, transfer.device,
+                                      piece.nbytes, piece.file_offset});
+  *checksum = sample_checksum(memory, piece.nbytes, piece.memory_offset);
+  return moved;
 }
 
 void SpillSpace::move(const Piece& piece, const std::optional<Staging>& staging) {
@@ -333,31 +338,16 @@ void SpillSpace::move(const Piece& piece, const std::optional<Staging>& staging)
     static thread_local std::minstd_rand random(std::random_device{}());
     ::usleep(static_cast<useconds_t>(random() % max_us));
   }
-  uint64_t at = 0;
-  int error = 0;
   uint64_t checksum = 0;
-  std::string text;
-  if (transfer.device.is_cpu()) {
-    char* memory = transfer.memory + piece.memory_offset;
-    error = move_all(files_[piece.file].fd, transfer.direction == Transfer::Direction::kWrite, memory, piece.nbytes,
-                     piece.file_offset, &at);
-    checksum = sample_checksum(memory, piece.nbytes, piece.memory_offset);
-  } else {
-    try {
-      error = move_staged(piece, *staging, &at, &checksum);
-    } catch (const std::exception& failure) {
-      error = EIO;
-      text = failure.what();
-    }
-  }
+  Moved moved = move_bytes(piece, staging, &checksum);
   bool last = false;
   {
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (error != 0 && transfer.error == 0) {
-      transfer.error = error;
-      transfer.error_text = text;
+    if (moved.error != 0 && transfer.error == 0) {
+      transfer.error = moved.error;
+      transfer.error_text = std::move(moved.text);
       transfer.error_path = files_[piece.file].path;
-      transfer.error_offset = at;
+      transfer.error_offset = piece.file_offset + moved.nbytes;
     }
     transfer.checksum += checksum;
     last = --transfer.pieces_left == 0;

@@ -18,16 +18,12 @@
 
 #include "device.h"
 #include "extents.h"
+#include "io_path.h"
+#include "speed_test.h"
+#include "staging.h"
 #include "transfer.h"
 
 namespace teraio {
-
-struct FolderSpeed {
-  double read_bytes_per_s = 0;
-  double write_bytes_per_s = 0;
-  double mixed_bytes_per_s = 0;
-  double latency_s = 0;
-};
 
 class SpillSpace {
  public:
@@ -39,10 +35,18 @@ class SpillSpace {
 
   // Opens a private, already unlinked file in the folder. Throws SpillError.
   void add_folder(const std::string& path);
+  size_t folders() const { return files_.size(); }
   // True where the file's reads and writes bypass the page cache.
   bool direct(size_t folder) const { return files_.at(folder).direct; }
+  // For paths that open the file a second time; it has no name.
+  int fd(size_t folder) const { return files_.at(folder).fd; }
+  // How host memory moves; by posix_path() unless told otherwise. Call before start().
+  void set_host_path(Path path) { host_path_ = std::move(path); }
+  // How memory of devices moves to and from the folders that `takes` names; by staging to all others.
+  void set_device_path(Path path, const std::vector<bool>& takes);
+  void forget_device_path();
   // Runs reads and writes of `nbytes` over the folder's file. Throws SpillError. Call before start().
-  FolderSpeed measure(size_t folder, size_t nbytes);
+  FolderSpeed measure(size_t folder, size_t nbytes, const TestMemory& test);
   // Stripes over the folders in proportion to `weights`, and starts the I/O threads. Device memory moves through
   // host memory of theirs, one buffer a thread.
   void start(const std::vector<unsigned>& weights, const Accelerator* accelerator);
@@ -60,6 +64,9 @@ class SpillSpace {
   bool allocate_at(const Extent& extent) { return extents_.allocate_at(extent); }
   void free(const Extent& extent) { extents_.free(extent); }
 
+  // True on a thread that moves bytes: it must not wait for others that do.
+  static bool on_io_thread();
+
   // The folders that hold a transfer's extent, for messages.
   std::string folders_of(Transfer* transfer) const;
 
@@ -74,6 +81,7 @@ class SpillSpace {
     int fd = -1;
     std::string path;
     bool direct = false;
+    bool by_device_path = false;
     uint64_t reserved = 0;
   };
   struct Piece {
@@ -88,20 +96,22 @@ class SpillSpace {
     std::condition_variable work;
   };
 
-  // What a thread needs to move device memory.
-  struct Staging {
-    char* memory;
-    c10::Stream stream;
-  };
-
   void run(Channel& channel, std::optional<Staging> staging);
   void move(const Piece& piece, const std::optional<Staging>& staging);
-  int move_staged(const Piece& piece, const Staging& staging, uint64_t* at, uint64_t* checksum);
+  Moved move_bytes(const Piece& piece, const std::optional<Staging>& staging, uint64_t* checksum) const;
+  Moved move_device_bytes(const Piece& piece, const std::optional<Staging>& staging, uint64_t* checksum) const;
+  bool staged(const Transfer& transfer, size_t file, size_t nbytes) const;
+  size_t largest_request(const Transfer& transfer, size_t file) const;
+  void start_threads(Channel& channel, size_t count);
+  Channel& channel_of(const Transfer& transfer);
   void reserve_file(File& file, uint64_t nbytes);
   std::vector<Piece> pieces_of(Transfer* transfer) const;
 
   std::function<void(Transfer*)> done_;
   std::vector<File> files_;
+  Path host_path_ = posix_path();
+  std::optional<Path> device_path_;
+  uint64_t stripe_unit_ = 0;
   std::vector<size_t> pattern_;        // file of each stripe unit, repeated
   std::vector<uint64_t> unit_rank_;    // how many earlier units of the pattern lie in the same file
   std::vector<uint64_t> pattern_units_;  // units of the pattern per file
@@ -109,7 +119,7 @@ class SpillSpace {
   ExtentMap extents_;
 
   std::mutex mutex_;
-  Channel reads_, writes_;
+  Channel reads_, writes_, native_writes_;
   bool stopping_ = false;
   std::atomic<unsigned> max_delay_us_{0};
   const Accelerator* accelerator_ = nullptr;

@@ -33,8 +33,8 @@ struct Transfer {
   std::string error_path;
   uint64_t error_offset = 0;
   size_t pieces_left = 0;
-  // Over a sample of the bytes, eight of each page: tells a file that lost or mixed up what was written to it. Of
-  // host memory only.
+  // Over a sample of the bytes, eight of each page: tells a file that lost or mixed up what was written to it. 0
+  // where a path moves the bytes that shows them to nobody.
   uint64_t checksum = 0;
 };
 

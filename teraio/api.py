@@ -51,6 +51,7 @@ def offload(
     host_memory: int | str = 0,
     profile_iterations: int = 2,
     allow_tmpfs: bool = False,
+    require_gds: bool = False,
     device: str | torch.device | None = None,
     weights: str | os.PathLike[str] | None = None,
     optimizer_in_backward: bool = False,
@@ -70,14 +71,16 @@ def offload(
     cache
     folder. The first ``profile_iterations`` (at least 2: the first makes the optimizer's states)
     are
-    watched to make the plan. A further model shares the budget of the first.
+    watched to make the plan. A further model shares the budget of the first. With ``require_gds``
+    any way to the SSDs but GPUDirect Storage is an error; without it the fastest way is taken, and
+    the report's ``hardware.tiers[...].folders`` say for each folder which one that is and why.
 
     ``device`` is where the model is to be trained; by default where it is. Its tensors get there
     one after the other and within the budget, so a model on the CPU or on the meta device may be
     larger than the memory of ``device``. One on the meta device has no data yet; it goes to the GPU
-    if there is one. ``weights`` is a safetensors file or a
-    folder of them to read, slice by slice; without it ``reset_parameters()`` of each module, or
-    ``_init_weights`` of transformers, fills them.
+    if there is one. ``weights`` is a safetensors file, or a folder of them, that its tensors are
+    read from; without it ``reset_parameters()`` of each module, or ``_init_weights`` of
+    transformers, fills them.
 
     With ``optimizer_in_backward`` each parameter is stepped during the backward pass, as soon as
     its gradient is complete; the loop and its results stay the same. Loops that need all gradients
@@ -136,6 +139,7 @@ def offload(
         profile_iterations=profile_iterations,
         device=str(target),
         host_bytes=_host_bytes(host_memory, target),
+        require_gds=require_gds,
     )
     try:
         _runtime.add_model(model, **how)

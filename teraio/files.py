@@ -3,7 +3,7 @@
 In: a record and a path, or a path and the kind that it must hold. Out: a file, or a checked record.
 Must not know: torch, or what anyone does with the records.
 
-A file holds ``{"format": "teraio", "kind": ..., "version": 2, "record": ...}``. The long lists
+A file holds ``{"format": "teraio", "kind": ..., "version": 3, "record": ...}``. The long lists
 (ops, storages, moves) are stored by column. What is loaded is checked once, here: types, ranges,
 order of ops. Files of older versions are read too: members that they lack get the defaults of the
 record. A file from elsewhere can't harm: its size is limited, and whatever is wrong with it is a
@@ -38,6 +38,7 @@ from teraio.records import (
     Plan,
     PlanOptions,
     RunReport,
+    SpillFolder,
     Stall,
     StepReport,
     Storage,
@@ -47,8 +48,8 @@ from teraio.records import (
     WaitsFor,
 )
 
-VERSION = 2
-_READABLE = (1, 2)
+VERSION = 3
+_READABLE = (1, 2, 3)
 MAX_BYTES = 256 << 20
 _MAX_BRACKETS = 4_000_000
 _MAX_INT = (1 << 63) - 1
@@ -165,8 +166,10 @@ def _open_document(document: object, kind: str) -> object:
         _fail(f"the file holds a {str(document.get('kind'))[:40]!r}, not a {kind!r}")
     version = document.get("version")
     if type(version) is not int or version not in _READABLE:
-        readable = " and ".join(map(str, _READABLE))
-        _fail(f"the file has version {str(version)[:40]}; versions {readable} can be read")
+        _fail(
+            f"the file has version {str(version)[:40]}; "
+            f"versions {_READABLE[0]} to {_READABLE[-1]} can be read"
+        )
     return document.get("record")
 
 
@@ -184,7 +187,7 @@ class _Fields:
         names: tuple[str, ...],
         later: Mapping[str, object] = MappingProxyType({}),
     ) -> None:
-        """``later`` are members of ``names`` that version 1 lacks, and what they are there."""
+        """``later`` are members of ``names`` that older versions lack, and what they are there."""
         if not isinstance(value, dict):
             _fail(f"{where} is not an object")
         value = {**later, **value}
@@ -401,15 +404,19 @@ def _read_anchors(value: object, where: str, n: int) -> tuple[Anchor, ...]:
 
 
 _TIER_RATES = ("read_bytes_per_s", "write_bytes_per_s", "mixed_bytes_per_s")
-_TIER_LATER = {"rated_write_bytes": None}
+_TIER_LATER: dict[str, object] = {"rated_write_bytes": None, "folders": []}
 _TIER = ("name", "capacity_bytes", *_TIER_RATES, "latency_s", *_TIER_LATER)
 _HARDWARE_LATER = {"max_write_bytes_per_day": None}
+_SPILL_FOLDER = ("folder", "path", "reason")
 _HARDWARE = ("name", "budget_bytes", "tiers", *_HARDWARE_LATER)
 
 
 def _write_hardware(hardware: Hardware) -> dict[str, Any]:
     body = {name: getattr(hardware, name) for name in _HARDWARE}
-    return {**body, "tiers": _objects(hardware.tiers, _TIER)}
+    tiers = _objects(hardware.tiers, _TIER)
+    for tier in tiers:
+        tier["folders"] = _objects(tier["folders"], _SPILL_FOLDER)
+    return {**body, "tiers": tiers}
 
 
 def _read_hardware(value: object, where: str = "hardware") -> Hardware:
@@ -443,6 +450,14 @@ def _read_tier(value: object, where: str) -> Tier:
         mixed_bytes_per_s=_rate(fields, "mixed_bytes_per_s"),
         latency_s=fields.number("latency_s"),
         rated_write_bytes=fields.optional("rated_write_bytes", fields.integer),
+        folders=fields.items("folders", _read_spill_folder),
+    )
+
+
+def _read_spill_folder(value: object, where: str) -> SpillFolder:
+    fields = _Fields(value, where, _SPILL_FOLDER)
+    return SpillFolder(
+        folder=fields.text("folder"), path=fields.text("path"), reason=fields.text("reason")
     )
 
 

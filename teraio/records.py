@@ -89,11 +89,21 @@ class Trace:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SpillFolder:
+    """A folder of a tier: the path by which its bytes move, and why by that one; in words."""
+
+    folder: str
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tier:
     """A place that storages move to. Rates in bytes/s; ``mixed`` is their sum while both run.
 
     ``rated_write_bytes`` is the endurance of all its drives together: what their maker allows to
     be written to them in their life. None where it is unknown, or where writing wears nothing.
+    ``folders`` are those of a machine that was measured; empty for any other.
     """
 
     name: str
@@ -103,6 +113,7 @@ class Tier:
     mixed_bytes_per_s: float
     latency_s: float
     rated_write_bytes: int | None = None
+    folders: tuple[SpillFolder, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,19 +36,18 @@ from teraio.engine.places import Places
 from teraio.planner import ideal_s
 from teraio.planner import plan as make_plan
 from teraio.profiler.hardware import (
-    FolderSpeed,
     HostSpeed,
     free_memory_bytes,
     hardware,
     stripe_weights,
 )
+from teraio.profiler.spill import open_spill
 from teraio.profiler.trace import Recorded, build_trace, with_durations
 from teraio.records import Hardware, Kind, MeasuredStall, Plan, RunReport, StepReport
 from teraio.sizes import format_size
 
 log = logging.getLogger("teraio")
 
-_MEASURED_BYTES = 128 << 20
 _HOST_MEASURED_BYTES = 128 << 20
 # What a device's allocator can't use of the memory it holds, because it is in pieces too small.
 _FRAGMENTATION_SHARE = 1 / 16
@@ -80,6 +80,7 @@ class Runtime:
         profile_iterations: int,
         device: str,
         host_bytes: int = 0,
+        require_gds: bool = False,
         on_trace: Callable[[], None] | None = None,
     ) -> None:
         """``budget_bytes`` of the memory of ``device`` (``cpu``, ``cuda:0``) are there for tensors.
@@ -88,12 +89,10 @@ class Runtime:
         called when a trace is recorded; with it the run makes no plan.
         """
         self._accelerator = accelerator_for(torch.device(device))
-        _C.set_error_types(errors.BudgetError, errors.SpillError)
-        measured = _C.open_spill([str(folder) for folder in folders], _MEASURED_BYTES)
-        speeds = [
-            FolderSpeed(folder=folder, **speed)
-            for folder, speed in zip(folders, measured, strict=True)
-        ]
+        self._spill = open_spill(
+            folders, device=device, require_gds=require_gds, budget_bytes=budget_bytes
+        )
+        speeds = self._spill.speeds
         weights = stripe_weights(speeds)
         self.budget_bytes = budget_bytes
         self.phase: Literal["profile", "run", "closed"] = "profile"
@@ -130,15 +129,20 @@ class Runtime:
         else:
             self._accelerator.limit_memory(budget_bytes)
             self._counted_bytes = int(budget_bytes * (1 - _FRAGMENTATION_SHARE))
-        _C.start(
-            weights,
-            spill_bytes,
-            "" if self._accelerator is None else device,
-            host_bytes,
-            self._counted_bytes,
-            budget_bytes,
-            MIN_STORAGE_BYTES,
-        )
+        try:
+            _C.start(
+                self._spill.space,
+                weights,
+                spill_bytes,
+                "" if self._accelerator is None else device,
+                host_bytes,
+                self._counted_bytes,
+                budget_bytes,
+                MIN_STORAGE_BYTES,
+            )
+        except BaseException:
+            self._spill.close()
+            raise
         if self._accelerator is not None:
             self._accelerator.lock_pages(_C.staging_memory())
         host = self._measure_host(host_bytes) if host_bytes else None
@@ -151,11 +155,12 @@ class Runtime:
         ]
         for speed in speeds:
             log.info(
-                "spill folder %s: read %.2f GB/s, write %.2f GB/s%s",
+                "spill folder %s: read %.2f GB/s, write %.2f GB/s by %s (%s)",
                 speed.folder,
                 speed.read_bytes_per_s / 1e9,
                 speed.write_bytes_per_s / 1e9,
-                "" if speed.direct else " (buffered: the file system has no direct I/O)",
+                speed.path,
+                speed.reason,
             )
 
     def _measure_host(self, host_bytes: int) -> HostSpeed:
@@ -262,6 +267,10 @@ class Runtime:
     def _model_died(self, key: int) -> None:
         if key not in self._models or self.phase == "closed":
             return
+        if _C.on_io_thread():
+            # Python's collector runs on any thread that runs Python, and closing waits for I/O.
+            threading.Thread(target=self._model_died, args=(key,)).start()
+            return
         try:
             self._forget(key)
         except errors.SpillError as error:  # nobody is there to catch it
@@ -288,7 +297,10 @@ class Runtime:
         self._status.close()
         if self._accelerator is not None:
             self._accelerator.limit_memory(None)
-        _C.stop(self._accelerator.unlock_pages if self._accelerator else None)
+        try:
+            _C.stop(self._accelerator.unlock_pages if self._accelerator else None)
+        finally:
+            self._spill.close()
         log.info("closed: everything is back in memory")
 
     def report(self) -> RunReport:
@@ -318,6 +330,7 @@ class Runtime:
             return
         used: dict[int, str] = {}
         if self._backward_step is not None:
+            self._backward_step.check_copies(name for name, _ in self._named(optimizer))
             self._backward_step.before_step(optimizer, args, kwargs)
             used = self._backward_step.take_gradients()
         _C.begin_optimizer()
@@ -490,6 +503,7 @@ class Runtime:
             _C.record(self._timed < _TIMED_ITERATIONS)
         else:
             self._module_hooks.remove()  # all fits: nothing to follow
+        _C.release_free_pages()
 
     def _watch_time(self, step: StepReport) -> None:
         recorded = self.recorded

@@ -1,17 +1,11 @@
 """GPUs, and what transfers between them and SSDs need.
 
 In: folders. Out: Checks. Must not know: memory of the host, speeds.
-
-What GPUDirect Storage needs (module nvidia-fs or a driver with P2PDMA, ext4 mounted with
-data=ordered or xfs, cufile.json) is in NVIDIA's GDS installation and troubleshooting guide.
 """
 
 from __future__ import annotations
 
 import ctypes
-import json
-import os
-import re
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -19,13 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from teraio.doctor.check import Check, Status
-from teraio.engine.folders import mount
+from teraio.engine import gds
+from teraio.engine.folders import file_system
 
 _GROUP = "GPU"
-_NVIDIA_FS = Path("/proc/driver/nvidia-fs/version")
-_CUFILE_DEFAULT = "/etc/cufile.json"
-_GDS_FILE_SYSTEMS = ("ext4", "xfs")
-_COMMENT = re.compile(r'("(?:\\.|[^"\\])*")|//[^\n]*|/\*.*?\*/', re.DOTALL)
 
 
 def checks(folders: Sequence[Path]) -> tuple[Check, ...]:
@@ -39,7 +30,7 @@ def checks(folders: Sequence[Path]) -> tuple[Check, ...]:
         _package("Triton", "triton", "pip install triton: packing kernels need it."),
         _package("kvikio", "kvikio-cu13", "pip install kvikio-cu13", also="kvikio-cu12"),
         _package("NVML", "nvidia-ml-py", "pip install nvidia-ml-py: telemetry needs it."),
-        _nvidia_fs(),
+        _system(),
         _cufile_config(),
         *(_folder(folder) for folder in folders if folder.is_dir()),
     )
@@ -96,48 +87,37 @@ def _package(name: str, package: str, remedy: str, also: str = "") -> Check:
     return _check(name, "missing", "not installed", remedy)
 
 
-def _nvidia_fs() -> Check:
+def _system() -> Check:
+    found = gds.system_obstacle()
+    if found is not None:
+        remedy = f"{found.remedy} Without it data goes through host memory."
+        return _check("GPUDirect Storage", "missing", found.cause, remedy)
     try:
-        found = _NVIDIA_FS.read_text().strip().replace("\n", ", ")
+        text = "nvidia-fs: " + gds.NVIDIA_FS.read_text().strip().replace("\n", ", ")
     except OSError:
-        return _check(
-            "GPUDirect Storage",
-            "missing",
-            "kernel module nvidia-fs is not loaded",
-            "sudo modprobe nvidia-fs (package nvidia-gds); without it data goes through host "
-            "memory.",
-        )
-    return _check("GPUDirect Storage", "ok", f"nvidia-fs: {found}")
+        text = "by use_pci_p2pdma, without the kernel module nvidia-fs"
+    return _check("GPUDirect Storage", "ok", text)
 
 
 def _cufile_config() -> Check:
-    path = Path(os.environ.get("CUFILE_ENV_PATH_JSON") or _CUFILE_DEFAULT)
+    path = gds.cufile_config()
     try:
-        settings = json.loads(_COMMENT.sub(r"\1", path.read_text()))
-        compatible = settings.get("properties", {}).get("allow_compat_mode")
+        compatible = gds.cufile_properties().get("allow_compat_mode")
     except OSError:
         return _check("cuFile settings", "missing", f"no {path}", "cuFile uses its defaults.")
-    except (ValueError, AttributeError) as error:
+    except ValueError as error:
         return _check(
             "cuFile settings", "warn", f"{path}: {error}", "Correct the file; it is JSON."
         )
     found = f"{path}: allow_compat_mode is {str(compatible).lower()}"
     if compatible is True:
-        return _check("cuFile settings", "ok", f"{found}; where GDS can't work, it goes unnoticed")
+        return _check("cuFile settings", "ok", f"{found}; teraio forbids it for its own process")
     return _check("cuFile settings", "ok", found)
 
 
 def _folder(folder: Path) -> Check:
     name = f"GDS for {folder}"
-    found = mount(folder)
-    if found is None or found.kind not in _GDS_FILE_SYSTEMS:
-        kind = found.kind if found else "unknown file system"
-        return _check(name, "missing", f"{kind} has no GPUDirect Storage", "Use ext4 or xfs.")
-    if found.kind == "ext4" and "data=ordered" not in found.options:
-        # The kernel leaves the option out where it is the default.
-        if any(option.startswith("data=") for option in found.options):
-            return _check(
-                name, "warn", ",".join(found.options), "Mount it with the option data=ordered."
-            )
-        return _check(name, "ok", "ext4, data=ordered by default")
-    return _check(name, "ok", found.kind)
+    found = gds.folder_obstacle(folder)
+    if found is not None:
+        return _check(name, "missing", found.cause, found.remedy)
+    return _check(name, "ok", file_system(folder))

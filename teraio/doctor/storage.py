@@ -142,6 +142,7 @@ def _speed(folder: Path, speed: FolderSpeed | str) -> list[Check]:
     slow = min(speed.read_bytes_per_s, speed.write_bytes_per_s) < _SLOW_BYTES_PER_S
     return [
         direct,
+        _check(folder, "way", "ok", f"{speed.path} ({speed.reason})"),
         _check(
             folder,
             "speed",

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from teraio.records import Hardware, Tier
+from teraio.records import Hardware, SpillFolder, Tier
 
 _MOST_PARTS = 16
 # To issue a copy and to be told of its end.
@@ -22,10 +22,14 @@ _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.lim
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FolderSpeed:
-    """What one spill folder does, in bytes/s; ``direct`` tells whether the page cache is
-    bypassed."""
+    """What one spill folder does by ``path``, in bytes/s, and in words why by that one.
+
+    ``direct`` tells whether the page cache is bypassed.
+    """
 
     folder: Path
+    path: str
+    reason: str
     direct: bool
     read_bytes_per_s: float
     write_bytes_per_s: float
@@ -73,6 +77,10 @@ def hardware(
         write_bytes_per_s=striped([speed.write_bytes_per_s for speed in speeds]),
         mixed_bytes_per_s=striped([speed.mixed_bytes_per_s for speed in speeds]),
         latency_s=max(speed.latency_s for speed in speeds),
+        folders=tuple(
+            SpillFolder(folder=str(speed.folder), path=speed.path, reason=speed.reason)
+            for speed in speeds
+        ),
     )
     tiers = (tier,) if host is None else (tier, _host_tier(host))
     return Hardware(name="this machine", budget_bytes=budget_bytes, tiers=tiers)

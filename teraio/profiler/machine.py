@@ -6,23 +6,18 @@ In: folders. Out: FolderSpeeds and the Hardware of this machine. Must not know: 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
-import torch  # noqa: F401  the native module links to its libraries
-
-import teraio._C as _C
 from teraio.profiler.hardware import FolderSpeed, hardware, stripe_weights
+from teraio.profiler.spill import open_spill
 from teraio.records import Hardware
-
-MEASURED_BYTES = 128 << 20
 
 
 def measure_folders(folders: Sequence[Path]) -> list[FolderSpeed]:
     """Writes and reads 128 MiB in each folder. Raises SpillError where that fails."""
-    measured = _C.open_spill([str(folder) for folder in folders], MEASURED_BYTES)
-    return [
-        FolderSpeed(folder=folder, **speed) for folder, speed in zip(folders, measured, strict=True)
-    ]
+    with closing(open_spill(folders)) as spill:
+        return spill.speeds
 
 
 def measured_hardware(folders: Sequence[Path], budget_bytes: int) -> Hardware:

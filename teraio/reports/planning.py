@@ -11,7 +11,7 @@ import numpy as np
 
 from teraio.errors import ConfigurationError
 from teraio.planner import Wear, wear
-from teraio.records import Move, Plan, Stall, Tier, Trace
+from teraio.records import Move, Plan, SpillFolder, Stall, Tier, Trace
 from teraio.reports.memory import Seconds, op_starts, storage_name
 from teraio.reports.subject import Subject
 
@@ -74,7 +74,10 @@ class StallFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planning:
-    """A plan in figures. ``binds`` says in a sentence what limits it; ``wears`` is per tier."""
+    """A plan in figures. ``binds`` says in a sentence what limits it; ``wears`` is per tier.
+
+    ``folders`` are those of the machine, where it was measured.
+    """
 
     hardware: str
     budget_bytes: int
@@ -94,6 +97,7 @@ class Planning:
     stalls: tuple[StallFacts, ...]
     binds: str
     wears: tuple[Wear, ...]
+    folders: tuple[SpillFolder, ...]
 
 
 def planning(subject: Subject) -> Planning:
@@ -122,6 +126,7 @@ def planning(subject: Subject) -> Planning:
         stalls=tuple(_stall_facts(trace, stall) for stall in plan.stalls[:_SHOWN]),
         binds=what_binds(plan, uses),
         wears=wear(plan, subject.hardware) if subject.hardware else (),
+        folders=tuple(folder for tier in tiers.values() for folder in tier.folders),
     )
 
 

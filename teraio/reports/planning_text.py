@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 from rich.text import Text
 
 from teraio.planner import Explanation, Variant
@@ -25,6 +25,8 @@ def planning_text(facts: Planning, title: str) -> RenderableType:
     parts: list[RenderableType] = [_head(facts, title)]
     if facts.moves:
         parts += [_times(facts), _kinds(facts), _tiers(facts)]
+        if facts.folders:
+            parts.append(_folders(facts))
     return spaced(*parts)
 
 
@@ -119,6 +121,12 @@ def _tiers(facts: Planning) -> RenderableType:
             )
         ),
     )
+
+
+def _folders(facts: Planning) -> RenderableType:
+    # Reasons are sentences: in a table they would be cut off.
+    lines = [f"{folder.folder}: {folder.path} ({folder.reason})" for folder in facts.folders]
+    return Group(Text("Ways to the drives", style="bold"), *map(Text, lines))
 
 
 def _verdict(why: Explanation) -> Text:

@@ -9,7 +9,7 @@ import pytest
 
 from teraio import doctor
 from teraio.doctor import Check, Diagnosis, gpu, memory, software, storage
-from teraio.engine import folders
+from teraio.engine import folders, gds
 from teraio.files import load
 from teraio.records import Hardware
 from tests.unit.cli import run
@@ -121,7 +121,7 @@ def test_mount_options_are_those_of_the_innermost_mount() -> None:
     [
         ("ext4", ("rw", "relatime"), "ok"),
         ("ext4", ("rw", "data=ordered"), "ok"),
-        ("ext4", ("rw", "data=writeback"), "warn"),
+        ("ext4", ("rw", "data=writeback"), "missing"),
         ("xfs", ("rw",), "ok"),
         ("btrfs", ("rw",), "missing"),
     ],
@@ -129,7 +129,7 @@ def test_mount_options_are_those_of_the_innermost_mount() -> None:
 def test_gpudirect_storage_needs_ordered_ext4_or_xfs(
     kind: str, options: tuple[str, ...], status: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu, "mount", lambda _: folders.Mount(kind, options))
+    monkeypatch.setattr(gds, "mount", lambda _: folders.Mount(kind, options))
     assert gpu._folder(Path("/mnt/nvme0")).status == status
 
 
@@ -137,10 +137,10 @@ def test_gpudirect_storage_needs_ordered_ext4_or_xfs(
     ("text", "status", "found"),
     [
         ('{"properties": {"allow_compat_mode": false}} // end', "ok", "allow_compat_mode is false"),
-        ('{ /* a */ "properties": {"allow_compat_mode": true}}', "ok", "goes unnoticed"),
+        ('{ /* a */ "properties": {"allow_compat_mode": true}}', "ok", "forbids it"),
         ('{"denylist": "http://not/a/comment"}', "ok", "allow_compat_mode is none"),
         ("{", "warn", "Expecting property name"),
-        ("[]", "warn", "has no attribute"),
+        ("[]", "warn", "no JSON object"),
     ],
 )
 def test_settings_of_cufile_are_read_with_their_comments(

@@ -26,6 +26,7 @@ from teraio.records import (
     Plan,
     PlanOptions,
     RunReport,
+    SpillFolder,
     Stall,
     StepReport,
     TierUse,
@@ -35,8 +36,13 @@ from tests.unit import strategies
 from tests.unit.traces import HOST, SSD, hardware, transformer_trace
 
 TRACE = transformer_trace(layers=1)
+SPILL_FOLDER = SpillFolder(folder="/mnt/nvme0", path="GPUDirect Storage", reason="the faster one")
 HARDWARE = replace(
-    hardware(int(live_by_op(TRACE).max() * 0.5), HOST, replace(SSD, rated_write_bytes=10**15)),
+    hardware(
+        int(live_by_op(TRACE).max() * 0.5),
+        HOST,
+        replace(SSD, rated_write_bytes=10**15, folders=(SPILL_FOLDER,)),
+    ),
     max_write_bytes_per_day=1e12,
 )
 PLAN = replace(
@@ -172,10 +178,10 @@ def test_another_kind_is_refused_by_name(tmp_path: Path) -> None:
     refused(tmp_path / "file", Trace, "holds a 'plan', not a 'trace'")
 
 
-@pytest.mark.parametrize("version", [0, 3, "1", True, None, 1.0])
+@pytest.mark.parametrize("version", [0, 4, "1", True, None, 1.0])
 def test_another_version_is_refused(version: object, tmp_path: Path) -> None:
     write(tmp_path / "file", {**document(STEP, tmp_path), "version": version})
-    refused(tmp_path / "file", StepReport, "versions 1 and 2 can be read")
+    refused(tmp_path / "file", StepReport, "versions 1 to 3 can be read")
 
 
 LATER_MEMBERS = {
@@ -187,7 +193,7 @@ LATER_MEMBERS = {
 def without_later_members(record: Plan | Hardware) -> Plan | Hardware:
     if isinstance(record, Plan):
         return replace(record, options=PlanOptions(), bounds=(), stalls=(), tiers=())
-    tiers = tuple(replace(tier, rated_write_bytes=None) for tier in record.tiers)
+    tiers = tuple(replace(tier, rated_write_bytes=None, folders=()) for tier in record.tiers)
     return replace(record, tiers=tiers, max_write_bytes_per_day=None)
 
 
@@ -200,7 +206,7 @@ def test_a_file_of_version_1_loads_with_defaults_for_what_it_lacks(
     for name in LATER_MEMBERS[type(record)]:
         del body[name]
     for tier in body.get("tiers", ()):
-        del tier["rated_write_bytes"]
+        del tier["rated_write_bytes"], tier["folders"]
     write(tmp_path / "file", {**content, "version": 1})
     assert load(tmp_path / "file", type(record)) == without_later_members(record)
 
@@ -251,6 +257,8 @@ WRONG: list[tuple[AnyRecord, tuple[str, ...], object, str]] = [
     (PLAN, ("bounds", "0", "seconds"), -1, "seconds is not a number from 0"),
     (PLAN, ("tiers", "0", "space_bytes"), 0.5, "space_bytes is not an integer"),
     (HARDWARE, ("max_write_bytes_per_day",), "much", "max_write_bytes_per_day is not a number"),
+    (HARDWARE, ("tiers", "1", "folders", "0", "path"), 3, "path is not a text"),
+    (HARDWARE, ("tiers", "1", "folders", "0", "path"), None, "path is not a text"),
     (HARDWARE, ("tiers", "0", "rated_write_bytes"), -5, "rated_write_bytes is not an integer"),
     (STEP, ("phase",), "closed", "phase is not one of profile, run"),
     (STEP, ("iteration",), 1.0, "iteration is not an integer"),

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from io import StringIO
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from rich.console import Console
 
 from teraio.errors import ConfigurationError, PlanError
 from teraio.planner import live_by_op, memory_by_op, simulate
-from teraio.records import Trace
+from teraio.records import SpillFolder, Trace
 from teraio.reports.comparison import compare
 from teraio.reports.curves import channel_use, telling_ops
 from teraio.reports.life import find_storage, life
@@ -20,6 +22,7 @@ from teraio.reports.module_tree import module_tree
 from teraio.reports.overview import overview
 from teraio.reports.perfetto import timeline_document
 from teraio.reports.planning import planning
+from teraio.reports.planning_text import planning_text
 from teraio.reports.subject import Subject, subject_of
 from teraio.reports.timeline import timeline
 from teraio.reports.units import seconds
@@ -142,6 +145,18 @@ def test_a_storage_is_found_by_part_of_its_name_if_that_is_clear() -> None:
         find_storage(subject, "weight")
     with pytest.raises(ConfigurationError, match="no storage of t"):
         find_storage(subject, "c")
+
+
+def test_a_plan_for_a_measured_machine_says_by_which_way_its_bytes_move_and_why() -> None:
+    folder = SpillFolder(folder="/mnt/[b]nvme0", path="GPUDirect Storage", reason="the faster one")
+    run = run_report()
+    tiers = tuple(replace(tier, folders=(folder,)) for tier in run.hardware.tiers)
+    measured = replace(run, hardware=replace(run.hardware, tiers=tiers))
+    facts = planning(subject_of(measured, "run.report"))
+    assert facts.folders == (folder,)
+    console = Console(width=120, record=True, file=StringIO())
+    console.print(planning_text(facts, "run"))
+    assert "/mnt/[b]nvme0: GPUDirect Storage (the faster one)" in console.export_text()
 
 
 def test_a_plan_for_another_trace_is_refused() -> None:
