@@ -129,7 +129,7 @@ Block* block_on_device(c10::StorageImpl* storage) {
     return nullptr;
   }
   void* memory = data.get();
-  Block* block = engine.take_over(std::exchange(data, at::DataPtr()), storage->nbytes());
+  Block* block = engine.take_over(std::exchange(data, at::DataPtr()), storage);
   data = at::DataPtr(memory, block, &block_released, accelerator->device());
   return block;
 }

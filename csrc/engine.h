@@ -117,7 +117,7 @@ class Engine {
   // A new block of a storage that has a size but no data. It never moves and takes nothing from the budget.
   Block* allocate_without_memory(size_t nbytes);
   // A block of memory that PyTorch's allocator of the device gave to a new storage.
-  Block* take_over(at::DataPtr memory, size_t nbytes);
+  Block* take_over(at::DataPtr memory, c10::StorageImpl* storage);
   void storage_died(Block* block);
   // Makes the device's allocator find memory: see [Note: out of memory]. True if some was given back.
   bool free_memory();

@@ -48,18 +48,19 @@ Block* Engine::allocate_without_memory(size_t nbytes) {
   return block.release();
 }
 
-Block* Engine::take_over(at::DataPtr memory, size_t nbytes) {
+Block* Engine::take_over(at::DataPtr memory, c10::StorageImpl* storage) {
   Frame& f = frame();
   const c10::Stream stream = accelerator_->stream();
   auto block = std::make_unique<Block>();
-  block->data_bytes = nbytes;
-  block->nbytes = round_up(nbytes, kPage);
+  block->data_bytes = storage->nbytes();
+  block->nbytes = round_up(block->data_bytes, kPage);
   block->memory = static_cast<char*>(memory.get());
   block->device = DeviceMemory{std::move(memory), stream, {stream}};
   const Lock lock(*this);
   // The allocator counts it already; now it counts as a block.
   used_ += block->nbytes;
   small_ -= static_cast<int64_t>(block->nbytes);
+  link(block.get(), storage);
   enroll(block.get(), f, true);
   return block.release();
 }

@@ -78,9 +78,9 @@ def offload(
     ``device`` is where the model is to be trained; by default where it is. Its tensors get there
     one after the other and within the budget, so a model on the CPU or on the meta device may be
     larger than the memory of ``device``. One on the meta device has no data yet; it goes to the GPU
-    if there is one. ``weights`` is a safetensors file or a
-    folder of them to read, slice by slice; without it ``reset_parameters()`` of each module, or
-    ``_init_weights`` of transformers, fills them.
+    if there is one. ``weights`` is a safetensors file, or a folder of them, that its tensors are
+    read from; without it ``reset_parameters()`` of each module, or ``_init_weights`` of
+    transformers, fills them.
 
     With ``optimizer_in_backward`` each parameter is stepped during the backward pass, as soon as
     its gradient is complete; the loop and its results stay the same. Loops that need all gradients

@@ -330,6 +330,7 @@ class Runtime:
             return
         used: dict[int, str] = {}
         if self._backward_step is not None:
+            self._backward_step.check_copies(name for name, _ in self._named(optimizer))
             self._backward_step.before_step(optimizer, args, kwargs)
             used = self._backward_step.take_gradients()
         _C.begin_optimizer()
@@ -502,6 +503,7 @@ class Runtime:
             _C.record(self._timed < _TIMED_ITERATIONS)
         else:
             self._module_hooks.remove()  # all fits: nothing to follow
+        _C.release_free_pages()
 
     def _watch_time(self, step: StepReport) -> None:
         recorded = self.recorded

@@ -7,6 +7,7 @@ storages, budgets, plans.
 from __future__ import annotations
 
 import logging
+import os
 from typing import Any
 
 import torch
@@ -89,6 +90,11 @@ class CudaAccelerator(Accelerator):
     def limit_memory(self, nbytes: int | None) -> None:
         total = torch.cuda.get_device_properties(self.device).total_memory
         share = 1.0 if nbytes is None else min(1.0, nbytes / total)
+        if nbytes is not None and "expandable_segments:True" not in _allocator_settings():
+            log.info(
+                "PYTORCH_ALLOC_CONF=expandable_segments:True would let PyTorch's allocator use "
+                "more of the budget; set it before the program starts"
+            )
         torch.cuda.set_per_process_memory_fraction(share, self.device)
 
     def _register(self, address: int, nbytes: int) -> str:
@@ -99,6 +105,11 @@ class CudaAccelerator(Accelerator):
     def _unregister(self, address: int) -> None:
         cudart: Any = torch.cuda.cudart
         cudart().cudaHostUnregister(address)
+
+
+def _allocator_settings() -> str:
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+    return ",".join(os.environ.get(name, "") for name in names)
 
 
 def accelerator_for(device: torch.device) -> Accelerator | None:

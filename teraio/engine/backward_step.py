@@ -10,7 +10,7 @@ know: plans, budgets, iterations.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NoReturn, cast
 
 import torch
@@ -129,6 +129,16 @@ class BackwardStep:
         """The block ids of the gradients that were used up since the last call, and whose."""
         taken, self._gradients = self._gradients, {}
         return taken
+
+    def check_copies(self, optimized: Iterable[str]) -> None:
+        """Raises ConfigurationError if an optimizer has copies (``NAME:master``) of parameters."""
+        copied = {f"{name}:master" for name in self._names.values()}
+        for name in optimized:
+            if name in copied:
+                raise ConfigurationError(
+                    f"the optimizer steps copies of the parameters ({name}), whose gradients are "
+                    f"there after the backward pass only (optimizer_in_backward=True). {_REMEDY}"
+                )
 
     def before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """Call it as a global pre-hook of ``optimizer.step``.

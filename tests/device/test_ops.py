@@ -133,3 +133,20 @@ def test_every_op_gives_the_bits_of_the_cpu(sim: SimModule) -> None:
                 different[name] = repr(error)
     assert different == {}
     assert len(compared) > 550
+
+
+def test_whole_numbers_are_counted_as_on_cuda(sim: SimModule) -> None:
+    counts = torch.histc(torch.tensor([1, 2, 2, 5], device="sim"), bins=4, min=0, max=7)
+    assert counts.dtype == torch.int64
+    assert counts.tolist() == [1, 2, 1, 0]
+
+
+def test_a_convolution_and_its_gradient_give_the_bits_of_the_cpu(sim: SimModule) -> None:
+    gradients = []
+    for device in ("cpu", "sim"):
+        torch.manual_seed(0)
+        layer = torch.nn.Conv2d(3, 8, 4, stride=4).to(device)
+        x = torch.arange(3 * 16 * 16, dtype=torch.float32).view(1, 3, 16, 16).to(device)
+        layer(x).sin().sum().backward()
+        gradients.append([p.grad.cpu() for p in layer.parameters() if p.grad is not None])
+    assert equal(*gradients)

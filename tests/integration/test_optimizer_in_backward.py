@@ -403,6 +403,15 @@ def test_optimizers_that_may_look_at_several_parameters_are_refused(
     teraio.restore(model)
 
 
+def test_an_optimizer_of_master_weights_is_refused(spill: str) -> None:
+    model = offloaded(layers().to(torch.bfloat16), spill)
+    masters = [parameter.detach().float() for parameter in model.parameters()]
+    optimizer = torch.optim.AdamW(masters)
+    with pytest.raises(teraio.ConfigurationError, match=r"copies of the parameters \(\d\.\w+:m"):
+        optimizer.step()
+    teraio.restore(model)
+
+
 def test_a_scaler_is_refused_before_anything_is_stepped(spill: str) -> None:
     model = offloaded(layers(), spill)
     scaler = torch.amp.GradScaler("cpu")

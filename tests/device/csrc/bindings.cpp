@@ -1,6 +1,7 @@
 // The Python side of the simulated device; tests/device/sim.py makes torch.sim of it.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
-#include <torch/extension.h>
 
 #include "allocator.h"
 #include "generator.h"

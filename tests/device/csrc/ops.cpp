@@ -139,6 +139,16 @@ std::tuple<at::Tensor, at::Tensor> native_dropout(const at::Tensor& input, doubl
   return {std::move(output), std::move(mask)};
 }
 
+// The CPU makes histograms of fractions only, CUDA of whole numbers as well.
+void launch_histogram(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
+  c10::IValue& values = *(stack->end() - static_cast<std::ptrdiff_t>(op.schema().arguments().size()));
+  const c10::ScalarType type = values.toTensor().scalar_type();
+  const bool whole = c10::isIntegralType(type, /*includeBool=*/false);
+  if (whole) values = values.toTensor().to(at::kDouble);
+  launch_op(op, stack);
+  if (whole) stack->back() = stack->back().toTensor().to(type);
+}
+
 // Convolutions of devices that PyTorch knows nothing of go through ops of their own.
 void launch_convolution(const c10::OperatorHandle& /*op*/, torch::jit::Stack* stack) {
   static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("aten::convolution", "");
@@ -176,6 +186,7 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("native_dropout", &native_dropout);
   m.impl("native_dropout_backward", &at::native::native_dropout_backward);
   m.impl("_fused_sdp_choice", &choose_attention);
+  m.impl("histc", torch::CppFunction::makeFromBoxedFunction<&launch_histogram>());
   m.impl("convolution_overrideable", torch::CppFunction::makeFromBoxedFunction<&launch_convolution>());
   m.impl("convolution_backward_overrideable",
          torch::CppFunction::makeFromBoxedFunction<&launch_convolution_backward>());
