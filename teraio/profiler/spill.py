@@ -153,10 +153,11 @@ def _try_kvikio(spill: Spill, memory: dict[str, Any], wanted: str) -> None:
                 "the budget leaves no memory of the device to try kvikio with; raise memory_budget."
             )
         KvikioTrials(spill, memory).choose_for_gpu(wanted)
-    except KvikioMissing as missing:
+    except RuntimeError as error:  # kvikio is missing or fails; the way without it works
         if wanted:
             raise
-        spill.speeds = [replace(speed, reason=str(missing)) for speed in spill.speeds]
+        spill.space.forget_device_path()
+        spill.speeds = [replace(speed, reason=str(error)) for speed in spill.speeds]
 
 
 @contextmanager

@@ -6,6 +6,7 @@ finds out on its own. Out: what is chosen and why, equal bits.
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import teraio
 import teraio.engine.testing
 from teraio.engine import gds
 from teraio.engine.gds import Obstacle
+from teraio.engine.kvikio_path import KvikioPath
 from teraio.profiler import kvikio_trials
 from teraio.profiler import spill as opening
 from tests.device.sim import SimModule
@@ -80,3 +82,23 @@ def test_a_budget_without_room_for_trials_takes_the_native_way(sim: SimModule, s
     spill_space.close()
     assert speed.path == opening.STAGED
     assert "no memory of the device to try kvikio with" in speed.reason
+
+
+@pytest.mark.usefixtures("_as_on_cuda")
+def test_where_kvikio_fails_the_native_way_is_taken(
+    sim: SimModule, spill: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(self: object, *args: object) -> int:
+        raise OSError(errno.EIO, "cuFile said no")
+
+    monkeypatch.setattr(KvikioPath, "_move", fails)
+    model = torch.nn.Linear(64, 64).to("sim")
+    teraio.offload(model, memory_budget=512 * MIB, ssd=spill)
+    (folder,) = teraio.report(model).hardware.tiers[0].folders
+    values = torch.randn(5 * MIB)
+    tensor = values.to("sim")
+    assert teraio.engine.testing.send_away(tensor) == 1
+    assert torch.equal(tensor.cpu(), values)
+    teraio.restore(model)
+    assert folder.path == opening.STAGED
+    assert "cuFile said no" in folder.reason
