@@ -109,6 +109,7 @@ void unwatch_meta() {
 }
 
 void stop(const std::optional<py::function>& before_memory_goes) {
+  engine().bring_back();
   observer::disable();
   uninstall_allocator();
   engine().stop([&] {

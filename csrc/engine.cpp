@@ -63,26 +63,27 @@ void Engine::start(std::unique_ptr<SpillSpace> spill, std::unique_ptr<HostTier> 
   stats_.peak_bytes = used();
   iteration_begin_ns_ = now_ns();
   active_ = true;
+  closing_ = false;
   mode_changed();
 }
 
-void Engine::stop(const std::function<void()>& before_memory_goes) {
+void Engine::bring_back() {
   const GilRelease gil;
   Lock lock(*this);
   if (!active_) return;
+  closing_ = true;
   budget_ = limit_ = ~uint64_t{0};
   unfollow_locked();
   recording_.reset();
   mode_changed();
-  std::string failure;
   for (size_t i = 0; i < blocks_.size(); ++i) {
     const uint64_t id = blocks_[i]->id;
     try {
       fetch_now(blocks_[i], lock);
     } catch (const SpillError& error) {
-      failure = error.msg;
+      failure_ = error.msg;
     } catch (const BudgetError& error) {
-      failure = error.msg;
+      failure_ = error.msg;
     }
     // Others may have died during the wait, and another block may have taken this place.
     if (i < blocks_.size() && blocks_[i]->id != id) --i;
@@ -95,6 +96,13 @@ void Engine::stop(const std::function<void()>& before_memory_goes) {
     if (c10::StorageImpl* storage = owner(block)) guard::open(*storage);
     block->guarded = false;
   }
+}
+
+void Engine::stop(const std::function<void()>& before_memory_goes) {
+  const GilRelease gil;
+  Lock lock(*this);
+  if (!active_) return;
+  while (in_flight_ > 0) wait(lock);
   active_ = false;
   mode_changed();
   auto spill = std::move(spill_);
@@ -106,7 +114,7 @@ void Engine::stop(const std::function<void()>& before_memory_goes) {
   before_memory_goes();
   host.reset();
   spill.reset();
-  if (!failure.empty()) throw SpillError(failure);
+  if (!failure_.empty()) throw SpillError(std::exchange(failure_, {}));
 }
 
 // To the storages that PyTorch's allocator gave it to, as if we had never been there.
@@ -191,7 +199,7 @@ void Engine::open(Block* block, c10::StorageImpl* storage) {
   if (storage->_mutable_data_ptr_no_checks().get() != block->memory) guard::set_memory(*storage, block->memory);
   if (block->guarded) {
     guard::open(*storage);
-  } else if (!block->exempt) {
+  } else if (!block->exempt && !closing_) {
     block->guarded = true;
     guard::set_message(*storage, describe_guard(block));
   }
@@ -199,7 +207,7 @@ void Engine::open(Block* block, c10::StorageImpl* storage) {
 
 // From now on the block may leave, and only ops and holders that pin it can reach its data.
 void Engine::shut(Block* block, c10::StorageImpl* storage) {
-  if (block->guarded || block->exempt || block->state != State::kResident) return;
+  if (block->guarded || block->exempt || block->state != State::kResident || closing_) return;
   block->guarded = true;
   guard::set_message(*storage, describe_guard(block));
   if (block->pins == 0) guard::close(*storage);

@@ -101,8 +101,11 @@ class Engine {
   // must live for ever, else of the CPU's; `limit` is what the accelerator's allocator may reserve.
   void start(std::unique_ptr<SpillSpace> spill, std::unique_ptr<HostTier> host, const Accelerator* accelerator,
              uint64_t budget, uint64_t limit, uint64_t min_block);
-  // Brings everything back (over the budget if need be), opens all guards, closes the tiers. Their host memory goes
-  // after `before_memory_goes`.
+  // Brings everything back (over the budget if need be) and opens all guards, for good. Ops of other threads may go
+  // on; they must be watched until this returns.
+  void bring_back();
+  // Closes the tiers, after bring_back(). Their host memory goes after `before_memory_goes`. Throws SpillError if
+  // something could not be brought back.
   void stop(const std::function<void()>& before_memory_goes);
   bool active() const { return active_.load(std::memory_order_relaxed); }
   // The device whose memory is limited; nullptr for the CPU.
@@ -296,6 +299,8 @@ class Engine {
   std::mutex mutex_;
   std::condition_variable changed_;
   std::atomic<bool> active_{false};
+  bool closing_ = false;
+  std::string failure_;  // of bring_back()
   bool forked_ = false;
   std::atomic<uint64_t> min_block_{16384};
 

@@ -6,6 +6,7 @@ import ctypes
 import gc
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -175,6 +176,32 @@ def test_other_threads_reach_everything(engine: nn.Module) -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("wait_s", [0.01, 0.03, 0.1])
+def test_a_run_that_is_closed_while_ops_run_leaves_nothing_guarded(
+    engine: nn.Module, wait_s: float
+) -> None:
+    tensors = [torch.full((256 * KIB,), float(i)) for i in range(24)]
+    closed = threading.Event()
+
+    def read() -> None:
+        while not closed.is_set():
+            for tensor in tensors:
+                tensor.sum()
+
+    stress(2000)
+    threads = [threading.Thread(target=read) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    time.sleep(wait_s)
+    teraio.restore(engine)
+    closed.set()
+    for thread in threads:
+        thread.join()
+    raw = torch._C.TensorBase.numpy  # past the methods that would bring data in
+    assert [raw(tensor)[7] for tensor in tensors] == list(range(24))
 
 
 def test_a_failed_read_names_the_cause_and_a_later_one_works(
