@@ -89,11 +89,7 @@ void start(SpillHandle& handle, const std::vector<unsigned>& weights, uint64_t s
     }
   }
   engine().start(std::move(spill), std::move(host), accelerator, budget, limit, min_block);
-  if (accelerator == nullptr) {
-    install_allocator();
-  } else {
-    install_free_memory_callback(&free_memory);
-  }
+  if (accelerator == nullptr) install_allocator();
   observer::enable();
 }
 
@@ -304,6 +300,7 @@ PYBIND11_MODULE(_C, m) {
     return buffers;
   });
   m.def("allocated", [](const std::string& device) { return accelerator_of(device)->allocated().current; });
+  m.def("install_free_memory_callback", [] { return install_free_memory_callback(&free_memory); });
   // For devices whose allocators take a function's address.
   m.def("free_memory_address", [] { return reinterpret_cast<uintptr_t>(&free_memory); });
   m.def("reserve_spill", [](uint64_t nbytes) { engine().reserve_spill(nbytes); });

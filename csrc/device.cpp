@@ -118,12 +118,16 @@ class FreeMemory final : public FreeMemoryCallback {
 };
 
 using CallbackRegistry = c10::Registry<std::string, std::unique_ptr<FreeMemoryCallback>>;
+constexpr const char* kLibrary = "libc10_cuda.so";
 constexpr const char* kRegistryFunction = "_ZN3c1031FreeCudaMemoryCallbacksRegistryB5cxx11Ev";
 
 }  // namespace
 
 bool install_free_memory_callback(bool (*free_memory)()) {
-  auto* registry = reinterpret_cast<CallbackRegistry* (*)()>(::dlsym(RTLD_DEFAULT, kRegistryFunction));
+  // Python loads PyTorch's libraries without making their names known to others.
+  void* library = ::dlopen(kLibrary, RTLD_LAZY | RTLD_NOLOAD);
+  if (library == nullptr) return false;
+  auto* registry = reinterpret_cast<CallbackRegistry* (*)()>(::dlsym(library, kRegistryFunction));
   if (registry == nullptr) return false;
   free_memory_function = free_memory;
   if (!registry()->Has("teraio")) registry()->Register("teraio", [] { return std::make_unique<FreeMemory>(); });

@@ -81,13 +81,18 @@ class Accelerator:
 
 
 class CudaAccelerator(Accelerator):
-    """A CUDA device. Its allocator knows our callback already, see csrc/device.cpp."""
+    """A CUDA device. How its allocator calls us is in csrc/device.cpp."""
 
     def free_and_total_bytes(self) -> tuple[int, int]:
         free, total = torch.cuda.mem_get_info(self.device)
         return int(free), int(total)
 
     def limit_memory(self, nbytes: int | None) -> None:
+        if nbytes is not None and not _C.install_free_memory_callback():
+            raise ConfigurationError(
+                f"teraio can't hook the CUDA allocator of PyTorch {torch.__version__}. Use one of "
+                "the versions that the README names."
+            )
         total = torch.cuda.get_device_properties(self.device).total_memory
         share = 1.0 if nbytes is None else min(1.0, nbytes / total)
         if nbytes is not None and "expandable_segments:True" not in _allocator_settings():
