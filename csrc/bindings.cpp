@@ -319,9 +319,9 @@ PYBIND11_MODULE(_C, m) {
                       [](Block* block, c10::StorageImpl* storage) { return engine().send_away(block, storage); });
   });
   m.def("stress", [](unsigned max_delay_us) { engine().stress(max_delay_us); });
-  m.def("publish", [](const py::handle& object) {
-    return with_block(object, uintptr_t{0}, [](Block* block, c10::StorageImpl* storage) {
-      return reinterpret_cast<uintptr_t>(engine().publish(block, storage));
+  m.def("publish", [](const py::handle& object, bool lent) {
+    return with_block(object, uintptr_t{0}, [lent](Block* block, c10::StorageImpl* storage) {
+      return reinterpret_cast<uintptr_t>(engine().publish(block, storage, lent));
     });
   });
   py::class_<Hold>(m, "Hold").def(py::init<const py::handle&, bool>()).def("release", &Hold::release);

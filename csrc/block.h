@@ -74,6 +74,7 @@ struct Block {
   uint64_t last_use = 0;     // the engine's op counter
   int32_t trace_index = -1;  // the storage of the trace that it is in this iteration
   uint64_t published_iteration = 0;  // when its address was last asked for
+  uint64_t lent_iteration = 0;       // when somebody got the address who may use it at any time
   std::string failure;       // why its last transfer failed
   std::string name;          // for messages; empty where nobody named it
 

@@ -552,11 +552,12 @@ bool Engine::send_away(Block* block, c10::StorageImpl* storage) {
   return true;
 }
 
-void* Engine::publish(Block* block, c10::StorageImpl* storage) {
+void* Engine::publish(Block* block, c10::StorageImpl* storage, bool lent) {
   const GilRelease gil;
   Lock lock(*this);
   hold_locked(block, storage, lock);
   if (block->address == nullptr && !block->exempt && !block->device) {
+    while (block->transfer != nullptr) wait(lock, block->trace_index);  // it would go on from the old place
     if (block->pins == 1 && block->transfer == nullptr) {
       void* address = ::mmap(nullptr, block->nbytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
       if (address != MAP_FAILED) {
@@ -569,6 +570,7 @@ void* Engine::publish(Block* block, c10::StorageImpl* storage) {
     if (block->address == nullptr) block->exempt = true;
   }
   block->published_iteration = iteration_;
+  if (lent) block->lent_iteration = iteration_;
   mark_written(block);  // whoever has the address may write to it
   void* address = block->memory;
   unpin(block);

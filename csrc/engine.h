@@ -160,8 +160,9 @@ class Engine {
   void release(Block* block, bool written);
   // Sends it to the spill space now and waits; false where it can't leave. Throws SpillError.
   bool send_away(Block* block, c10::StorageImpl* storage);
-  // An address that stays the storage's own for life, wherever its data is. Brings the data in.
-  void* publish(Block* block, c10::StorageImpl* storage);
+  // An address that stays the storage's own for life, wherever its data is. Brings the data in. When it is `lent`, to
+  // be read or written there, the data stays until the iteration ends; else it only tells storages apart.
+  void* publish(Block* block, c10::StorageImpl* storage, bool lent);
   State state_of(Block* block);
   // Seeks races: transfers are delayed at random, and memory that is taken or given back is filled with NaN.
   void stress(unsigned max_delay_us);

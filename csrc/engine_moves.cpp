@@ -128,8 +128,7 @@ bool Engine::leave_natively(uint64_t nbytes, Lock& lock) {
 }
 
 bool Engine::can_leave(const Block* block) const {
-  // Nothing tells when the device is done with an address that somebody has.
-  if (block->device && block->published_iteration == iteration_) return false;
+  if (block->lent_iteration == iteration_) return false;  // nothing tells when they are done with the address
   return block->state == State::kResident && block->pins == 0 && block->guarded && !block->exempt && !block->dead &&
          (block->transfer == nullptr || block->transfer_version == block->version) && owner(const_cast<Block*>(block));
 }

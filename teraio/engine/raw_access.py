@@ -7,15 +7,17 @@ is in use. In: PyTorch's methods. Out: the same methods, safe. Must not know: pl
 from __future__ import annotations
 
 import functools
+import sys
 import weakref
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 
 import teraio._C as _C
 
-_originals: list[tuple[type, str, Callable[..., Any] | None]] = []
+_originals: list[tuple[Any, str, Callable[..., Any] | None]] = []
 
 
 def install() -> None:
@@ -25,8 +27,9 @@ def install() -> None:
     _replace(torch.Tensor, "numpy", _shares_memory)
     _replace(torch.Tensor, "__dlpack__", _shares_memory)
     _replace(torch.Tensor, "tolist", _held)
-    _replace(torch.Tensor, "data_ptr", _gives_address)
-    _replace(torch.UntypedStorage, "data_ptr", _gives_address)
+    _replace(torch.Tensor, "data_ptr", functools.partial(_gives_address, lent=True))
+    # Checkpoints ask a storage for its address to tell which tensors share it.
+    _replace(torch.UntypedStorage, "data_ptr", functools.partial(_gives_address, lent=False))
     _replace(torch.UntypedStorage, "__getitem__", _held)
     _replace(torch.UntypedStorage, "__setitem__", functools.partial(_held, written=True))
     # Copies from its argument (deep copies of tensors do): looks at both addresses first.
@@ -34,6 +37,11 @@ def install() -> None:
     _replace(torch.UntypedStorage, "copy_", functools.partial(_held, argument=1))
     # One storage at a time goes into a checkpoint file: write_record(self, name, data, ...).
     _replace(torch._C.PyTorchFileWriter, "write_record", functools.partial(_held, argument=2))
+    safetensors = sys.modules.get("safetensors.torch")
+    if hasattr(
+        safetensors, "_to_ndarray"
+    ):  # what a file gets is read from arrays, all of them at once
+        _replace(safetensors, "_to_ndarray", _window_on_tensor)
 
 
 def uninstall() -> None:
@@ -46,7 +54,7 @@ def uninstall() -> None:
     _originals.clear()
 
 
-def _replace(owner: type, name: str, wrapper: Callable[..., Callable[..., Any]]) -> None:
+def _replace(owner: Any, name: str, wrapper: Callable[..., Callable[..., Any]]) -> None:
     original = getattr(owner, name)
     _originals.append((owner, name, owner.__dict__.get(name)))
     setattr(owner, name, functools.wraps(original)(wrapper(original)))
@@ -93,11 +101,14 @@ def _shares_memory(original: Callable[..., Any]) -> Callable[..., Any]:
 _forever: list[Any] = []
 
 
-def _gives_address(original: Callable[..., Any]) -> Callable[..., Any]:
-    """An address says which storage it is, too, so a storage keeps the one that was given out."""
+def _gives_address(original: Callable[..., Any], *, lent: bool) -> Callable[..., Any]:
+    """An address says which storage it is, too, so a storage keeps the one that was given out.
+
+    One that is ``lent`` is there to be read and written: the data stays until the iteration ends.
+    """
 
     def method(self: Any) -> Any:
-        _C.publish(self)
+        _C.publish(self, lent and not _borrowing.get())
         hold = _C.Hold(self, False)
         try:
             return original(self)
@@ -105,3 +116,26 @@ def _gives_address(original: Callable[..., Any]) -> Callable[..., Any]:
             hold.release()
 
     return method
+
+
+# Whoever calls data_ptr() holds the data by other means.
+_borrowing: ContextVar[bool] = ContextVar("_borrowing", default=False)
+
+
+def _window_on_tensor(original: Callable[..., Any]) -> Callable[..., Any]:
+    """``original`` makes an array of a tensor's memory: it stays as long as the array does."""
+
+    def function(tensor: Any) -> Any:
+        hold = _C.Hold(tensor, False)
+        token = _borrowing.set(True)
+        try:
+            result = original(tensor)
+            weakref.finalize(result[0], hold.release).atexit = False
+            return result
+        except BaseException:
+            hold.release()
+            raise
+        finally:
+            _borrowing.reset(token)
+
+    return function

@@ -158,6 +158,21 @@ def test_safetensors_writes_the_same_file(pair: Pair, tmp_path: Path) -> None:
     pair.go_on()
 
 
+def test_safetensors_writes_one_file_after_the_other_within_the_budget(
+    spill: str, tmp_path: Path
+) -> None:
+    layers = nn.ModuleList(nn.Linear(512, 512) for _ in range(8))  # of 1 MiB each
+    teraio.offload(layers, memory_budget="4MiB", ssd=spill)
+    for number, layer in enumerate(layers):
+        safetensors.torch.save_file(layer.state_dict(), tmp_path / f"{number}")
+    with pytest.raises(teraio.BudgetError):
+        safetensors.torch.save_file(layers.state_dict(), tmp_path / "all")
+    teraio.restore(layers)
+    for number, layer in enumerate(layers):
+        read = safetensors.torch.load_file(tmp_path / f"{number}")
+        assert torch.equal(read["weight"], layer.weight)
+
+
 def test_save_pretrained_writes_the_same_weights(tied_pair: Pair, tmp_path: Path) -> None:
     tied_pair.ours.model.save_pretrained(tmp_path)
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)

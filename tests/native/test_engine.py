@@ -137,16 +137,30 @@ def test_numpy_keeps_the_memory_and_sees_and_makes_changes(engine: nn.Module) ->
 
 def test_an_address_stays_the_storages_own(engine: nn.Module) -> None:
     tensors = [torch.full((256 * KIB,), float(i)) for i in range(20)]
-    addresses = [tensor.data_ptr() for tensor in tensors]
+    addresses = [tensor.untyped_storage().data_ptr() for tensor in tensors]
     assert len(set(addresses)) == len(tensors)
-    assert addresses == [tensor.data_ptr() for tensor in tensors]
+    assert addresses == [tensor.untyped_storage().data_ptr() for tensor in tensors]
     for i, tensor in enumerate(tensors):
-        value = ctypes.c_float.from_address(tensor.data_ptr()).value
-        assert value == i
+        assert tensor.data_ptr() == addresses[i]
+        assert ctypes.c_float.from_address(tensor.data_ptr()).value == i
         ctypes.c_float.from_address(tensor.data_ptr()).value = -1.0
+        _C.end_iteration()
     for tensor in tensors:
         send_away(tensor)
         assert tensor[0].item() == -1
+
+
+def test_what_an_address_was_lent_of_stays_until_the_iteration_ends(engine: nn.Module) -> None:
+    tensors = [torch.full((256 * KIB,), float(i)) for i in range(20)]
+    lent = [tensor.data_ptr() for tensor in tensors[:5]]
+    for tensor in tensors[5:]:
+        tensor.add_(1)
+    assert not _C.send_away(tensors[0])
+    assert [ctypes.c_float.from_address(address).value for address in lent] == [0, 1, 2, 3, 4]
+    with pytest.raises(teraio.BudgetError):
+        [tensor.data_ptr() for tensor in tensors]
+    _C.end_iteration()
+    assert _C.send_away(tensors[0])
 
 
 def test_code_without_ops_gets_an_error_not_garbage(engine: nn.Module) -> None:
