@@ -1,15 +1,10 @@
-"""Kernels are interpreted, unless the environment asks for a GPU or says otherwise."""
+"""A place to run kernels as a fixture."""
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
-from tests.kernels.places import Place, require, wants_gpu
-
-if not wants_gpu():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
+from tests.kernels.places import Place, require
 
 
 @pytest.fixture
