@@ -12,6 +12,11 @@
 #include "guard.h"
 
 namespace teraio {
+namespace {
+
+constexpr size_t kSmallRequest = 512;
+
+}  // namespace
 
 void Engine::raise_if_failed(const Frame& f) {
   if (f.error.empty()) return;
@@ -293,7 +298,8 @@ bool Engine::free_memory() {
       uint64_t lacking = std::max(wanted - std::min(wanted, budget_.load()), need / 4);
       const auto fits = [&] {
         lock.unlock();
-        const bool can = accelerator_->can_allocate(need);
+        // Small requests have segments of their own.
+        const bool can = accelerator_->can_allocate(need) && accelerator_->can_allocate(kSmallRequest);
         lock.lock();
         return can;
       };
