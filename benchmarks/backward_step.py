@@ -11,10 +11,8 @@ slower does so for both.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import Progress
@@ -28,6 +26,7 @@ from benchmarks.demo import (
     counted,
     equal,
     megabytes,
+    parse,
     run_median,
     seconds,
     step_seconds,
@@ -117,22 +116,13 @@ def column(run: Run, first: Run) -> dict[str, str]:
     }
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.backward_step", description=__doc__)
-    parser.add_argument("--params", choices=sorted(MODELS), default="100m")
-    parser.add_argument("--dtype", choices=["fp32"], default="fp32")
-    parser.add_argument("--steps", type=int, default=8, help="per run; the first 2 are profiled")
-    parser.add_argument("--threads", type=int, default=min(os.cpu_count() or 1, 8))
-    parser.add_argument("--ssd", action="append", default=[], metavar="DIR", help="repeatable")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write all figures to this file")
-    options = parser.parse_args(arguments)
-    if options.steps < 4:
-        parser.error("--steps: at least 4, as the first 2 are profiled")
-    return options
-
-
 def main(arguments: list[str] | None = None) -> int:
-    options = parse(arguments)
+    options = parse(
+        arguments,
+        command="python -m benchmarks.backward_step",
+        description=__doc__,
+        dtypes=("fp32",),
+    )
     console = Console()
     if not console.is_terminal:
         console = Console(width=110)

@@ -14,7 +14,7 @@ import json
 import os
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -195,10 +195,16 @@ def failures(plains: list[Run], unlimited: Run, limited: list[Run]) -> list[str]
     return wrong + over
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.demo", description=__doc__)
+def parse(
+    arguments: list[str] | None = None,
+    *,
+    command: str = "python -m benchmarks.demo",
+    description: str | None = __doc__,
+    dtypes: Sequence[str] = ("fp32", "bf16"),
+) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=command, description=description)
     parser.add_argument("--params", choices=sorted(MODELS), default="100m")
-    parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--dtype", choices=dtypes, default="fp32")
     parser.add_argument("--steps", type=int, default=8, help="per run; the first 2 are profiled")
     parser.add_argument("--threads", type=int, default=min(os.cpu_count() or 1, 8))
     parser.add_argument("--ssd", action="append", default=[], metavar="DIR", help="repeatable")

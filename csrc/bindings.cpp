@@ -27,6 +27,12 @@ namespace {
 
 Engine& engine() { return Engine::instance(); }
 
+std::vector<std::pair<uintptr_t, size_t>> addresses(const std::vector<std::pair<char*, size_t>>& pieces) {
+  std::vector<std::pair<uintptr_t, size_t>> numbers;
+  for (const auto& [memory, size] : pieces) numbers.emplace_back(reinterpret_cast<uintptr_t>(memory), size);
+  return numbers;
+}
+
 // A tensor's or storage's StorageImpl; nullptr for tensors without one (sparse, meta subclasses).
 c10::intrusive_ptr<c10::StorageImpl> storage_of(py::handle object) {
   c10::Storage storage;
@@ -280,25 +286,13 @@ PYBIND11_MODULE(_C, m) {
   m.def("on_io_thread", &SpillSpace::on_io_thread);
   m.def("active", [] { return engine().active(); });
   m.def("release_free_pages", [] { engine().release_free_pages(); });
-  m.def("reserve_host", [](uint64_t nbytes) {
-    std::vector<std::pair<uintptr_t, size_t>> chunks;
-    for (const auto& [memory, size] : engine().reserve_host(nbytes)) {
-      chunks.emplace_back(reinterpret_cast<uintptr_t>(memory), size);
-    }
-    return chunks;
-  });
+  m.def("reserve_host", [](uint64_t nbytes) { return addresses(engine().reserve_host(nbytes)); });
   m.def("host_speeds", [](size_t nbytes) {
     const py::gil_scoped_release no_gil;
     const HostSpeeds speeds = engine().host_speeds(nbytes);
     return std::make_tuple(speeds.read_bytes_per_s, speeds.write_bytes_per_s, speeds.mixed_bytes_per_s);
   });
-  m.def("staging_memory", [] {
-    std::vector<std::pair<uintptr_t, size_t>> buffers;
-    for (const auto& [memory, size] : engine().staging_memory()) {
-      buffers.emplace_back(reinterpret_cast<uintptr_t>(memory), size);
-    }
-    return buffers;
-  });
+  m.def("staging_memory", [] { return addresses(engine().staging_memory()); });
   m.def("allocated", [](const std::string& device) { return accelerator_of(device)->allocated().current; });
   m.def("install_free_memory_callback", [] { return install_free_memory_callback(&free_memory); });
   // For devices whose allocators take a function's address.

@@ -10,4 +10,6 @@ inline int64_t now_ns() {
       .count();
 }
 
+inline double seconds_since(int64_t begin_ns) { return static_cast<double>(now_ns() - begin_ns) * 1e-9; }
+
 }  // namespace teraio

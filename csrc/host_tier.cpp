@@ -5,20 +5,16 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <chrono>
 #include <new>
 #include <random>
 
+#include "clock.h"
 #include "pages.h"
 
 namespace teraio {
 namespace {
 
 constexpr uint64_t kChunk = uint64_t{256} << 20;
-
-double seconds_since(std::chrono::steady_clock::time_point start) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
 
 }  // namespace
 
@@ -95,7 +91,7 @@ HostSpeeds HostTier::measure(size_t nbytes) {
   read.memory = write.memory + nbytes;
   read.extent.offset = nbytes / kPage * kPage;
   const auto timed = [&](bool writes, bool reads) {
-    const auto start = std::chrono::steady_clock::now();
+    const int64_t start = now_ns();
     if (writes) copy(write, out_);
     if (reads) copy(read, in_);
     accelerator_.synchronize(out_);

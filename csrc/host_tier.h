@@ -33,8 +33,6 @@ class HostTier {
   HostTier(const HostTier&) = delete;
   HostTier& operator=(const HostTier&) = delete;
 
-  uint64_t capacity() const { return capacity_; }
-  uint64_t reserved() const { return reserved_; }
   // Grows the tier to at least `nbytes`, in whole chunks; gives the new ones. Copies run beside the device's work
   // only once a chunk is page-locked, which is the caller's task. No copy goes beyond a chunk.
   std::vector<std::pair<char*, size_t>> reserve(uint64_t nbytes);

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <chrono>
 #include <cstring>
 #include <exception>
 #include <mutex>
@@ -10,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "clock.h"
 #include "pages.h"
 
 namespace teraio {
@@ -35,16 +35,10 @@ class SpeedTest {
   Moved failed() { return std::move(failed_); }
 
  private:
-  using Clock = std::chrono::steady_clock;
-
-  static double seconds_since(Clock::time_point start) {
-    return std::chrono::duration<double>(Clock::now() - start).count();
-  }
-
   // Writes the first `write` bytes and reads the `read` bytes after them, at the same time.
   double seconds(size_t write, size_t read) {
     std::vector<std::thread> threads;
-    const auto start = Clock::now();
+    const int64_t start = now_ns();
     pass(true, 0, write, threads);
     pass(false, write, write + read, threads);
     for (auto& thread : threads) thread.join();
@@ -62,7 +56,7 @@ class SpeedTest {
 
   double page_seconds() {
     constexpr size_t kPages = 8;
-    const auto start = Clock::now();
+    const int64_t start = now_ns();
     for (size_t i = 0; i < kPages; ++i) move(false, i * (nbytes_ / kPages) / kPage * kPage, kPage);
     return seconds_since(start) / kPages;
   }

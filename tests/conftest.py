@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 
+from tests.required import promised
+
 # Triton looks when it is imported, and other libraries import it.
-if "gpu" not in os.environ.get("TERAIO_REQUIRE", ""):
+if not promised("gpu"):
     os.environ.setdefault("TRITON_INTERPRET", "1")

@@ -5,7 +5,6 @@ Skipped where Chromium is missing; with TERAIO_REQUIRE=chromium that is a failur
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 from teraio.reports.page import page
 from teraio.reports.subject import Subject
 from tests.browser.chromium import Browser, browser, find_chromium
+from tests.required import lacking
 from tests.unit import reports_data
 from tests.unit.reports_data import TRACE
 
@@ -45,9 +45,7 @@ OVERLAPS = """(() => {
 def chromium() -> Iterator[Browser]:
     program = find_chromium()
     if program is None:
-        if "chromium" in os.environ.get("TERAIO_REQUIRE", ""):
-            pytest.fail("TERAIO_REQUIRE asks for chromium, which is not installed")
-        pytest.skip("chromium is not installed")
+        lacking("chromium", "chromium is not installed")
     with browser(program) as opened:
         yield opened
 

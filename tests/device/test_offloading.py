@@ -8,7 +8,6 @@ while transfers are delayed at random and freed memory is filled with NaN.
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -21,6 +20,7 @@ from teraio.engine.testing import stress
 from tests.device.sim import load
 from tests.integration.test_equal_results import assert_equal
 from tests.integration.training import Case, Outcome, Training
+from tests.required import lacking
 
 DELAY_US = 1000
 CASES = [
@@ -41,9 +41,7 @@ each_share = pytest.mark.parametrize("share", SHARES)
 def accelerator(request: pytest.FixtureRequest) -> Iterator[str]:
     """A device with deterministic kernels and an empty allocator."""
     if request.param == "cuda" and not torch.cuda.is_available():
-        if "gpu" in os.environ.get("TERAIO_REQUIRE", ""):
-            pytest.fail("no CUDA device, and TERAIO_REQUIRE asks for one")
-        pytest.skip("no CUDA device")
+        lacking("gpu", "no CUDA device")
     if request.param == "sim":
         request.getfixturevalue("sim")
     else:

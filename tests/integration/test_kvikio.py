@@ -30,6 +30,7 @@ from teraio.profiler import kvikio_trials
 from teraio.profiler.spill import ENVIRONMENT
 from tests.integration.test_faults import open_spill_files, truncate_spill_files
 from tests.integration.training import Case, Training, digests, plain, unlimited_peak
+from tests.required import lacking
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = 4096
@@ -43,9 +44,7 @@ def kvikio() -> Any:
         with tempfile.TemporaryFile() as file:
             kvikio_path.try_out(file.fileno())
     except teraio.ConfigurationError as error:
-        if "kvikio" in os.environ.get("TERAIO_REQUIRE", ""):
-            pytest.fail(f"TERAIO_REQUIRE asks for kvikio: {error}")
-        pytest.skip(str(error))
+        lacking("kvikio", str(error))
     return module
 
 

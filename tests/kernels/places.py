@@ -17,6 +17,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.required import lacking
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -44,15 +46,11 @@ PLACES = [
 OTHERS = PLACES[1:]
 
 
-def wants_gpu() -> bool:
-    return "gpu" in os.environ.get("TERAIO_REQUIRE", "")
-
-
 def require(place: Place) -> None:
     """Skip a test that can't run here; fail where TERAIO_REQUIRE promises that it can."""
     missing = _missing(place)
-    if missing and wants_gpu() and place.device == "cuda":
-        pytest.fail(f"TERAIO_REQUIRE asks for a GPU, but {missing}")
+    if missing and place.device == "cuda":
+        lacking("gpu", missing)
     if missing:
         pytest.skip(missing)
 
