@@ -1,15 +1,22 @@
 """What has to be settled before any test module is imported.
 
-In: the environment. Out: Triton interprets its kernels, unless a GPU is asked for. Must not know:
-single tests.
+In: the environment. Out: Triton interprets its kernels, unless a GPU is asked for; hypothesis tries
+the same examples each time. Must not know: single tests.
 """
 
 from __future__ import annotations
 
 import os
 
+from hypothesis import settings
+
 from tests.required import promised
 
 # Triton looks when it is imported, and other libraries import it.
 if not promised("gpu"):
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# A run judges a change, so it must not depend on luck. `pytest --hypothesis-profile=default` looks
+# for what nobody has seen yet.
+settings.register_profile("same", derandomize=True)
+settings.load_profile("same")

@@ -59,8 +59,9 @@ def _figures(body: list[list[Text]], column: int) -> bool:
 
 
 def bar(value: float, largest: float, width: int = _BAR_WIDTH) -> str:
-    """A bar of at most ``width`` characters."""
-    eighths = round(8 * width * value / largest) if largest else 0
+    """A bar of at most ``width`` characters, full where the value is beyond the largest."""
+    share = min(1.0, max(0.0, value / largest)) if largest else 0.0
+    eighths = round(8 * width * share)
     return "█" * (eighths // 8) + (_EIGHTHS[eighths % 8] if eighths % 8 else "")
 
 

@@ -94,6 +94,13 @@ def replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
     return copy
 
 
+def test_a_plan_slower_than_it_says_it_can_be(tmp_path: Path) -> None:
+    """A bar is no longer than its column, whatever the file claims."""
+    changed = replaced(document(), ("record", "plan", "ideal_s"), 2**31)
+    (tmp_path / "file").write_bytes(gzip.compress(json.dumps(changed).encode(), 1))
+    shown_or_refused(tmp_path / "file")
+
+
 @given(st.data())
 @patient
 def test_any_value_in_place_of_any_other(tmp_path: Path, data: st.DataObject) -> None:
