@@ -42,7 +42,7 @@ bool nothing_special(const c10::OperatorHandle& op, c10::DeviceType device) {
   if (c10::impl::tls_local_dispatch_key_set().included_ != c10::default_included_set || at::in_parallel_region()) {
     return false;
   }
-  if (!at::autocast::is_autocast_enabled(device)) return true;
+  if (!at::autocast::is_autocast_available(device) || !at::autocast::is_autocast_enabled(device)) return true;
   return !op.hasKernelForDispatchKey(at::autocast::get_autocast_dispatch_key_from_device_type(device)) &&
          !op.hasKernelForDispatchKey(c10::DispatchKey::CompositeImplicitAutograd);
 }
