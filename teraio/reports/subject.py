@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from teraio.errors import ConfigurationError, PlanError
 from teraio.planner import validate
-from teraio.records import Hardware, Move, Plan, RunReport, StepReport, Trace
+from teraio.records import Hardware, Move, Plan, RunReport, StepReport, Telemetry, Trace
 
 # Sums of sizes stay exact in 64 bits.
 _MOST_BYTES = 1 << 62
@@ -17,13 +17,17 @@ _MOST_BYTES = 1 << 62
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """One iteration: its trace, the plan for it and the machine of the plan, and measured steps."""
+    """One iteration: its trace, the plan for it and the machine of the plan, and measured steps.
+
+    ``telemetry`` is what the machine did during these steps.
+    """
 
     name: str
     trace: Trace
     hardware: Hardware | None = None
     plan: Plan | None = None
     steps: tuple[StepReport, ...] = ()
+    telemetry: Telemetry | None = None
 
     @property
     def moves(self) -> tuple[Move, ...]:
@@ -43,6 +47,7 @@ def subject_of(record: object, name: str) -> Subject:
                 hardware=record.hardware,
                 plan=record.plan,
                 steps=record.steps,
+                telemetry=record.telemetry,
             )
         )
     if isinstance(record, RunReport):

@@ -89,6 +89,18 @@ def test_no_texts_overlap_and_nothing_is_wider_than_the_window(
     assert chromium.evaluate("document.documentElement.scrollWidth") <= width
 
 
+def test_a_run_shows_what_the_machine_did(chromium: Browser, tmp_path: Path) -> None:
+    shown(chromium, reports_data.subject(), tmp_path)
+    text = "document.getElementById('telemetry-card').innerText"
+    found = " ".join(chromium.evaluate(text).split())
+    assert "60 looks over 59.0 s" in found
+    assert "process resident memory 3.00 GiB 2.50 GiB 2.00 GiB 4.00 GiB" in found
+    assert "GPU: no figure for PCIe in (Not Supported)" in found
+    without = replace(reports_data.subject(), telemetry=None)
+    shown(chromium, without, tmp_path)
+    assert chromium.evaluate("document.getElementById('telemetry-card').hidden")
+
+
 @pytest.mark.parametrize("kept", ["trace", "plan"])
 def test_a_page_shows_only_what_is_known(kept: str, chromium: Browser, tmp_path: Path) -> None:
     subject = replace(reports_data.subject(), steps=())
