@@ -29,7 +29,7 @@ from teraio.reports.memory import (
 from teraio.reports.overview import Overview, overview
 from teraio.reports.planning import Planning, planning
 from teraio.reports.subject import Subject
-from teraio.reports.telemetry import HEADS, telemetry_rows, telemetry_title
+from teraio.reports.telemetry import HEADS, looks, telemetry_rows
 from teraio.reports.timeline import Span, Timeline, timeline
 from teraio.reports.units import count, format_size, seconds, share
 
@@ -260,7 +260,7 @@ def _telemetry(subject: Subject) -> Data | None:
     if telemetry is None:
         return None
     return {
-        "lead": telemetry_title(telemetry),
+        "lead": looks(telemetry),
         "heads": HEADS,
         "rows": telemetry_rows(telemetry),
         "missing": telemetry.missing,

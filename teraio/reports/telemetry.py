@@ -15,10 +15,10 @@ from teraio.reports.units import amount, count, seconds
 HEADS = ("of", "figure", "last", "mean", "least", "most")
 
 
-def telemetry_title(telemetry: Telemetry) -> str:
-    """For how long the machine was watched, and by how many looks."""
-    looks = "look" if telemetry.samples == 1 else "looks"
-    return f"The machine, {count(telemetry.samples)} {looks} over {seconds(telemetry.seconds)}"
+def looks(telemetry: Telemetry) -> str:
+    """Text such as ``60 looks over 59.0 s``."""
+    word = "look" if telemetry.samples == 1 else "looks"
+    return f"{count(telemetry.samples)} {word} over {seconds(telemetry.seconds)}"
 
 
 def telemetry_rows(telemetry: Telemetry) -> list[tuple[str, ...]]:
@@ -30,7 +30,7 @@ def telemetry_text(telemetry: Telemetry) -> RenderableType:
     """The table, and below it what is not known and why."""
     parts: list[RenderableType] = []
     if telemetry.readings:
-        title = telemetry_title(telemetry)
+        title = f"The machine, {looks(telemetry)}"
         parts.append(table(title, HEADS, telemetry_rows(telemetry)))
     if telemetry.missing:
         parts.append(Text("\n".join(telemetry.missing)))

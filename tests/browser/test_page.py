@@ -5,7 +5,6 @@ Skipped where Chromium is missing; with TERAIO_REQUIRE=chromium that is a failur
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,7 @@ import pytest
 
 from teraio.reports.page import page
 from teraio.reports.subject import Subject
-from tests.browser.chromium import Browser, browser, find_chromium
-from tests.required import lacking
+from tests.browser.chromium import Browser
 from tests.unit import reports_data
 from tests.unit.reports_data import TRACE
 
@@ -39,15 +37,6 @@ OVERLAPS = """(() => {
   }
   return found;
 })()"""
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    program = find_chromium()
-    if program is None:
-        lacking("chromium", "chromium is not installed")
-    with browser(program) as opened:
-        yield opened
 
 
 def shown(chromium: Browser, subject: Subject, folder: Path, width: int = 1280) -> Browser:
