@@ -140,8 +140,9 @@ def _report(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     try:
         found = {path: load(path) for path in options.files}
-        by_stem = {path.stem: results for path, results in found.items()}
-        print(report_page(by_stem, options.output or options.files[0].parent))
+        if options.output and len({path.stem for path in found}) < len(found):
+            raise ValueError("two of the files have one name; leave out --output, or rename one")
+        print(report_page(found, options.output or options.files[0].parent))
         for path, results in found.items():
             folder = options.output or path.parent
             for written in report(results, folder, path.stem, options.format):

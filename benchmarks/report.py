@@ -33,9 +33,9 @@ def report(results: AnyResults, folder: Path, stem: str, picture: str = "svg") -
     return [text, *pictures]
 
 
-def report_page(found: Mapping[str, AnyResults], folder: Path) -> Path:
-    """Writes the page about all results, by the stems of their files."""
+def report_page(found: Mapping[Path, AnyResults], folder: Path) -> Path:
+    """Writes the page about all results: named after the file they are from, if it is only one."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{next(iter(found)) if len(found) == 1 else 'report'}.html"
+    path = folder / f"{next(iter(found)).stem if len(found) == 1 else 'report'}.html"
     path.write_text(page(list(found.values())), encoding="utf-8")
     return path

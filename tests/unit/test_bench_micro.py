@@ -139,8 +139,21 @@ def test_one_report_of_suites_and_micro_benchmarks_together(
     assert (tmp_path / "out" / "planning.md").read_text().startswith("# planning, 2026-01-02")
 
 
+def test_two_files_of_one_name_do_not_take_each_others_place(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [tmp_path / name / "planning.json" for name in "ab"]
+    for file in files:
+        save(micro_results(), file)
+    assert main(["report", *map(str, files), "-o", str(tmp_path / "out")]) == 1
+    assert "two of the files have one name" in capsys.readouterr().err
+    assert main(["report", *map(str, files)]) == 0
+    html = (tmp_path / "a" / "report.html").read_text()
+    assert html.count("another machine") == 2
+
+
 def test_the_page_about_one_file_is_named_after_it(tmp_path: Path) -> None:
-    assert report_page({"planning": micro_results()}, tmp_path).name == "planning.html"
+    assert report_page({Path("a/planning.json"): micro_results()}, tmp_path).name == "planning.html"
     (text,) = report(micro_results(), tmp_path, "planning")
     assert "| 10,000 | 50% | 0.49 |" in text.read_text()
 
