@@ -9,6 +9,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -18,10 +19,12 @@
 namespace teraio {
 
 struct Frame;
+class Recipe;
 
 // [Note: states of a block]
 //   resident: memory holds the data.        leaving: memory holds the data and is being copied to the spill space.
 //   away:     the spill space holds it.     coming:  memory is taken and being filled.
+// A block with a recipe gives up its memory without a copy; then it is away without an extent, until the recipe is run.
 // A leaving block that an op wants becomes resident again at once; its copy completes by itself and counts as
 // valid if nothing wrote to the block meanwhile. Only a block that no op pins leaves. All changes happen under
 // the engine's mutex on threads that run ops; I/O threads only report that a transfer is done.
@@ -68,6 +71,9 @@ struct Block {
   std::optional<Extent> extent;
   TierKind tier = TierKind::kSpill;  // whose extent it is
   uint64_t checksum = 0;  // of the copy
+  // How to make the data again, see [Note: recipes]; the blocks that have this one as an operand of theirs.
+  std::shared_ptr<const Recipe> recipe;
+  std::vector<uint64_t> dependents;
   Transfer* transfer = nullptr;
   uint64_t transfer_version = 0;
 
@@ -79,6 +85,7 @@ struct Block {
   std::string name;          // for messages; empty where nobody named it
 
   bool clean() const { return extent.has_value() && copied_version == version; }
+  bool dropped() const { return state == State::kAway && !extent; }
 };
 
 }  // namespace teraio

@@ -176,10 +176,18 @@ def _machine(
 
 
 def _planned(trace: Trace, hardware: Hardware, name: str) -> Subject:
-    from teraio.reports.subject import Subject
+    from teraio.records import RunReport
+    from teraio.reports.subject import subject_of
 
-    plan = _make_plan(trace, hardware)
-    return Subject(name=name, trace=trace, hardware=hardware, plan=plan)
+    record = RunReport(
+        budget_bytes=hardware.budget_bytes,
+        phase="planned",
+        hardware=hardware,
+        trace=trace,
+        plan=_make_plan(trace, hardware),
+        steps=(),
+    )
+    return subject_of(record, name)
 
 
 def _make_plan(trace: Trace, hardware: Hardware) -> Plan:
@@ -201,7 +209,7 @@ def _save(subject: Subject, path: Path) -> None:
             budget_bytes=subject.hardware.budget_bytes,
             phase="planned",
             hardware=subject.hardware,
-            trace=subject.trace,
+            trace=subject.unlimited,
             plan=subject.plan,
             steps=(),
         ),
@@ -231,4 +239,4 @@ def _alternatives(subject: Subject, name: str, ssd: list[str], host: str | None)
         "10 % more memory": more_memory,
         "one more SSD": with_one_more_drive(hardware, name, ssd, host),
     }
-    return list(replanned(subject.trace, plan, _make_plan, changes.items()))
+    return list(replanned(subject.unlimited, plan, _make_plan, changes.items()))
