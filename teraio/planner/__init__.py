@@ -5,8 +5,6 @@ In: a Trace and a Hardware. Out: a Plan. Must not know: torch, files, the engine
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from teraio.errors import BudgetError
 from teraio.planner.bound import ideal_s, lower_bound_s, simple_bounds
 from teraio.planner.columns import Columns, columns
@@ -54,6 +52,8 @@ __all__ = [
 _MOST_STALLS = 50
 # A plan whose stalls are a smaller part of the iteration is not worth planning again.
 _FEW_STALLS = 0.01
+# How often more results are made again, judged by the plan before.
+_ROUNDS = 3
 
 
 def plan(trace: Trace, hardware: Hardware, options: PlanOptions | None = None) -> Plan:
@@ -63,24 +63,22 @@ def plan(trace: Trace, hardware: Hardware, options: PlanOptions | None = None) -
     """
     options = options or PlanOptions()
     best = _plan(trace, hardware, options, ())
-    for again in _recomputations(trace, hardware, options, best):
-        try:
-            found = _plan(trace, hardware, options, again)
-        except BudgetError:  # operands that come back for an op run again take memory too
-            continue
-        if found.predicted_s < best.predicted_s:
-            best = found
+    if not options.recompute or len(trace.ops) > VERY_MANY_OPS:
+        return best
+    for _ in range(_ROUNDS):
+        base = best
+        if base.predicted_s - base.ideal_s <= _FEW_STALLS * base.predicted_s:
+            break
+        for again in worthwhile(trace, hardware, base):
+            try:
+                found = _plan(trace, hardware, options, again)
+            except BudgetError:  # operands that come back for an op run again take memory too
+                continue
+            if found.predicted_s < best.predicted_s:
+                best = found
+        if best is base:
+            break
     return best
-
-
-def _recomputations(
-    trace: Trace, hardware: Hardware, options: PlanOptions, base: Plan
-) -> Iterable[tuple[Recomputation, ...]]:
-    stalls_s = base.predicted_s - base.ideal_s
-    few = stalls_s <= _FEW_STALLS * base.predicted_s
-    if not options.recompute or few or len(trace.ops) > VERY_MANY_OPS:
-        return ()
-    return worthwhile(trace, hardware, base)
 
 
 def _plan(

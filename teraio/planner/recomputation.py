@@ -85,7 +85,7 @@ def _operands(trace: Trace, births: Iterable[int | None]) -> dict[int | None, li
 def worthwhile(trace: Trace, hardware: Hardware, plan: Plan) -> Iterator[tuple[Recomputation, ...]]:
     """Results that ``plan`` moves and whose ops take less time than their moves; more each time.
 
-    Nothing if the plan has no stalls to save.
+    They come beside those that the plan makes again already. Nothing if it has no stalls to save.
     """
     found = _candidates(trace, hardware, plan)
     tried = 0
@@ -96,17 +96,20 @@ def worthwhile(trace: Trace, hardware: Hardware, plan: Plan) -> Iterator[tuple[R
             count += 1
         if count > tried:
             tried = count
-            yield _closed(trace, [again for again, _ in found[:count]])
+            more = [again for again, _ in found[:count]]
+            yield _closed(trace, [*plan.recomputations, *more])
 
 
 def _candidates(trace: Trace, hardware: Hardware, plan: Plan) -> list[tuple[Recomputation, float]]:
     """What could be made again, with the seconds of moves that it saves; the cheapest first."""
     tiers = {tier.name: tier for tier in hardware.tiers}
     longest: dict[int, tuple[float, float, Recomputation]] = {}
+    known = {again.storage for again in plan.recomputations}
     births = {s.birth for s in trace.storages if s.repeatable}
     operands = _operands(trace, births)
     for move in plan.moves:
-        if move.storage >= len(trace.storages) or move.needed_by is None:
+        new = move.storage < len(trace.storages) and move.storage not in known
+        if not new or move.needed_by is None:
             continue
         storage, tier = trace.storages[move.storage], tiers[move.tier]
         again = Recomputation(
