@@ -63,6 +63,7 @@ struct Block {
   bool exempt = false;    // an opaque tensor hides it, or a raw pointer into it is out: it never moves
   bool dead = false;      // its storage is gone; the block goes when nothing refers to it any more
   uint32_t pins = 0;      // ops and holders that need it in memory now
+  uint32_t holders = 0;   // those of them that may write to it without an op
   std::atomic<Frame*> frame{nullptr};  // the frame that pinned it last; only that frame's thread relies on it
 
   // The copy in the spill space is valid while `copied_version` is `version`; every write by an op adds one.

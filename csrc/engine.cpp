@@ -154,6 +154,8 @@ void Engine::link(Block* block, c10::StorageImpl* storage) {
 
 void Engine::mark_written(Block* block) {
   ++block->version;
+  // Its recipe makes what it was before; only while that is all there is of the data, it stays until it has been run.
+  if (block->memory != nullptr || block->extent) discard_recipe(block);
   // While the block is away its extent holds the only copy; it goes once the data is in memory and changed.
   if (block->memory != nullptr) drop_extent(block);
 }
@@ -424,6 +426,7 @@ IterationStats Engine::end_iteration() {
   ++iteration_;
   occurrences_.clear();
   last_backward_module_ = kNoModule;
+  forget_recipes();
   if (schedule_) {
     schedule_->restart();
     for (size_t s = 0; s < bound_.size(); ++s) {
@@ -531,10 +534,12 @@ void Engine::hold(Block* block, c10::StorageImpl* storage) {
   const GilRelease gil;
   Lock lock(*this);
   hold_locked(block, storage, lock);
+  ++block->holders;
 }
 
 void Engine::release(Block* block, bool written) {
   const Lock lock(*this);
+  --block->holders;
   if (written) mark_written(block);
   Frame* frame = block->frame;
   const bool last = block->pins == 1;

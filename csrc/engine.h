@@ -295,8 +295,10 @@ class Engine {
   void keep_recipe(Frame& frame, int32_t storage);
   bool drop(Block* block);
   void recompute(Block* block, Lock& lock);
+  void keep_here(Block* made, Lock& lock);
   void settle(Block* block, Lock& lock);
   void discard_recipe(Block* block);
+  void forget_recipes();
   void bind(Block* block, int32_t storage);
   void unbind(Block* block);
   void anchor_locked(uint64_t key);

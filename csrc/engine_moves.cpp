@@ -58,6 +58,7 @@ void Engine::fetch_now(Block* block, Lock& lock) {
     if (block->state == State::kAway) {
       // A fetch ahead of time may have failed for a reason that is gone; one that was asked for now is not tried on.
       if (block->dropped()) {
+        if (!block->recipe) throw SpillError(block->failure);  // it was lost as a run closed
         recompute(block, lock);
         if (place_of_block_.count(id) == 0 || block->dead) return;
         continue;
@@ -68,7 +69,11 @@ void Engine::fetch_now(Block* block, Lock& lock) {
       if (block->state == State::kAway && !start_coming(block, true, lock)) return;
       continue;
     }
+    // What another thread makes again may need memory that this one's op pins.
+    const int held_up = frame().entered && block->recipe && block->transfer == nullptr ? 1 : 0;
+    waiting_threads_ += held_up;
     wait(lock, block->trace_index);
+    waiting_threads_ -= held_up;
     if (place_of_block_.count(id) == 0 || block->dead) return;
   }
 }

@@ -14,6 +14,23 @@ namespace {
 
 thread_local Frame* own_frame = nullptr;
 
+// The exception being handled, as one that ops that wait for the result can fail with.
+std::exception_ptr failure_of_op() {
+  try {
+    throw;
+  } catch (const torch::PyTorchError&) {
+    return std::current_exception();
+  } catch (const std::bad_alloc&) {
+    return std::current_exception();
+  } catch (const c10::OutOfMemoryError& error) {
+    return std::make_exception_ptr(BudgetError(std::string("making a result again failed: ") + error.what_without_backtrace()));
+  } catch (const c10::Error& error) {
+    return std::make_exception_ptr(SpillError(std::string("making a result again failed: ") + error.what_without_backtrace()));
+  } catch (const std::exception& error) {
+    return std::make_exception_ptr(SpillError(std::string("making a result again failed: ") + error.what()));
+  }
+}
+
 }  // namespace
 
 Frame& Engine::frame() {
@@ -45,7 +62,8 @@ void Engine::keep_recipe(Frame& f, int32_t storage) {
     if (found == place_of_block_.end()) return;
     operands.push_back(blocks_[found->second]);
     // Somebody may write to such a one without an op.
-    if (operands.back()->exempt || operands.back()->published_iteration == iteration_) return;
+    const Block* operand = operands.back();
+    if (operand->exempt || operand->holders > 0 || operand->published_iteration == iteration_) return;
   }
   for (Block* operand : operands) operand->dependents.push_back(block->id);
   block->recipe = std::move(f.recipe);
@@ -53,6 +71,22 @@ void Engine::keep_recipe(Frame& f, int32_t storage) {
 
 void Engine::discard_recipe(Block* block) {
   if (block->recipe) old_recipes_.push_back(std::move(block->recipe));
+}
+
+// What was not given up within its iteration is kept from now on, or operands would live as long as their results. Blocks
+// that live long would have ever more dependents.
+void Engine::forget_recipes() {
+  for (Block* block : blocks_) {
+    if (!block->dropped() && block->state != State::kComing) discard_recipe(block);
+  }
+  for (Block* block : blocks_) {
+    auto& dependents = block->dependents;
+    const auto is_gone = [&](uint64_t id) {
+      const auto found = place_of_block_.find(id);
+      return found == place_of_block_.end() || !blocks_[found->second]->recipe;
+    };
+    dependents.erase(std::remove_if(dependents.begin(), dependents.end(), is_gone), dependents.end());
+  }
 }
 
 // Gives up a block's memory if it can be made again; nothing is copied.
@@ -66,6 +100,20 @@ bool Engine::drop(Block* block) {
   give_memory(block);
   block->state = State::kAway;
   return true;
+}
+
+// Other threads may have sent what this one has just made away.
+void Engine::keep_here(Block* made, Lock& lock) {
+  made->exempt = true;
+  ++made->pins;
+  try {
+    fetch_now(made, lock);
+    while (made->transfer != nullptr) wait(lock);
+  } catch (...) {
+    --made->pins;
+    throw;
+  }
+  --made->pins;
 }
 
 // Runs the op that made a block again and gives it the result's memory. The mutex is given up meanwhile. Throws what
@@ -93,18 +141,23 @@ void Engine::recompute(Block* block, Lock& lock) {
     const OwnFrame frame;
     result = recipe->run();
   } catch (...) {
-    failure = std::current_exception();
+    failure = failure_of_op();
   }
   lock.lock();
   waiting_threads_ -= waiting;
   Block* made = failure ? nullptr : block_of(result.storage().unsafeGetStorageImpl());
-  const bool fits = made != nullptr && made->nbytes == block->nbytes && made->state == State::kResident &&
-                    made->transfer == nullptr && made->pins == 0;
+  try {
+    if (made != nullptr) keep_here(made, lock);
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  const bool fits = !failure && made != nullptr && made->nbytes == block->nbytes && made->pins == 0;
   if (fits) {
     guard::set_memory(*result.storage().unsafeGetStorageImpl(), nullptr);
     block->device = std::exchange(made->device, std::nullopt);
     block->memory = std::exchange(made->memory, nullptr);
-    made->exempt = true;
+    // Programs that wait for one stream's work in another's did so when the result was made at first.
+    if (block->device) block->ready = accelerator_->event(block->device->home);
     if (block->address != nullptr) {  // where somebody expects it
       char* memory = std::exchange(block->memory, nullptr);
       used_ -= block->nbytes;

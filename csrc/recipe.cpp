@@ -1,9 +1,11 @@
 #include "recipe.h"
 
+#include <ATen/Context.h>
 #include <ATen/Parallel.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/as_strided.h>
 #include <ATen/ops/clone.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
@@ -51,17 +53,35 @@ at::Tensor shared(const at::Tensor& tensor) {
   return at::Tensor(tensor.unsafeGetTensorImpl()->shallow_copy_and_detach(c10::VariableVersion(0), false));
 }
 
+// With its strides and offset, for results are laid out like their operands.
 at::Tensor copied(const at::Tensor& tensor) {
   const auto guard = kernels_only();
-  at::Tensor copy = at::clone(tensor);
+  const auto elements = static_cast<int64_t>(tensor.storage().nbytes() / tensor.element_size());
+  const at::Tensor whole = at::as_strided(tensor, {elements}, {1}, 0);
+  at::Tensor copy = at::as_strided(at::clone(whole), tensor.sizes(), tensor.strides(), tensor.storage_offset());
   if (tensor.unsafeGetTensorImpl()->is_wrapped_number()) copy.unsafeGetTensorImpl()->set_wrapped_number(true);
   return copy;
 }
 
 }  // namespace
 
+Surroundings::Surroundings()
+    : threads_(at::get_num_threads()),
+      default_dtype_(c10::get_default_dtype()),
+      onednn_(at::globalContext().userEnabledMkldnn()) {
+  std::fegetenv(&floating_point_);
+}
+
+void Surroundings::restore() const {
+  if (at::get_num_threads() != threads_) at::set_num_threads(threads_);
+  if (c10::get_default_dtype() != default_dtype_) c10::set_default_dtype(default_dtype_);
+  if (at::globalContext().userEnabledMkldnn() != onednn_) at::globalContext().setUserEnabledMkldnn(onednn_);
+  std::fesetenv(&floating_point_);
+}
+
 bool Recipe::possible(const c10::OperatorHandle& op) {
   const c10::FunctionSchema& schema = op.schema();
+  if (op.operator_name().getNamespace() != "aten") return false;  // other people's tags may say too much
   if (schema.returns().size() != 1 || schema.returns()[0].type()->kind() != c10::TypeKind::TensorType) return false;
   const auto& arguments = schema.arguments();
   const bool writes = std::any_of(arguments.begin(), arguments.end(), [](const c10::Argument& argument) {
@@ -73,7 +93,7 @@ bool Recipe::possible(const c10::OperatorHandle& op) {
 
 std::unique_ptr<Recipe> Recipe::of(const c10::OperatorHandle& op, c10::ArrayRef<const c10::IValue> arguments,
                                    Block* (*block_of)(c10::StorageImpl*)) {
-  std::unique_ptr<Recipe> recipe(new Recipe(op, at::get_num_threads()));
+  std::unique_ptr<Recipe> recipe(new Recipe(op));
   for (const c10::IValue& argument : arguments) {
     if (!argument.isTensor()) {
       const bool holds_none = argument.isNone() || argument.isScalar() || argument.isString() || argument.isIntList() ||
@@ -103,16 +123,16 @@ std::unique_ptr<Recipe> Recipe::of(const c10::OperatorHandle& op, c10::ArrayRef<
 at::Tensor Recipe::run() const {
   const auto guard = kernels_only();
   const at::AutoGradMode no_grad(false);
-  const int threads = at::get_num_threads();
-  if (threads != threads_) at::set_num_threads(threads_);
   std::vector<c10::IValue> stack = arguments_;
+  const Surroundings here;
+  surroundings_.restore();
   try {
     op_.callBoxed(stack);
   } catch (...) {
-    if (threads != threads_) at::set_num_threads(threads);
+    here.restore();
     throw;
   }
-  if (threads != threads_) at::set_num_threads(threads);
+  here.restore();
   return stack.at(0).toTensor();
 }
 

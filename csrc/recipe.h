@@ -5,7 +5,9 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/ivalue.h>
 #include <ATen/record_function.h>
+#include <c10/core/DefaultDtype.h>
 
+#include <cfenv>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -16,13 +18,27 @@
 
 namespace teraio {
 
+// What kernels' results depend on beside their operands: settings of the thread and of PyTorch.
+class Surroundings {
+ public:
+  Surroundings();  // as they are now
+  // Changes what differs.
+  void restore() const;
+
+ private:
+  int threads_;
+  caffe2::TypeMeta default_dtype_;
+  bool onednn_;
+  std::fenv_t floating_point_;  // rounding, and whether denormal numbers are flushed
+};
+
 // [Note: recipes]
 // An op may be run again in place of keeping its result if it is a pure function of its operands. That is so for what
 // PyTorch tags as pointwise and not as random, and for a few others. The recipe keeps the op's arguments. Operands
 // that are blocks are shared, for they leave and come back as others do: so the result must be made again before one
 // of them is written to (Engine::settle). Small operands are copied.
 // PyTorch's vectorised loops round a value differently in a vector and at the end of a thread's part of the work, so
-// as many threads run the op as did at first.
+// as many threads run the op as did at first; other settings are what they were then, too (Surroundings).
 class Recipe {
  public:
   // Whether an op of this schema can have one.
@@ -38,10 +54,10 @@ class Recipe {
   const std::vector<uint64_t>& operands() const { return operands_; }
 
  private:
-  Recipe(const c10::OperatorHandle& op, int threads) : op_(op), threads_(threads) {}
+  explicit Recipe(const c10::OperatorHandle& op) : op_(op) {}
 
   c10::OperatorHandle op_;
-  int threads_;
+  Surroundings surroundings_;
   std::vector<c10::IValue> arguments_;
   std::vector<uint64_t> operands_;
 };
