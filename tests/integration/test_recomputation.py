@@ -48,36 +48,50 @@ def test_results_made_again_are_equal_within_the_budget(case: Case, spill: str) 
         assert sum(step.drift_ops for step in report.steps) == 0
 
 
-class Tanh(torch.autograd.Function):
-    """Saves its result, and not its operand."""
+Op = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Saved(torch.autograd.Function):
+    """Saves the result of ``op``, by default tanh, and not its operand."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        y = torch.tanh(x)
+    def forward(ctx: Any, x: torch.Tensor, op: Op = torch.tanh) -> torch.Tensor:
+        y = op(x)
         ctx.save_for_backward(y)
         return y
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
         (y,) = ctx.saved_tensors
-        return gradients[0] * (1 - y * y)
+        return gradients[0] * (1 - y * y), None
 
 
 class Gated(torch.nn.Module):
     """Layers whose activations can be made again from ``gates``, which nothing else needs."""
 
-    def __init__(self) -> None:
+    def __init__(self, activate: Callable[[Gated, torch.Tensor], torch.Tensor]) -> None:
         super().__init__()
         self.layers = torch.nn.ModuleList(torch.nn.Linear(128, 128) for _ in range(6))
         self.gates: list[torch.Tensor] = []
+        self.activate = activate
+        self.steps = 0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for layer in self.layers:
             gate = layer(x)
-            activated = Tanh.apply(gate)
+            activated = self.activate(self, gate)
             self.gates.append(gate.detach())
             x = activated * activated
+        self.steps += 1
         return x
+
+    def planned(self) -> bool:
+        """Whether a plan is followed that has not seen this."""
+        return self.steps >= STEPS - 2
+
+
+def tanh(model: Gated, gate: torch.Tensor) -> torch.Tensor:
+    return Saved.apply(gate)
 
 
 STEPS = 8
@@ -99,9 +113,9 @@ def trained(model: Gated, between: Callable[[int, Gated], object] = lambda *_: N
     return [*results, *(parameter.detach().clone() for parameter in model.parameters())]
 
 
-def gated() -> Gated:
+def gated(activate: Callable[[Gated, torch.Tensor], torch.Tensor] = tanh) -> Gated:
     torch.manual_seed(0)
-    return Gated()
+    return Gated(activate)
 
 
 @pytest.fixture
@@ -203,6 +217,109 @@ def test_threads_do_not_change_the_bits(running: Gated) -> None:
         assert_same(results, trained(gated(), change))
     finally:
         torch.set_num_threads(1)
+
+
+def result_written_by_an_op(model: Gated, gate: torch.Tensor) -> torch.Tensor:
+    activated = Saved.apply(gate)
+    if model.planned():
+        activated.data.mul_(0.5)
+    return activated
+
+
+def result_written_through_a_window(model: Gated, gate: torch.Tensor) -> torch.Tensor:
+    activated = Saved.apply(gate)
+    if model.planned():
+        activated.detach().numpy()[:] *= 0.5
+    return activated
+
+
+def operand_written_through_a_window(model: Gated, gate: torch.Tensor) -> torch.Tensor:
+    window = gate.detach().numpy() if model.planned() else None
+    activated = Saved.apply(gate)
+    if window is not None:
+        window[:] = 0
+    return activated
+
+
+def small_operands_with_gaps(model: Gated, gate: torch.Tensor) -> torch.Tensor:
+    rows = gate.detach()[:32, :64].clone().t()[:, ::2]
+    columns = gate.detach()[0, :32].clone().view(32, 1, 1)
+    outer = Saved.apply(rows * 1.5, lambda small: small * columns)
+    return gate * (outer * outer).mean()
+
+
+def denormal_numbers_flushed(model: Gated, gate: torch.Tensor) -> torch.Tensor:
+    def op(x: torch.Tensor) -> torch.Tensor:
+        model.gates.append(x * 1e-37)
+        torch.set_flush_denormal(True)
+        y = model.gates[-1] / 1e-37
+        torch.set_flush_denormal(False)
+        return y
+
+    return torch.tanh(gate + Saved.apply(gate, op))
+
+
+def default_type_changed(model: Gated, gate: torch.Tensor) -> torch.Tensor:
+    def op(x: torch.Tensor) -> torch.Tensor:
+        model.gates.append((x * 1000).int())
+        torch.set_default_dtype(torch.bfloat16)
+        y = model.gates[-1] / 3000
+        torch.set_default_dtype(torch.float32)
+        return y
+
+    return torch.tanh(gate + Saved.apply(gate, op))
+
+
+def onednn_switched_off(model: Gated, gate: torch.Tensor) -> torch.Tensor:
+    def op(x: torch.Tensor) -> torch.Tensor:
+        with torch.backends.mkldnn.flags(enabled=False):
+            return torch.nn.functional.gelu(x)
+
+    return Saved.apply(gate, op)
+
+
+_scale = 1.0
+
+
+@torch.library.custom_op("teraio_tests::scaled", mutates_args=(), tags=(torch.Tag.pointwise,))
+def scaled(x: torch.Tensor) -> torch.Tensor:
+    return torch.tanh(x) * _scale
+
+
+def op_with_a_state(model: Gated, gate: torch.Tensor) -> torch.Tensor:
+    def op(x: torch.Tensor) -> torch.Tensor:
+        global _scale
+        _scale = 0.7
+        y: torch.Tensor = torch.ops.teraio_tests.scaled(x)
+        _scale = 1.0
+        return y
+
+    return Saved.apply(gate, op)
+
+
+@pytest.mark.parametrize(
+    "activate",
+    [
+        result_written_by_an_op,
+        result_written_through_a_window,
+        operand_written_through_a_window,
+        small_operands_with_gaps,
+        denormal_numbers_flushed,
+        default_type_changed,
+        onednn_switched_off,
+        op_with_a_state,
+    ],
+)
+def test_what_an_op_depends_on(
+    activate: Callable[[Gated, torch.Tensor], torch.Tensor], spill: str
+) -> None:
+    """Results are made again from what they were made from, in the same way, or moved."""
+    model = gated(activate)
+    teraio.offload(model, memory_budget="3MiB", ssd=spill)
+    results, count = trained(model), recomputed(model)
+    teraio.restore(model)
+    assert_same(results, trained(gated(activate)))
+    assert count > 0
 
 
 def test_a_plan_without_it(spill: str) -> None:
