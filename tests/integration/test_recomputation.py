@@ -297,6 +297,7 @@ def op_with_a_state(model: Gated, gate: torch.Tensor) -> torch.Tensor:
     return Saved.apply(gate, op)
 
 
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")  # of switching oneDNN off
 @pytest.mark.parametrize(
     "activate",
     [
