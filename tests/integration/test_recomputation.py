@@ -229,7 +229,8 @@ def result_written_by_an_op(model: Gated, gate: torch.Tensor) -> torch.Tensor:
 def result_written_through_a_window(model: Gated, gate: torch.Tensor) -> torch.Tensor:
     activated = Saved.apply(gate)
     if model.planned():
-        activated.detach().numpy()[:] *= 0.5
+        window = activated.detach().numpy()
+        window *= 0.5
     return activated
 
 
@@ -242,10 +243,11 @@ def operand_written_through_a_window(model: Gated, gate: torch.Tensor) -> torch.
 
 
 def small_operands_with_gaps(model: Gated, gate: torch.Tensor) -> torch.Tensor:
-    rows = gate.detach()[:32, :64].clone().t()[:, ::2]
-    columns = gate.detach()[0, :32].clone().view(32, 1, 1)
-    outer = Saved.apply(rows * 1.5, lambda small: small * columns)
-    return gate * (outer * outer).mean()
+    """Loops over numbers that lie apart round in another way."""
+    rows = gate[:32, :64].clone()[:, ::2]
+    columns = gate.detach()[0, :64].clone().view(64, 1, 1)
+    outer = Saved.apply(rows, lambda small: torch.atan2(small, columns))
+    return torch.tanh(gate + outer.mean())
 
 
 def denormal_numbers_flushed(model: Gated, gate: torch.Tensor) -> torch.Tensor:
@@ -275,7 +277,7 @@ def onednn_switched_off(model: Gated, gate: torch.Tensor) -> torch.Tensor:
         with torch.backends.mkldnn.flags(enabled=False):
             return torch.nn.functional.gelu(x)
 
-    return Saved.apply(gate, op)
+    return torch.tanh(gate + Saved.apply(gate, op))
 
 
 _scale = 1.0
