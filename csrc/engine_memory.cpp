@@ -144,6 +144,7 @@ void Engine::drop_extent(Block* block) {
     host_->free(*block->extent, std::exchange(block->ready, std::nullopt));
   }
   block->extent.reset();
+  block->encoding.reset();
   block->copied_version = 0;
 }
 

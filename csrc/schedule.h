@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "encoding.h"
 #include "transfer.h"
 
 namespace teraio {
@@ -27,6 +28,7 @@ class Schedule {
   std::vector<uint32_t> use_offsets;
   std::vector<uint32_t> uses;
   std::vector<bool> persistent;
+  std::vector<CodecNumber> codecs;  // per storage
   std::vector<uint64_t> needs;  // bytes that each op takes beside its operands
   std::unordered_map<uint64_t, std::vector<uint32_t>> anchors;  // key -> position per occurrence
 
