@@ -31,11 +31,13 @@ from tests.integration.test_faults import open_spill_files, truncate_spill_files
 from tests.integration.training import NO_LIMIT, Case, Training, plain, unlimited_peak
 
 ROOT = Path(__file__).resolve().parents[2]
+# Two iterations are profiled, the others follow a plan.
 LLAMA = Case("llama", steps=5)
 CASES = [
-    LLAMA,
-    Case("gpt2", "adamw_foreach", frozenset({"dropout", "clip", "accumulate"}), steps=5),
-    Case("llama", "adamw_fused", frozenset({"autocast", "checkpointing", "evaluate"}), steps=5),
+    (LLAMA, 60),
+    (LLAMA, 40),
+    (Case("gpt2", "adamw_foreach", frozenset({"dropout", "clip"}), steps=4), 40),
+    (Case("llama", "adamw_fused", frozenset({"autocast", "checkpointing", "tied"}), steps=4), 60),
 ]
 LOSSY = ("bf16", "fp8", "int8")
 
@@ -73,8 +75,7 @@ def report_of(training: Training) -> teraio.RunReport:
 # ------------------------------------------------------------ training
 
 
-@pytest.mark.parametrize("share", [60, 40])
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(("case", "share"), CASES, ids=str)
 def test_lossless_training_is_equal_keeps_the_budget_and_moves_fewer_bytes(
     case: Case, share: int, spill: str
 ) -> None:
@@ -246,6 +247,25 @@ def test_values_that_do_not_get_smaller_go_as_they_are(spill: str) -> None:
         written, _ = moved_bytes()
     assert torch.equal(back.view(torch.int32), bits)
     assert written >= tensor.nbytes
+
+
+def test_values_that_change_while_they_are_encoded_do_the_encoder_no_harm(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An op may want a leaving storage back and write to it. Then its copy is thrown away, but an
+    encoder that finds more than it made room for would write where others keep theirs."""
+    values = torch.ones(1 << 14)
+    buffer = torch.empty(2 * values.nbytes, dtype=torch.uint8)
+    number = encoded_path.NAMES.index("lossless")
+
+    def pack_late(*args: Any, **kwargs: Any) -> Any:
+        values.normal_()
+        return pack(*args, **kwargs)
+
+    monkeypatch.setattr(encoded_path, "pack", pack_late)
+    encoded = encoded_path._encode(values, buffer, number)
+    encoded_path._decode(values, buffer, number, encoded)
+    assert torch.equal(values, torch.ones(1 << 14))
 
 
 # ------------------------------------------------------------ memory, faults, ends
