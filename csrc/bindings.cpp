@@ -143,6 +143,7 @@ py::dict end_iteration() {
   result["peak_bytes"] = stats.peak_bytes;
   result["read_bytes"] = stats.read_bytes;
   result["written_bytes"] = stats.written_bytes;
+  result["recomputed_bytes"] = stats.recomputed_bytes;
   result["ops"] = stats.ops;
   result["drift_ops"] = stats.drift_ops;
   py::list stalls;
@@ -166,6 +167,7 @@ py::tuple columns(const std::vector<Event>& events, Fields... fields) {
 
 py::dict take_recording() {
   const Recording recording = engine().take_recording();
+  observer::mode_changed();
   using R = Recording;
   py::dict result;
   result["ops"] =
@@ -175,6 +177,7 @@ py::dict take_recording() {
   result["deaths"] = columns(recording.deaths, &R::Death::block, &R::Death::op);
   result["anchors"] =
       columns(recording.anchors, &R::AnchorEvent::key, &R::AnchorEvent::occurrence, &R::AnchorEvent::op);
+  result["repeatables"] = columns(recording.repeatables, &R::Repeatable::block, &R::Repeatable::op);
   result["calls"] = columns(recording.ops, &R::Op::calls)[0];
   result["untracked_peak_bytes"] = recording.untracked_peak_bytes;
   result["op_names"] = engine().op_names();
@@ -208,14 +211,18 @@ struct PlanColumns {
 
 // (storage, fetch, tier, extent), the tier as a number of TierKind.
 using Action = std::tuple<int32_t, bool, uint8_t, int64_t>;
+// (op, storage that it makes, the storage's number once it is made again).
+using Again = std::tuple<uint32_t, int32_t, int32_t>;
 
 void follow(const PlanColumns& ops, const std::vector<std::vector<Action>>& actions, const std::vector<std::vector<int32_t>>& births, const std::vector<std::vector<uint32_t>>& uses,
-            const std::vector<bool>& persistent, std::vector<CodecNumber> codecs, const std::vector<std::tuple<uint64_t, uint32_t, uint32_t>>& anchors,
-            const std::vector<std::pair<int32_t, uint64_t>>& bound) {
+            const std::vector<bool>& persistent, std::vector<CodecNumber> codecs,
+            const std::vector<std::tuple<uint64_t, uint32_t, uint32_t>>& anchors,
+            const std::vector<std::pair<int32_t, uint64_t>>& bound, const std::vector<Again>& again) {
   auto schedule = std::make_unique<Schedule>();
   for (size_t i = 0; i < ops.op_names.size(); ++i) {
-    schedule->signatures.push_back(
-        signature_of(engine().intern(ops.op_names[i]), ops.modules[i], static_cast<Phase>(ops.phases[i])));
+    const uint32_t name = engine().intern(ops.op_names[i]);
+    schedule->names.push_back(name);
+    schedule->signatures.push_back(signature_of(name, ops.modules[i], static_cast<Phase>(ops.phases[i])));
   }
   schedule->action_offsets.push_back(0);
   for (const auto& at : actions) {
@@ -242,7 +249,13 @@ void follow(const PlanColumns& ops, const std::vector<std::vector<Action>>& acti
     if (positions.size() <= occurrence) positions.resize(occurrence + 1, op);
     positions[occurrence] = op;
   }
+  schedule->again.assign(persistent.size(), -1);
+  for (const auto& [op, storage, then] : again) {
+    schedule->repeats[op] = storage;
+    schedule->again[static_cast<size_t>(storage)] = then;
+  }
   engine().follow(std::move(schedule), bound);
+  observer::mode_changed();
 }
 
 const char* state_name(State state) {
@@ -346,7 +359,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("begin_optimizer", &observer::begin_optimizer);
   m.def("end_optimizer", &observer::end_optimizer);
   m.def("end_iteration", &end_iteration);
-  m.def("record", [](bool on) { engine().record(on); });
+  m.def("record", [](bool on) {
+    engine().record(on);
+    observer::mode_changed();
+  });
   m.def("take_recording", &take_recording);
   m.def("follow", [](std::vector<std::string> op_names, std::vector<uint32_t> modules, std::vector<uint8_t> phases,
                      std::vector<uint64_t> needs,
@@ -354,9 +370,12 @@ PYBIND11_MODULE(_C, m) {
                      const std::vector<std::vector<int32_t>>& births, const std::vector<std::vector<uint32_t>>& uses,
                      const std::vector<bool>& persistent, std::vector<CodecNumber> codecs,
                      const std::vector<std::tuple<uint64_t, uint32_t, uint32_t>>& anchors,
-                     const std::vector<std::pair<int32_t, uint64_t>>& bound) {
+                     const std::vector<std::pair<int32_t, uint64_t>>& bound, const std::vector<Again>& again) {
     follow({std::move(op_names), std::move(modules), std::move(phases), std::move(needs)}, actions, births, uses, persistent,
-           std::move(codecs), anchors, bound);
+           std::move(codecs), anchors, bound, again);
   });
-  m.def("unfollow", [] { engine().unfollow(); });
+  m.def("unfollow", [] {
+    engine().unfollow();
+    observer::mode_changed();
+  });
 }

@@ -10,6 +10,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -19,10 +20,12 @@
 namespace teraio {
 
 struct Frame;
+class Recipe;
 
 // [Note: states of a block]
 //   resident: memory holds the data.        leaving: memory holds the data and is being copied to the spill space.
 //   away:     the spill space holds it.     coming:  memory is taken and being filled.
+// A block with a recipe gives up its memory without a copy; then it is away without an extent, until the recipe is run.
 // A leaving block that an op wants becomes resident again at once; its copy completes by itself and counts as
 // valid if nothing wrote to the block meanwhile. Only a block that no op pins leaves. All changes happen under
 // the engine's mutex on threads that run ops; I/O threads only report that a transfer is done.
@@ -70,6 +73,9 @@ struct Block {
   TierKind tier = TierKind::kSpill;  // whose extent it is
   uint64_t checksum = 0;  // of the copy
   std::optional<Encoding> encoding;  // of the copy, where it is encoded
+  // How to make the data again, see [Note: recipes]; the blocks that have this one as an operand of theirs.
+  std::shared_ptr<const Recipe> recipe;
+  std::vector<uint64_t> dependents;
   Transfer* transfer = nullptr;
   uint64_t transfer_version = 0;
 
@@ -90,6 +96,7 @@ struct Block {
   }
 
   bool clean() const { return extent.has_value() && copied_version == version; }
+  bool dropped() const { return state == State::kAway && !extent; }
 };
 
 }  // namespace teraio

@@ -43,11 +43,6 @@ Engine& Engine::instance() {
   return *engine;
 }
 
-Frame& Engine::frame() {
-  static thread_local Frame frame;
-  return frame;
-}
-
 // ---------------------------------------------------------------- life
 
 void Engine::start(std::unique_ptr<SpillSpace> spill, std::unique_ptr<HostTier> host, const Accelerator* accelerator,
@@ -248,7 +243,7 @@ void Engine::begin(Frame& f, const std::vector<Operand>& operands) {
   enter(f);
   if (!done_.empty()) drain();
   if (!fetch_queue_.empty()) start_waiting_fetches(lock);
-  bool missing = false;
+  bool missing = false, settled = true;
   for (const Operand& operand : operands) {
     link(operand.block, operand.storage);
     if (!operand.data) {
@@ -257,13 +252,14 @@ void Engine::begin(Frame& f, const std::vector<Operand>& operands) {
     }
     pin(f, operand);
     missing = missing || operand.block->state != State::kResident;
+    settled = settled && (!operand.write || operand.block->dependents.empty());
   }
   const bool cramped = begins && used() + need_of(f) > budget_;
-  if ((!missing && !cramped) || forked_) return;
+  if ((!missing && !cramped && settled) || forked_) return;
   lock.unlock();
   gil.emplace();
   lock.lock();
-  if (missing) make_resident(f, lock);
+  if (missing || !settled) make_resident(f, lock);
   if (begins) make_room_for_results(f, lock);
   if (f.waited && begins && recording_) f.resumed = accelerator_->event(*f.stream, true);
 }
@@ -275,14 +271,17 @@ void Engine::make_resident(Frame& f, Lock& lock) {
     for (size_t i = 0; i < f.pinned.size(); ++i) {
       Block* block = f.pinned[i].block;
       if (block->dead) continue;
-      if (block->state == State::kAway) {
+      if (block->state == State::kAway && !block->dropped()) {
         make_room(block->nbytes, lock, block->trace_index);
-        if (block->state == State::kAway && !block->dead) start_coming(block, true, lock);
+        if (block->state == State::kAway && !block->dropped() && !block->dead) start_coming(block, true, lock);
       }
       if (block->state == State::kComing && block->transfer != nullptr) spill_->promote(block->transfer);
     }
     for (size_t i = 0; i < f.pinned.size(); ++i) {
       if (!f.pinned[i].block->dead) fetch_now(f.pinned[i].block, lock);
+    }
+    for (size_t i = 0; i < f.pinned.size(); ++i) {
+      if (f.pinned[i].write && !f.pinned[i].block->dead) settle(f.pinned[i].block, lock);
     }
   } catch (const BudgetError& error) {
     f.over_budget = true;
@@ -297,16 +296,18 @@ void Engine::make_resident(Frame& f, Lock& lock) {
   for (const auto& pinned : f.pinned) {
     c10::StorageImpl* storage = owner(pinned.block);
     if (storage == nullptr) continue;
-    if (pinned.block->state == State::kResident) {
+    const bool settled = !pinned.write || pinned.block->dependents.empty();
+    if (pinned.block->state == State::kResident && settled) {
       if (f.stream) use_on(pinned.block, *f.stream);
       open(pinned.block, storage);
     } else {
+      guard::close(*storage);
       guard::set_message(*storage, (f.over_budget ? "teraio.BudgetError: " : "teraio.SpillError: ") + f.error);
     }
   }
 }
 
-bool Engine::counts(const Frame& f) const { return f.training && watching_ && !f.pinned.empty(); }
+bool Engine::counts(const Frame& f) const { return f.training && !f.apart && watching_ && !f.pinned.empty(); }
 
 void Engine::end_op(Frame& f, const std::optional<Place>& place) {
   if (f.stream) note_need(f);
@@ -330,6 +331,8 @@ void Engine::end_op(Frame& f, const std::optional<Place>& place) {
   f.also_stream.reset();
   f.resumed.reset();
   f.error.clear();
+  f.made = nullptr;
+  if (f.recipe) old_recipes_.push_back(std::move(f.recipe));
   if (schedule_) run_due_actions();
   if (!fetch_queue_.empty()) start_waiting_fetches(lock);
   if (waiters_ > 0) notify();
@@ -354,9 +357,11 @@ void Engine::count_use(Frame& f, const Place& place) {
     }
     const int64_t end_ns = now_ns();
     const int64_t stall_ns = stats_.stall_ns;
-    const int64_t duration = (end_ns - last_op_end_ns_) - (stall_ns - last_op_stall_ns_);
+    const int64_t duration = (end_ns - last_op_end_ns_) - (stall_ns - last_op_stall_ns_) - recompute_ns_;
+    if (f.made != nullptr) recording_->repeatables.push_back({f.made->id, op});
     last_op_end_ns_ = end_ns;
     last_op_stall_ns_ = stall_ns;
+    recompute_ns_ = 0;
     // The CPU's blocks are all that it takes; a device's allocator says what else the op took.
     const int64_t most = f.stream ? f.allocated_most - f.allocated_before : f.logical_peak - f.logical_begin;
     recording_->ops.push_back({f.name, place.module, static_cast<uint8_t>(place.phase), std::max<int64_t>(0, duration),
@@ -375,6 +380,8 @@ void Engine::count_use(Frame& f, const Place& place) {
     if (!pinned.born || pinned.block->dead || next == last) continue;
     bind(pinned.block, schedule_->births[next++]);
   }
+  const auto repeat = schedule_->repeats.find(static_cast<uint32_t>(at));
+  if (repeat != schedule_->repeats.end()) keep_recipe(f, repeat->second);
 }
 
 // A block is bound to at most one storage of the trace, and the other way round.
@@ -433,6 +440,7 @@ IterationStats Engine::end_iteration() {
 
 void Engine::mode_changed() {
   watching_ = recording_ || schedule_;
+  wants_results_ = recording_ || (schedule_ && !schedule_->repeats.empty());
   measuring_ = active_ && accelerator_ != nullptr && (recording_ || !schedule_);
 }
 
@@ -445,6 +453,7 @@ void Engine::record(bool on) {
   }
   last_op_end_ns_ = now_ns();
   last_op_stall_ns_ = stats_.stall_ns;
+  recompute_ns_ = 0;
   small_peak_ = small_.load();
   mode_changed();
 }
@@ -515,6 +524,7 @@ void Engine::hold_locked(Block* block, c10::StorageImpl* storage, Lock& lock) {
   ++block->pins;
   try {
     fetch_now(block, lock);
+    settle(block, lock);  // whoever holds it may write to it
   } catch (...) {
     unpin(block);
     throw;

@@ -22,6 +22,7 @@
 #include "device.h"
 #include "host_tier.h"
 #include "pages.h"
+#include "recipe.h"
 #include "recorder.h"
 #include "schedule.h"
 #include "spill.h"
@@ -62,6 +63,9 @@ struct Frame {
   int64_t allocated_most = 0;              // while it ran, where needs are measured
   uint64_t taking = 0;                     // bytes that the engine itself takes just now
   bool freeing = false;                    // inside free_memory()
+  bool apart = false;                      // of an op that the engine runs itself, within another one
+  const Block* made = nullptr;             // the op's result, if the op could be run again
+  std::shared_ptr<const Recipe> recipe;    // how to, if the plan wants to
   bool over_budget = false;  // `error` is a matter of the budget, else of the spill space
   std::string error;         // why an operand could not be made resident; the op fails with it
 };
@@ -86,6 +90,7 @@ struct IterationStats {
   uint64_t peak_bytes = 0;
   uint64_t read_bytes = 0;
   uint64_t written_bytes = 0;
+  uint64_t recomputed_bytes = 0;
   uint64_t ops = 0;
   uint64_t drift_ops = 0;
   std::vector<Stall> stalls;  // the longest, the longest first
@@ -95,6 +100,20 @@ class Engine {
  public:
   static Engine& instance();
   static Frame& frame();
+
+  // An op of the engine's own within the op of a thread: it has a frame apart, as operands of the one are not yet in
+  // memory for the other.
+  class OwnFrame {
+   public:
+    OwnFrame();
+    ~OwnFrame();
+    OwnFrame(const OwnFrame&) = delete;
+    OwnFrame& operator=(const OwnFrame&) = delete;
+
+   private:
+    Frame frame_;
+    Frame* outer_;
+  };
 
   // --- life ---
   // Takes over the tiers; ops are watched from now on. The budget is of the accelerator's memory if there is one, which
@@ -136,6 +155,11 @@ class Engine {
   // `place` is asked only for ops that count.
   template <class PlaceOf>
   void end(Frame& frame, PlaceOf&& place_of);
+
+  // Whether results are looked at: for the recording, or because the plan runs ops again.
+  bool wants_results() const { return wants_results_.load(std::memory_order_relaxed); }
+  // Whether the plan will run the op that begins again, or the recording wants to know if it could.
+  bool wants_recipe(const Frame& frame);
 
   // --- places of the program ---
   void anchor(uint64_t key);
@@ -196,7 +220,7 @@ class Engine {
   // [Note: two locks]
   // PyTorch's allocators of devices have a lock of their own and call us back while they hold it (free_memory). So
   // they are never called under the engine's mutex: memory is taken with the mutex given up meanwhile, and what is
-  // given back under it waits in `garbage_` and goes when the mutex is given up.
+  // given back under it waits in `garbage_` and goes when the mutex is given up. So do recipes: storages die with them.
   class Lock {
    public:
     explicit Lock(Engine& engine) : engine_(engine), lock_(engine.mutex_) {}
@@ -208,7 +232,7 @@ class Engine {
     void lock() { lock_.lock(); }
     void unlock();
     void free_garbage() {
-      if (!engine_.garbage_.empty()) unlock(), lock();
+      if (!engine_.garbage_.empty() || !engine_.old_recipes_.empty()) unlock(), lock();
     }
     template <class Changed>
     void wait(std::condition_variable& condition, Changed&& changed) {
@@ -270,6 +294,11 @@ class Engine {
   void find_victims();
   void start_waiting_fetches(Lock& lock);
   void run_due_actions();
+  void keep_recipe(Frame& frame, int32_t storage);
+  bool drop(Block* block);
+  void recompute(Block* block, Lock& lock);
+  void settle(Block* block, Lock& lock);
+  void discard_recipe(Block* block);
   void bind(Block* block, int32_t storage);
   void unbind(Block* block);
   void anchor_locked(uint64_t key);
@@ -310,6 +339,7 @@ class Engine {
 
   const Accelerator* accelerator_ = nullptr;
   std::vector<Garbage> garbage_;
+  std::vector<std::shared_ptr<const Recipe>> old_recipes_;  // their tensors may die with them
   std::unique_ptr<SpillSpace> spill_;
   std::unique_ptr<HostTier> host_;
   CodecNumber default_codec_ = 0;
@@ -349,6 +379,7 @@ class Engine {
   uint64_t op_counter_ = 0;
   uint64_t iteration_ = 1;
   std::atomic<bool> watching_{false};   // ops are recorded or followed
+  std::atomic<bool> wants_results_{false};
   std::atomic<bool> measuring_{false};  // what each op needs on the device
   uint32_t last_backward_module_ = kNoModule;
   std::unordered_map<uint64_t, uint32_t> occurrences_;
@@ -360,6 +391,7 @@ class Engine {
   std::vector<OpTime> op_times_;  // of the recording, on a device
   int64_t last_op_end_ns_ = 0;
   int64_t last_op_stall_ns_ = 0;
+  int64_t recompute_ns_ = 0;  // of ops run again within this op
   std::unique_ptr<Schedule> schedule_;
   std::vector<Block*> bound_;          // block of each storage of the trace
   std::deque<uint64_t> fetch_queue_;   // blocks whose fetch is due and waits for memory
@@ -378,6 +410,8 @@ void Engine::end(Frame& frame, PlaceOf&& place_of) {
   const bool untouched = !frame.entered && frame.pinned.empty();
   if (untouched && !any_done_.load(std::memory_order_relaxed)) {
     frame.opaque = false;
+    frame.made = nullptr;
+    frame.recipe.reset();
     return;
   }
   std::optional<Place> place;

@@ -110,6 +110,7 @@ void Engine::storage_died(Block* block) {
   block->dead = true;
   block->storage.reset();
   logical_ -= static_cast<int64_t>(block->nbytes);
+  discard_recipe(block);
   unbind(block);
   if (recording_) {
     const auto op = static_cast<int64_t>(recording_->ops.size());
@@ -216,7 +217,10 @@ void Engine::give_memory(Block* block) {
 void Engine::Lock::unlock() {
   std::vector<Garbage> garbage;
   garbage.swap(engine_.garbage_);
+  std::vector<std::shared_ptr<const Recipe>> recipes;
+  recipes.swap(engine_.old_recipes_);
   lock_.unlock();
+  recipes.clear();
   if (!garbage.empty()) engine_.free_garbage(std::move(garbage));
 }
 

@@ -57,6 +57,11 @@ void Engine::fetch_now(Block* block, Lock& lock) {
     }
     if (block->state == State::kAway) {
       // A fetch ahead of time may have failed for a reason that is gone; one that was asked for now is not tried on.
+      if (block->dropped()) {
+        recompute(block, lock);
+        if (place_of_block_.count(id) == 0 || block->dead) return;
+        continue;
+      }
       if (tries++ == 2) throw SpillError(block->failure);
       make_room(block->nbytes, lock, block->trace_index);
       if (place_of_block_.count(id) == 0 || block->dead) return;
@@ -171,6 +176,7 @@ void Engine::find_victims() {
 // ---------------------------------------------------------------- transfers
 
 void Engine::start_leaving(Block* block, bool urgent, std::optional<Slot> planned, bool natively) {
+  if (drop(block)) return;
   if (block->transfer != nullptr) {  // its copy is still being written, and nothing has changed it since
     leave(block);
     return;
@@ -376,7 +382,7 @@ void Engine::start_waiting_fetches(Lock& lock) {
     const auto found = place_of_block_.find(id);
     Block* block = found == place_of_block_.end() ? nullptr : blocks_[found->second];
     if (block != nullptr && block->state == State::kLeaving) return;  // it can come when it has gone
-    const bool comes = block != nullptr && block->state == State::kAway && !block->dead;
+    const bool comes = block != nullptr && block->state == State::kAway && !block->dropped() && !block->dead;
     if (comes && used() + block->nbytes > budget_) return;
     fetch_queue_.pop_front();
     try {
@@ -398,7 +404,9 @@ void Engine::run_due_actions() {
         if (block->state == State::kAway || block->state == State::kLeaving) fetch_queue_.push_back(block->id);
       } else if (can_leave(block) && block->published_iteration != iteration_) {
         try {
-          start_leaving(block, false, Slot{action.tier, static_cast<uint64_t>(action.extent)});
+          std::optional<Slot> planned;
+          if (action.extent >= 0) planned = Slot{action.tier, static_cast<uint64_t>(action.extent)};
+          start_leaving(block, false, planned);
         } catch (const SpillError& error) {
           // Nothing is lost: the data stays, and an op that lacks the memory raises the cause.
           write_failure_ = error.msg;

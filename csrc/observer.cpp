@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -18,6 +19,7 @@
 #include "allocator.h"
 #include "calls.h"
 #include "engine.h"
+#include "recipe.h"
 
 // The public accessors copy the whole schema, or only give the name.
 namespace {
@@ -40,6 +42,7 @@ constexpr uint32_t kNoModule = ~uint32_t{0};
 struct OpInfo {
   const c10::Argument* arguments = nullptr;
   uint32_t id = 0;
+  std::optional<c10::OperatorHandle> repeatable;  // it can be run again, see [Note: recipes]
   bool kernel = false;        // it is implemented per device, not by calls of other ops
   std::vector<bool> written;  // per argument
   std::vector<bool> viewed;   // per argument: the result is another view of it, its data is not touched
@@ -48,16 +51,14 @@ struct OpInfo {
 // These write running statistics without saying so in their schema.
 bool writes_undeclared(std::string_view name) { return name.find("batch_norm") != std::string_view::npos; }
 
-bool is_kernel(const c10::FunctionSchema& schema) {
-  const auto op = c10::Dispatcher::singleton().findOp(schema.operator_name());
-  return !op || !op->hasKernelForDispatchKey(c10::DispatchKey::CompositeImplicitAutograd);
-}
 
 OpInfo describe(const c10::FunctionSchema& schema) {
   OpInfo info;
   info.arguments = schema.arguments().data();
   info.id = Engine::instance().intern(schema.name());
-  info.kernel = is_kernel(schema);
+  const auto op = c10::Dispatcher::singleton().findOp(schema.operator_name());
+  info.kernel = !op || !op->hasKernelForDispatchKey(c10::DispatchKey::CompositeImplicitAutograd);
+  if (op && Recipe::possible(*op)) info.repeatable = op;
   for (const auto& argument : schema.arguments()) {
     const auto* alias = argument.alias_info();
     info.written.push_back((alias != nullptr && alias->isWrite()) || writes_undeclared(schema.name()));
@@ -198,6 +199,27 @@ void end_kernel(const at::RecordFunction& op, const c10::FunctionSchema& schema)
   if (calls::logging()) calls::end(op, schema);
 }
 
+// Without a recipe the result is moved in place of being made again.
+void take_recipe(const at::RecordFunction& op, const c10::OperatorHandle& repeatable, Frame& frame) {
+  try {
+    frame.recipe = Recipe::of(repeatable, op.inputs(), &block_at_sight);
+  } catch (const std::exception&) {
+    frame.recipe = nullptr;  // no memory for the copy of an operand
+  }
+}
+
+// The op's result, if the op can be run again and has just made it.
+void note_result(const at::RecordFunction& op, Frame& frame) {
+  if (!frame.recipe || op.outputs().size() != 1 || !op.outputs()[0].isTensor()) return;
+  const at::Tensor& result = op.outputs()[0].toTensor();
+  if (!result.defined() || !result.has_storage()) return;
+  const Block* block = block_at_sight(result.storage().unsafeGetStorageImpl());
+  const bool born = std::any_of(frame.pinned.begin(), frame.pinned.end(), [block](const Frame::Pinned& pinned) {
+    return pinned.born && pinned.block == block;
+  });
+  if (born) frame.made = block;
+}
+
 std::unique_ptr<at::ObserverContext> on_start(const at::RecordFunction& op) {
   const c10::FunctionSchema* schema = schema_of(op);
   if (schema == nullptr) return nullptr;
@@ -206,6 +228,7 @@ std::unique_ptr<at::ObserverContext> on_start(const at::RecordFunction& op) {
   if (frame.depth++ == 0) {
     frame.name = info.id;
     if (!frame.training && torch::autograd::get_current_node()) frame.training = true;
+    if (info.repeatable && Engine::instance().wants_recipe(frame)) take_recipe(op, *info.repeatable, frame);
   }
   if (kernel_depth > 0) return nullptr;
   if (births == Births::kMeta && info.kernel) {
@@ -233,12 +256,22 @@ void on_end(const at::RecordFunction& op, at::ObserverContext* /*context*/) {
     for (const c10::IValue& value : op.outputs()) note_births(value);
   }
   if (--frame.depth > 0) return;
+  if (Engine::instance().wants_results()) note_result(op, frame);
   if (calls::logging() && Engine::instance().counts(frame)) frame.calls = calls::take_pattern();
   Engine::instance().end(frame, place_of_op);
 }
 
 at::CallbackHandle handle = 0;
 bool enabled = false;
+bool with_results = false;
+
+void add_callback() {
+  with_results = births != Births::kAllocator || Engine::instance().wants_results();
+  handle = at::addGlobalCallback(at::RecordFunctionCallback(on_start, on_end)
+                                     .needsInputs(true)
+                                     .needsOutputs(with_results)
+                                     .scopes({at::RecordScope::FUNCTION}));
+}
 
 }  // namespace
 
@@ -246,11 +279,16 @@ void enable(bool meta) {
   if (enabled) return;
   const bool device = Engine::instance().accelerator() != nullptr;
   births = meta ? Births::kMeta : device ? Births::kDevice : Births::kAllocator;
-  handle = at::addGlobalCallback(at::RecordFunctionCallback(on_start, on_end)
-                                     .needsInputs(true)
-                                     .needsOutputs(births != Births::kAllocator)
-                                     .scopes({at::RecordScope::FUNCTION}));
+  add_callback();
   enabled = true;
+}
+
+void mode_changed() {
+  if (!enabled || births != Births::kAllocator || with_results == Engine::instance().wants_results()) return;
+  // An op may begin between the two calls: one that is seen twice does no harm.
+  const at::CallbackHandle old = handle;
+  add_callback();
+  at::removeCallback(old);
 }
 
 void disable() {

@@ -9,6 +9,8 @@ namespace teraio::observer {
 // With `meta`, storages of the meta device are blocks as well, from the first op that gets or makes them.
 void enable(bool meta = false);
 void disable();
+// The engine has begun or ended to want results of ops; call it whenever it records or follows a plan, or no longer.
+void mode_changed();
 
 // This thread's ops belong to training (a forward or optimizer hook ran on it).
 void mark_training_thread();

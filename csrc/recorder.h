@@ -29,6 +29,11 @@ struct Recording {
     uint64_t block;
     int64_t op;  // the op after which; -1 before op 0
   };
+  // The block is the result of the op, which can be run again to the same result.
+  struct Repeatable {
+    uint64_t block;
+    uint32_t op;
+  };
   struct AnchorEvent {
     uint64_t key;
     uint32_t occurrence;
@@ -38,6 +43,7 @@ struct Recording {
   std::vector<Use> uses;
   std::vector<Birth> births;
   std::vector<Death> deaths;
+  std::vector<Repeatable> repeatables;
   std::vector<AnchorEvent> anchors;
   int64_t untracked_peak_bytes = 0;
 };

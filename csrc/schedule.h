@@ -17,9 +17,10 @@ class Schedule {
     int32_t storage;
     bool fetch;      // else offload
     TierKind tier;   // where it is kept meanwhile
-    int64_t extent;
+    int64_t extent;  // -1: none, the data is made again
   };
   // Columns as Python hands them over; offsets have one entry more than there are ops or storages.
+  std::vector<uint32_t> names;
   std::vector<uint32_t> signatures;
   std::vector<uint32_t> action_offsets;
   std::vector<Action> actions;
@@ -30,6 +31,9 @@ class Schedule {
   std::vector<bool> persistent;
   std::vector<CodecNumber> codecs;  // per storage
   std::vector<uint64_t> needs;  // bytes that each op takes beside its operands
+  // Ops whose result is made again in place of being kept, and the storage that it is; by storage, what it is then.
+  std::unordered_map<uint32_t, int32_t> repeats;
+  std::vector<int32_t> again;
   std::unordered_map<uint64_t, std::vector<uint32_t>> anchors;  // key -> position per occurrence
 
   uint32_t size() const { return static_cast<uint32_t>(signatures.size()); }
@@ -49,6 +53,8 @@ class Schedule {
   uint32_t position() const { return next_; }
   // Whether the program is somewhere that the plan doesn't know.
   bool lost() const { return lost_ || next_ >= size(); }
+  // Whether the op expected next has this name, and its result is made again.
+  bool repeats_next(uint32_t name) const;
   // What the op that is expected next takes beside its operands.
   uint64_t need() const { return needs[next_]; }
 

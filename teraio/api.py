@@ -57,25 +57,25 @@ def offload(
     weights: str | os.PathLike[str] | None = None,
     optimizer_in_backward: bool = False,
     compress: str | Mapping[str, str] | None = None,
+    recompute: bool = True,
 ) -> _Model:
     """Puts training of ``model`` under a memory budget; returns the same object.
 
     Storages that are not in use move to files in the ``ssd`` folders and come back when they are
-    used;
-    every result stays the same to the last bit. ``memory_budget`` is the memory that tensors may
-    take,
-    as bytes, ``"24GiB"`` or ``"60%"`` of the machine's memory; by default what is free, less a
-    reserve.
-    For a model on an accelerator it is the device's memory, and ``host_memory`` (bytes, or a share
-    of
-    the machine's) may serve as a tier between it and the drives.
-    ``ssd`` is one folder per drive; by default ``$TERAIO_SSD`` (colon-separated), else the user's
-    cache
+    used; every result stays the same to the last bit. ``memory_budget`` is the memory that tensors
+    may take, as bytes, ``"24GiB"`` or ``"60%"`` of the machine's memory; by default what is free,
+    less a reserve. For a model on an accelerator it is the device's memory, and ``host_memory``
+    (bytes, or a share of the machine's) may serve as a tier between it and the drives. ``ssd`` is
+    one folder per drive; by default ``$TERAIO_SSD`` (colon-separated), else the user's cache
     folder. The first ``profile_iterations`` (at least 2: the first makes the optimizer's states)
-    are
-    watched to make the plan. A further model shares the budget of the first. With ``require_gds``
-    any way to the SSDs but GPUDirect Storage is an error; without it the fastest way is taken, and
-    the report's ``hardware.tiers[...].folders`` say for each folder which one that is and why.
+    are watched to make the plan. A further model shares the budget of the first. With
+    ``require_gds`` any way to the SSDs but GPUDirect Storage is an error; without it the fastest
+    way is taken, and the report's ``hardware.tiers[...].folders`` say for each folder which one
+    that is and why.
+
+    Where the drives are too slow, ``recompute`` lets the plan give up results of cheap ops
+    (pointwise ones, casts, norms, softmax) and run the op again when they are needed, which gives
+    the same bits.
 
     ``device`` is where the model is to be trained; by default where it is. Its tensors get there
     one after the other and within the budget, so a model on the CPU or on the meta device may be
@@ -152,6 +152,7 @@ def offload(
         host_bytes=_host_bytes(host_memory, target),
         require_gds=require_gds,
         compress=encoded,
+        recompute=recompute,
     )
     try:
         _runtime.add_model(model, **how)

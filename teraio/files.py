@@ -3,7 +3,7 @@
 In: a record and a path, or a path and the kind that it must hold. Out: a file, or a checked record.
 Must not know: torch, or what anyone does with the records.
 
-A file holds ``{"format": "teraio", "kind": ..., "version": 3, "record": ...}``. The long lists
+A file holds ``{"format": "teraio", "kind": ..., "version": 4, "record": ...}``. The long lists
 (ops, storages, moves) are stored by column. What is loaded is checked once, here: types, ranges,
 order of ops. Files of older versions are read too: members that they lack get the defaults of the
 record. A file from elsewhere can't harm: its size is limited, and whatever is wrong with it is a
@@ -37,6 +37,7 @@ from teraio.records import (
     Phase,
     Plan,
     PlanOptions,
+    Recomputation,
     RunReport,
     SpillFolder,
     Stall,
@@ -48,8 +49,8 @@ from teraio.records import (
     WaitsFor,
 )
 
-VERSION = 3
-_READABLE = (1, 2, 3)
+VERSION = 4
+_READABLE = (1, 2, 3, 4)
 MAX_BYTES = 256 << 20
 _MAX_BRACKETS = 4_000_000
 _MAX_INT = (1 << 63) - 1
@@ -299,7 +300,7 @@ def _columns(items: tuple[Any, ...], names: tuple[str, ...]) -> dict[str, list[A
 
 _TRACE = ("device", "ops", "storages", "anchors", "base_bytes")
 _OPS = ("name", "module", "phase", "duration_ns", "workspace_bytes")
-_STORAGES = ("nbytes", "kind", "name", "birth", "death")
+_STORAGES = ("nbytes", "kind", "name", "birth", "death", "repeatable")
 _LISTS = ("use_counts", "uses", "write_counts", "writes")
 _ANCHORS = ("key", "occurrence", "op")
 
@@ -348,19 +349,23 @@ def _read_ops(value: object, where: str) -> tuple[Op, ...]:
 
 
 def _read_storages(value: object, where: str, n: int) -> tuple[Storage, ...]:
-    fields = _Fields(value, where, _STORAGES + _LISTS)
+    fields = _Fields(value, where, _STORAGES + _LISTS, {"repeatable": None})
     names, nbytes = fields.texts("name"), fields.integers("nbytes")
+    missing = fields.raw("repeatable") is None
+    repeatable = [False] * len(names) if missing else fields.flags("repeatable")
     if sum(nbytes) > _MAX_INT:
         _fail(f"{where}.nbytes adds up to more than {_MAX_INT}")
     kinds = fields.names("kind", get_args(Kind))
     births = fields.optional_integers("birth", 0, n - 1)
     deaths = fields.optional_integers("death", -1, n - 1)
     uses, writes = (_split(fields, part, n) for part in ("use", "write"))
-    fields.same_length(names, nbytes, kinds, births, deaths, uses, writes)
+    fields.same_length(names, nbytes, kinds, births, deaths, uses, writes, repeatable)
     storages = tuple(
-        Storage(nbytes=b, kind=k, name=name, birth=birth, death=death, uses=u, writes=w)
-        for b, k, name, birth, death, u, w in zip(
-            nbytes, kinds, names, births, deaths, uses, writes, strict=True
+        Storage(
+            nbytes=b, kind=k, name=name, birth=birth, death=death, uses=u, writes=w, repeatable=r
+        )
+        for b, k, name, birth, death, u, w, r in zip(
+            nbytes, kinds, names, births, deaths, uses, writes, repeatable, strict=True
         )
     )
     for index, storage in enumerate(storages):
@@ -472,7 +477,16 @@ _PLAN_BYTES = (
     "written_bytes",
 )
 _PLAN_TIMES = ("ideal_s", "bound_s", "predicted_s")
-_OPTIONS = ("bound", "improve", "reuse_copies", "capacity_by_time", "resident_state_share")
+_OPTIONS_LATER = {"recompute": False}
+_OPTIONS = (
+    "bound",
+    "improve",
+    "reuse_copies",
+    "capacity_by_time",
+    "resident_state_share",
+    *_OPTIONS_LATER,
+)
+_RECOMPUTATION = ("storage", "drop_after", "needed_by")
 _BOUND = ("name", "seconds")
 _STALL = ("op", "storage", "waits_for", "seconds")
 _TIER_USE = ("tier", "space_bytes", "read_bytes", "written_bytes", "read_s", "write_s")
@@ -492,6 +506,7 @@ def _write_reasons(plan: Plan) -> dict[str, Any]:
         "bounds": _objects(plan.bounds, _BOUND),
         "stalls": _objects(plan.stalls, _STALL),
         "tiers": _objects(plan.tiers, _TIER_USE),
+        "recomputations": _columns(plan.recomputations, _RECOMPUTATION),
     }
 
 
@@ -501,6 +516,7 @@ def _read_plan(value: object, where: str = "plan") -> Plan:
         "bounds": [],
         "stalls": [],
         "tiers": [],
+        "recomputations": _columns((), _RECOMPUTATION),
     }
     fields = _Fields(value, where, ("moves", *_PLAN_BYTES, *_PLAN_TIMES, *later), later)
     numbers: dict[str, Any] = {name: fields.integer(name) for name in _PLAN_BYTES}
@@ -511,12 +527,25 @@ def _read_plan(value: object, where: str = "plan") -> Plan:
         bounds=fields.items("bounds", _read_bound),
         stalls=fields.items("stalls", _read_stall),
         tiers=fields.items("tiers", _read_tier_use),
+        recomputations=_read_recomputations(
+            fields.raw("recomputations"), f"{where}.recomputations"
+        ),
         **numbers,
     )
 
 
+def _read_recomputations(value: object, where: str) -> tuple[Recomputation, ...]:
+    fields = _Fields(value, where, _RECOMPUTATION)
+    columns = [fields.integers(name) for name in _RECOMPUTATION]
+    fields.same_length(*columns)
+    return tuple(
+        Recomputation(storage=storage, drop_after=drop_after, needed_by=needed_by)
+        for storage, drop_after, needed_by in zip(*columns, strict=True)
+    )
+
+
 def _read_options(value: object, where: str) -> PlanOptions:
-    fields = _Fields(value, where, _OPTIONS)
+    fields = _Fields(value, where, _OPTIONS, _OPTIONS_LATER)
     share = fields.number("resident_state_share")
     if share > 1:
         _fail(f"{where}.resident_state_share is above 1")
@@ -526,6 +555,7 @@ def _read_options(value: object, where: str) -> PlanOptions:
         reuse_copies=fields.flag("reuse_copies"),
         capacity_by_time=fields.flag("capacity_by_time"),
         resident_state_share=share,
+        recompute=fields.flag("recompute"),
     )
 
 
@@ -603,7 +633,9 @@ _STEP_INTEGERS = (
     "written_bytes",
     "ops",
     "drift_ops",
+    "recomputed_bytes",
 )
+_STEP_LATER = {"stalls": [], "recomputed_bytes": 0}
 _STEP = ("phase", "duration_s", "stall_s", *_STEP_INTEGERS)
 
 
@@ -613,7 +645,7 @@ def _write_step(step: StepReport) -> dict[str, Any]:
 
 
 def _read_step(value: object, where: str = "step report") -> StepReport:
-    fields = _Fields(value, where, ("stalls", *_STEP), {"stalls": []})
+    fields = _Fields(value, where, ("stalls", *_STEP), _STEP_LATER)
     return StepReport(
         phase=fields.one_of("phase", ("profile", "run")),
         duration_s=fields.number("duration_s"),

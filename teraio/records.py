@@ -43,7 +43,8 @@ class Storage:
     ``birth`` is the op that allocates it (None: it exists when the iteration starts), ``death`` the
     op after which it is freed (None: it outlives the iteration; -1: freed before op 0). ``uses``
     are the ops that touch its data, ascending, the making one included; ``writes`` is the part of
-    ``uses`` that changes the data.
+    ``uses`` that changes the data. ``repeatable``: it is the result of the op that makes it, which
+    gives the same result to the last bit when it is run again with the same operands.
     """
 
     nbytes: int
@@ -53,6 +54,7 @@ class Storage:
     death: int | None
     uses: tuple[int, ...]
     writes: tuple[int, ...]
+    repeatable: bool = False
 
     @property
     def persistent(self) -> bool:
@@ -161,6 +163,15 @@ class Move:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Recomputation:
+    """A result is given up after op ``drop_after``, and made again before op ``needed_by``."""
+
+    storage: int
+    drop_after: int
+    needed_by: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlanOptions:
     """What a planner may do; each can be switched, so that its gain can be measured.
 
@@ -170,6 +181,7 @@ class PlanOptions:
     ``capacity_by_time``: storages that are away at different times share room on a tier; else each
     keeps its place there for the whole iteration.
     ``resident_state_share``: this share of the bytes of optimizer states never leaves.
+    ``recompute``: results of cheap ops may be made again instead of being moved.
     """
 
     bound: BoundKind = "relaxation"
@@ -177,6 +189,7 @@ class PlanOptions:
     reuse_copies: bool = True
     capacity_by_time: bool = True
     resident_state_share: float = 0.0
+    recompute: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,6 +238,11 @@ class Plan:
     size of the largest tier's spill space. ``stalls`` are the longest that are predicted, the
     longest first; all of them add up to ``predicted_s - ideal_s``. ``tiers`` has one entry per tier
     of the hardware, in its order.
+
+    ``recomputations`` are results that are made again. Such a storage is two in the moves and
+    stalls: its own number is that of the one the program makes; the one that is made again has the
+    number of storages of the trace, plus its place among the recomputations. The bound is that of
+    all plans that make the same results again.
     """
 
     budget_bytes: int
@@ -241,6 +259,7 @@ class Plan:
     bounds: tuple[Bound, ...] = ()
     stalls: tuple[Stall, ...] = ()
     tiers: tuple[TierUse, ...] = ()
+    recomputations: tuple[Recomputation, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -260,7 +279,8 @@ class MeasuredStall:
 class StepReport:
     """What one iteration really did.
 
-    ``drift_ops`` counts ops that the plan did not foresee. ``stalls`` are the longest, the longest
+    ``recomputed_bytes`` is the size of results made again. ``drift_ops`` counts ops that the plan
+    did not foresee. ``stalls`` are the longest, the longest
     first; all of them add up to ``stall_s``.
     """
 
@@ -274,6 +294,7 @@ class StepReport:
     ops: int
     drift_ops: int
     stalls: tuple[MeasuredStall, ...] = ()
+    recomputed_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

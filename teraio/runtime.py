@@ -35,7 +35,7 @@ from teraio.engine.master_weights import copies
 from teraio.engine.materialize import StoredTensor, is_elsewhere, lacks_data, materialize
 from teraio.engine.module_hooks import ModuleHooks
 from teraio.engine.places import Places
-from teraio.planner import ideal_s
+from teraio.planner import ideal_s, replayed
 from teraio.planner import plan as make_plan
 from teraio.profiler.hardware import (
     HostSpeed,
@@ -45,7 +45,15 @@ from teraio.profiler.hardware import (
 )
 from teraio.profiler.spill import open_spill
 from teraio.profiler.trace import Recorded, build_trace, with_durations
-from teraio.records import Hardware, Kind, MeasuredStall, Plan, RunReport, StepReport
+from teraio.records import (
+    Hardware,
+    Kind,
+    MeasuredStall,
+    Plan,
+    PlanOptions,
+    RunReport,
+    StepReport,
+)
 from teraio.sizes import format_size
 
 log = logging.getLogger("teraio")
@@ -84,13 +92,14 @@ class Runtime:
         host_bytes: int = 0,
         require_gds: bool = False,
         compress: Compression | None = None,
+        recompute: bool = True,
         on_trace: Callable[[], None] | None = None,
     ) -> None:
         """``budget_bytes`` of the memory of ``device`` (``cpu``, ``cuda:0``) are there for tensors.
 
-        ``host_bytes`` of host memory may serve as a tier beside a device's memory. ``on_trace`` is
-        called when a trace is recorded; with it the run makes no plan. ``compress`` says what is
-        encoded on its way to the SSDs.
+        ``host_bytes`` of host memory may serve as a tier beside a device's memory. ``compress``
+        says what is encoded on its way to the SSDs. ``recompute`` is that of ``PlanOptions``.
+        ``on_trace`` is called when a trace is recorded; with it the run makes no plan.
         """
         self._accelerator = accelerator_for(torch.device(device))
         self._spill = open_spill(
@@ -104,6 +113,7 @@ class Runtime:
         self.plan: Plan | None = None
         self.steps: list[StepReport] = []
         self.device = device
+        self._options = PlanOptions(recompute=recompute)
         self._on_trace = on_trace
         self._profile_iterations = profile_iterations
         self._profiled = 0
@@ -415,6 +425,7 @@ class Runtime:
                 written_bytes=stats["written_bytes"],
                 ops=stats["ops"],
                 drift_ops=stats["drift_ops"],
+                recomputed_bytes=stats["recomputed_bytes"],
                 stalls=tuple(
                     MeasuredStall(
                         op=op,
@@ -502,12 +513,13 @@ class Runtime:
         begin = time.perf_counter()
         budget = int(self._counted_bytes * (1 - _PLAN_RESERVE))
         _C.release_free_pages()  # planning takes memory too, and the budget may be all there is
-        plan = make_plan(recorded.trace, replace(self.hardware, budget_bytes=budget))
+        plan = make_plan(recorded.trace, replace(self.hardware, budget_bytes=budget), self._options)
         log.info(
-            "planned in %.2f s: %d moves, %s to write and %s to read per iteration, "
-            "spill space %s; predicted %.3f s per iteration, ideal %.3f s (%.0f %%)",
+            "planned in %.2f s: %d moves, %d results made again, %s to write and %s to read per "
+            "iteration, spill space %s; predicted %.3f s per iteration, ideal %.3f s (%.0f %%)",
             time.perf_counter() - begin,
             len(plan.moves),
+            len(plan.recomputations),
             format_size(plan.written_bytes),
             format_size(plan.read_bytes),
             format_size(plan.spill_bytes),
@@ -516,13 +528,15 @@ class Runtime:
             100 * plan.ideal_s / plan.predicted_s if plan.predicted_s else 100,
         )
         self.plan = plan
-        if plan.moves:
+        if plan.moves or plan.recomputations:
             space = {tier.tier: tier.space_bytes for tier in plan.tiers}
             _C.reserve_spill(space["ssd"])
             self._reserve_host(space.get("host", 0))
-            trace = recorded.trace
-            codecs = self._encoded.numbers(trace) if self._encoded else [0] * len(trace.storages)
-            schedule.follow(trace, plan, recorded.blocks, recorded.births, self._places, codecs)
+            planned = replayed(recorded.trace, plan.recomputations)
+            codecs = (
+                self._encoded.numbers(planned) if self._encoded else [0] * len(planned.storages)
+            )
+            schedule.follow(planned, plan, recorded.blocks, recorded.births, self._places, codecs)
             _C.record(self._timed < _TIMED_ITERATIONS)
         else:
             self._module_hooks.remove()  # all fits: nothing to follow
@@ -552,7 +566,7 @@ class Runtime:
     def _watch_drift(self, step: StepReport) -> None:
         if self.plan is None:
             return
-        moves = bool(self.plan.moves)
+        moves = bool(self.plan.moves or self.plan.recomputations)
         drifted = step.drift_ops > _DRIFT_SHARE * step.ops if moves else step.written_bytes > 0
         self._drifting = self._drifting + 1 if drifted else 0
         if self._drifting >= self._patience:

@@ -6,7 +6,9 @@ plans are found.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -89,6 +91,12 @@ def _plan(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Save the plan, with what it is for.")
     ] = None,
+    recompute: Annotated[
+        bool,
+        typer.Option(
+            help="Whether results of cheap ops may be made again in place of being moved."
+        ),
+    ] = True,
     explain_it: Annotated[
         bool, typer.Option("--explain", help="What binds, what costs most, what would help.")
     ] = False,
@@ -117,14 +125,15 @@ def _plan(
         }
         trace = _what_if(str(model), job, hardware)
     machine = _machine(trace, budget, hardware, ssd or [], host)
-    subject = _planned(trace, machine, title)
+    make_plan = partial(_make_plan, recompute=recompute)
+    subject = _planned(trace, machine, title, make_plan)
 
     from teraio.reports.as_json import as_json
     from teraio.reports.planning import planning
     from teraio.reports.planning_text import explanation_text, planning_text
 
     facts = planning(subject)
-    others = _alternatives(subject, hardware, ssd or [], host) if explain_it else []
+    others = _alternatives(subject, hardware, ssd or [], host, make_plan) if explain_it else []
     if output is not None:
         _save(subject, output)
     if json:
@@ -175,19 +184,30 @@ def _machine(
         return machine(hardware, ssd, host, budget_bytes)
 
 
-def _planned(trace: Trace, hardware: Hardware, name: str) -> Subject:
-    from teraio.reports.subject import Subject
+def _planned(
+    trace: Trace, hardware: Hardware, name: str, make_plan: Callable[[Trace, Hardware], Plan]
+) -> Subject:
+    from teraio.records import RunReport
+    from teraio.reports.subject import subject_of
 
-    plan = _make_plan(trace, hardware)
-    return Subject(name=name, trace=trace, hardware=hardware, plan=plan)
+    record = RunReport(
+        budget_bytes=hardware.budget_bytes,
+        phase="planned",
+        hardware=hardware,
+        trace=trace,
+        plan=make_plan(trace, hardware),
+        steps=(),
+    )
+    return subject_of(record, name)
 
 
-def _make_plan(trace: Trace, hardware: Hardware) -> Plan:
+def _make_plan(trace: Trace, hardware: Hardware, *, recompute: bool) -> Plan:
     from teraio.cli.console import notes
     from teraio.planner import plan
+    from teraio.records import PlanOptions
 
     with notes().status("teraio: planning"):
-        return plan(trace, hardware)
+        return plan(trace, hardware, PlanOptions(recompute=recompute))
 
 
 def _save(subject: Subject, path: Path) -> None:
@@ -201,7 +221,7 @@ def _save(subject: Subject, path: Path) -> None:
             budget_bytes=subject.hardware.budget_bytes,
             phase="planned",
             hardware=subject.hardware,
-            trace=subject.trace,
+            trace=subject.unlimited,
             plan=subject.plan,
             steps=(),
         ),
@@ -218,7 +238,13 @@ def _why(subject: Subject) -> Explanation:
     return explain(subject.trace, subject.hardware, subject.plan)
 
 
-def _alternatives(subject: Subject, name: str, ssd: list[str], host: str | None) -> list[Variant]:
+def _alternatives(
+    subject: Subject,
+    name: str,
+    ssd: list[str],
+    host: str | None,
+    make_plan: Callable[[Trace, Hardware], Plan],
+) -> list[Variant]:
     """The same trace planned for a little more of each thing."""
     from teraio.cli.machines import with_one_more_drive
     from teraio.planner import replanned
@@ -231,4 +257,4 @@ def _alternatives(subject: Subject, name: str, ssd: list[str], host: str | None)
         "10 % more memory": more_memory,
         "one more SSD": with_one_more_drive(hardware, name, ssd, host),
     }
-    return list(replanned(subject.trace, plan, _make_plan, changes.items()))
+    return list(replanned(subject.unlimited, plan, make_plan, changes.items()))

@@ -26,9 +26,10 @@ def follow(
 ) -> None:
     """Makes the engine carry out ``plan`` from the next iteration on.
 
-    ``blocks`` maps storages of the trace that live from iteration to iteration to their block ids;
-    ``births`` lists, per op, the storages it makes, in the order it makes them. ``codecs`` are the
-    numbers of the codecs of all storages, as ``encoded_path`` counts them; 0 is none.
+    ``trace`` is as the plan has it, with results that are made again. ``blocks`` maps storages of
+    the trace that live from iteration to iteration to their block ids; ``births`` lists, per op,
+    the storages it makes, in the order it makes them. ``codecs`` are the numbers of the codecs of
+    all storages, as ``encoded_path`` counts them; 0 is none.
     """
     actions: list[list[tuple[int, bool, int, int]]] = [[] for _ in trace.ops]
     for move in plan.moves:
@@ -36,6 +37,12 @@ def follow(
         actions[move.offload_after].append((move.storage, False, *place))
         if move.fetch_after is not None:
             actions[move.fetch_after].append((move.storage, True, *place))
+    recorded = len(trace.storages) - len(plan.recomputations)
+    again = []
+    for number, recomputation in enumerate(plan.recomputations, recorded):
+        storage = recomputation.storage
+        actions[recomputation.drop_after].append((storage, False, 0, -1))
+        again.append((trace.storages[storage].birth or 0, storage, number))
     # Of the fetches due after one op, the one needed first goes first.
     needed = {(move.storage, move.fetch_after): move.needed_by for move in plan.moves}
     count = len(trace.ops)
@@ -55,6 +62,7 @@ def follow(
         codecs,
         [(places.anchor_key(anchor.key), anchor.occurrence, anchor.op) for anchor in trace.anchors],
         list(blocks.items()),
+        again,
     )
 
 

@@ -5,19 +5,21 @@ In: a Trace and a Hardware. Out: a Plan. Must not know: torch, files, the engine
 
 from __future__ import annotations
 
+from teraio.errors import BudgetError
 from teraio.planner.bound import ideal_s, lower_bound_s, simple_bounds
 from teraio.planner.columns import Columns, columns
 from teraio.planner.explanation import Explanation, Variant, explain, replanned, variants
 from teraio.planner.feasibility import check_budget, least_budget
 from teraio.planner.memory import live_by_op, memory_by_op
 from teraio.planner.periods import Period, inactive_periods
+from teraio.planner.recomputation import replayed, worthwhile
 from teraio.planner.relaxation import Relaxation, relaxation
 from teraio.planner.rules import keep_all, layer_ahead, on_demand
-from teraio.planner.search import Found, Search, allowed
+from teraio.planner.search import VERY_MANY_OPS, Found, Search, allowed
 from teraio.planner.simulate import Moved, Simulation, simulate
 from teraio.planner.validate import validate
 from teraio.planner.wear import Wear, wear
-from teraio.records import Bound, Hardware, Plan, PlanOptions, Stall, Trace
+from teraio.records import Bound, Hardware, Plan, PlanOptions, Recomputation, Stall, Trace
 
 __all__ = [
     "Explanation",
@@ -39,6 +41,7 @@ __all__ = [
     "on_demand",
     "plan",
     "replanned",
+    "replayed",
     "simple_bounds",
     "simulate",
     "validate",
@@ -47,6 +50,10 @@ __all__ = [
 ]
 
 _MOST_STALLS = 50
+# A plan whose stalls are a smaller part of the iteration is not worth planning again.
+_FEW_STALLS = 0.01
+# How often more results are made again, judged by the plan before.
+_ROUNDS = 3
 
 
 def plan(trace: Trace, hardware: Hardware, options: PlanOptions | None = None) -> Plan:
@@ -55,6 +62,33 @@ def plan(trace: Trace, hardware: Hardware, options: PlanOptions | None = None) -
     Raises BudgetError, naming the op, where no plan can meet the budget or the tiers are too small.
     """
     options = options or PlanOptions()
+    best = _plan(trace, hardware, options, ())
+    if not options.recompute or len(trace.ops) > VERY_MANY_OPS:
+        return best
+    for _ in range(_ROUNDS):
+        base = best
+        if base.predicted_s - base.ideal_s <= _FEW_STALLS * base.predicted_s:
+            break
+        for again in worthwhile(trace, hardware, base):
+            try:
+                found = _plan(trace, hardware, options, again)
+            except BudgetError:  # operands that come back for an op run again take memory too
+                continue
+            if found.predicted_s < best.predicted_s:
+                best = found
+        if best is base:
+            break
+    return best
+
+
+def _plan(
+    recorded: Trace,
+    hardware: Hardware,
+    options: PlanOptions,
+    recomputations: tuple[Recomputation, ...],
+) -> Plan:
+    """The plan for the trace with these results made again."""
+    trace = replayed(recorded, recomputations)
     on = columns(trace)
     check_budget(trace, on, allowed(trace, on, options), hardware.budget_bytes)
     peak = int(on.live.max(initial=trace.base_bytes))
@@ -67,9 +101,9 @@ def plan(trace: Trace, hardware: Hardware, options: PlanOptions | None = None) -
     result = Plan(
         budget_bytes=hardware.budget_bytes,
         moves=best.moves,
-        unlimited_peak_bytes=peak,
+        unlimited_peak_bytes=int(live_by_op(recorded).max(initial=recorded.base_bytes)),
         peak_bytes=max(simulation.peak_bytes, trace.base_bytes),
-        ideal_s=bounds[0].seconds,
+        ideal_s=ideal_s(recorded),
         # Both are sums of many numbers: where they are equal, rounding must not turn them round.
         bound_s=min(bound, simulation.iteration_s),
         predicted_s=simulation.iteration_s,
@@ -80,8 +114,9 @@ def plan(trace: Trace, hardware: Hardware, options: PlanOptions | None = None) -
         bounds=bounds,
         stalls=simulation.stalls[:_MOST_STALLS],
         tiers=simulation.tiers,
+        recomputations=recomputations,
     )
-    validate(trace, hardware, result)
+    validate(recorded, hardware, result)
     return result
 
 

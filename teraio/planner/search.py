@@ -27,7 +27,7 @@ from teraio.records import Hardware, Move, PlanOptions, Trace
 _GOOD_ENOUGH = 1.002
 # Tries of a long trace are fewer: all of them together look at about so many ops.
 _OPS_TRIED = 60_000
-_VERY_MANY_OPS = 100_000
+VERY_MANY_OPS = 100_000
 _SMALL_BYTES = 64 << 10
 # Part of its bytes that the relaxation must move of a group for its periods to be tried first.
 _MOVED = 0.02
@@ -123,13 +123,13 @@ class Search:
             yield found
             if best is None or found.simulation.iteration_s < best.simulation.iteration_s:
                 best, best_tuning = found, tuning
-        if best is not None and self._options.improve and self._on.n <= _VERY_MANY_OPS:
+        if best is not None and self._options.improve and self._on.n <= VERY_MANY_OPS:
             # While the device stalls the channels work on: plan with the time they really have.
             op_s = self._on.duration_s + _stalled_s(best.simulation, self._on.n)
             yield self._attempt(seed, op_s, best_tuning, write_price)
 
     def _tunings(self) -> Sequence[Tuning]:
-        if self._on.n > _VERY_MANY_OPS:
+        if self._on.n > VERY_MANY_OPS:
             return [Tuning(slack=_QUICK_SLACK)]
         tries = _OPS_TRIED // self._on.n if self._options.improve else 1
         return _TUNINGS[: max(1, tries)]

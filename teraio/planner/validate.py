@@ -1,8 +1,8 @@
 """The rules of a plan, checked from scratch.
 
 In: a Trace, a Hardware, a Plan. Out: nothing, or a PlanError. Must not know: any other module of
-the planner; what it needs it derives again, slowly and plainly, so that an error there is seen
-here.
+the planner but what a recomputation makes of a trace; what it needs it derives again, slowly and
+plainly, so that an error there is seen here.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 from teraio.errors import PlanError
+from teraio.planner.recomputation import replayed
 from teraio.records import Hardware, Move, Plan, Storage, Trace
 
 _ALIGNMENT = 4096
@@ -43,6 +44,7 @@ class _Copy:
 
 def validate(trace: Trace, hardware: Hardware, plan: Plan) -> None:
     """Raise PlanError, naming move, storage and op, if ``plan`` breaks a rule on ``trace``."""
+    _check_recomputations(trace, plan)
     checker = _Checker(trace, hardware, plan)
     away = [checker.away(index) for index in range(len(plan.moves))]
     checker.check_extents(checker.copies(away))
@@ -50,9 +52,50 @@ def validate(trace: Trace, hardware: Hardware, plan: Plan) -> None:
     checker.check_totals()
 
 
+def _check_recomputations(trace: Trace, plan: Plan) -> None:
+    """What is made again comes from the same op with the same operands, in time for its uses."""
+    n = len(trace.ops)
+    gaps = {again.storage: again for again in plan.recomputations}
+    if len(gaps) < len(plan.recomputations):
+        raise PlanError("a storage is made again twice in the iteration")
+    reads = defaultdict(list)
+    for index, storage in enumerate(trace.storages):
+        for op in storage.uses:
+            reads[op].append(index)
+    if any(not 0 <= storage < len(trace.storages) for storage in gaps):
+        raise PlanError("a storage is made again that the trace does not have")
+    births = {storage: trace.storages[storage].birth for storage in gaps}
+    for again in plan.recomputations:
+        storage = trace.storages[again.storage]
+        made, dropped, need = storage.birth, again.drop_after, again.needed_by
+        name = f"storage {again.storage} ({storage.name})"
+        last = n - 1 if storage.death is None else storage.death
+        if not storage.repeatable or made is None:
+            raise PlanError(f"{name} is made again, but it is no result of an op that allows that")
+        if not made < dropped < need <= last or any(op > made for op in storage.writes):
+            raise PlanError(f"{name} can't be given up after op {dropped} until op {need}")
+        for operand in reads[made]:
+            other = trace.storages[operand]
+            if other.birth == made:
+                continue
+            what = f"{name} is made again before op {need} from storage {operand}"
+            if other.death is not None and other.death < need:
+                raise PlanError(f"{what}, which is freed before")
+            if any(made < op <= need for op in other.writes):
+                raise PlanError(f"{what}, which is written to meanwhile")
+            gap = gaps.get(operand)
+            if gap is not None and gap.drop_after < need < gap.needed_by:
+                raise PlanError(f"{what}, which is made again only before op {gap.needed_by}")
+        others = {gap.needed_by for other, gap in gaps.items() if births[other] in storage.uses}
+        if need not in {*storage.uses, *others} or any(dropped < op < need for op in storage.uses):
+            raise PlanError(f"{name} is given up after op {dropped} but not needed by op {need}")
+
+
 class _Checker:
-    def __init__(self, trace: Trace, hardware: Hardware, plan: Plan) -> None:
+    def __init__(self, recorded: Trace, hardware: Hardware, plan: Plan) -> None:
+        trace = replayed(recorded, plan.recomputations)
         self._trace, self._hardware, self._plan = trace, hardware, plan
+        self._unlimited = recorded
         self._n = len(trace.ops)
         self._capacity = {tier.name: tier.capacity_bytes for tier in hardware.tiers}
         self._carried_to = self._find_carried()
@@ -249,11 +292,8 @@ class _Checker:
     def check_memory(self, away: list[_Away]) -> None:
         """Memory is within the budget at every op, and its peak is as stated."""
         n = self._n
-        change = [0] * (n + 1)
-        for storage in self._trace.storages:
-            change[storage.birth or 0] += storage.nbytes
-            change[n if storage.death is None else storage.death + 1] -= storage.nbytes
-        unlimited = self._by_op(change)
+        unlimited = self._by_op(self._unlimited, self._held(self._unlimited))
+        change = self._held(self._trace)
         for move, when in zip(self._plan.moves, away, strict=True):
             nbytes = self._trace.storages[move.storage].nbytes
             low, high = when.gone, when.back
@@ -262,7 +302,7 @@ class _Checker:
                 if low < high:
                     change[low] -= nbytes
                     change[high] += nbytes
-        memory = self._by_op(change)
+        memory = self._by_op(self._trace, change)
         budget = min(self._plan.budget_bytes, self._hardware.budget_bytes)
         peak = max(memory, default=self._trace.base_bytes)
         if peak > budget:
@@ -278,10 +318,18 @@ class _Checker:
                 f"{self._plan.peak_bytes} and {self._plan.unlimited_peak_bytes}"
             )
 
-    def _by_op(self, change: list[int]) -> list[int]:
-        sums = accumulate(change[: self._n], initial=self._trace.base_bytes)
+    def _held(self, trace: Trace) -> list[int]:
+        """By how much the bytes of live storages change from each op to the next."""
+        change = [0] * (self._n + 1)
+        for storage in trace.storages:
+            change[storage.birth or 0] += storage.nbytes
+            change[self._n if storage.death is None else storage.death + 1] -= storage.nbytes
+        return change
+
+    def _by_op(self, trace: Trace, change: list[int]) -> list[int]:
+        sums = accumulate(change[: self._n], initial=trace.base_bytes)
         next(sums)
-        return [held + op.workspace_bytes for held, op in zip(sums, self._trace.ops, strict=True)]
+        return [held + op.workspace_bytes for held, op in zip(sums, trace.ops, strict=True)]
 
     def check_totals(self) -> None:
         """The bytes moved are as stated."""

@@ -7,6 +7,7 @@ which blocks of this process. Must not know: plans, budgets.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -57,6 +58,7 @@ def build_trace(
     fixed_bytes = sum(lives[block].nbytes for block in idle - movable if lives[block].death is None)
     kept = [block for block in lives if block not in idle]
     index = {block: i for i, block in enumerate(kept)}
+    repeatable = set(zip(*recording["repeatables"], strict=True))
     births: list[list[int]] = [[] for _ in ops]
     for block in kept:
         life = lives[block]
@@ -65,7 +67,7 @@ def build_trace(
     trace = Trace(
         device=device,
         ops=ops,
-        storages=tuple(_storage(block, lives[block], names, ops) for block in kept),
+        storages=tuple(_storage(block, lives[block], names, ops, repeatable) for block in kept),
         anchors=tuple(
             Anchor(key=places.anchor_name(key), occurrence=occurrence, op=op)
             for key, occurrence, op in zip(*recording["anchors"], strict=True)
@@ -129,7 +131,11 @@ def _lives(
 
 
 def _storage(
-    block: int, life: _Life, names: Mapping[int, tuple[Kind, str]], ops: tuple[Op, ...]
+    block: int,
+    life: _Life,
+    names: Mapping[int, tuple[Kind, str]],
+    ops: tuple[Op, ...],
+    repeatable: AbstractSet[tuple[int, int]],
 ) -> Storage:
     kind, name = names.get(block) or _unnamed(block, life, ops)
     return Storage(
@@ -140,6 +146,7 @@ def _storage(
         death=life.death,
         uses=tuple(life.uses),
         writes=tuple(life.writes),
+        repeatable=(block, life.birth) in repeatable,
     )
 
 

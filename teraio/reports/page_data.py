@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from teraio import __version__
-from teraio.records import StepReport
+from teraio.records import StepReport, Trace
 from teraio.reports.colours import PHASES, ROW_COLOURS
 from teraio.reports.curves import channel_use, telling_ops
 from teraio.reports.memory import (
@@ -42,7 +42,7 @@ _STALLS_SHOWN = 10
 
 def page_data(subject: Subject) -> Data:
     """Everything on the page about ``subject``."""
-    times, facts = timeline(subject), overview(subject.trace)
+    times, facts = timeline(subject), overview(subject.unlimited)
     plan = planning(subject) if subject.plan else None
     return {
         "title": subject.name,
@@ -130,16 +130,15 @@ def _where(facts: Overview) -> str:
 
 
 def _before(subject: Subject) -> Data:
-    starts = op_starts(subject.trace)
-    return _curves(subject, (), starts[:-1], starts[1:])
+    starts = op_starts(subject.unlimited)
+    return _curves(subject.unlimited, (), starts[:-1], starts[1:])
 
 
 def _after(subject: Subject, times: Timeline) -> Data:
-    return _curves(subject, subject.moves, times.start_s, times.end_s)
+    return _curves(subject.trace, subject.moves, times.start_s, times.end_s)
 
 
-def _curves(subject: Subject, moves: Any, start_s: Seconds, end_s: Seconds) -> Data:
-    trace = subject.trace
+def _curves(trace: Trace, moves: Any, start_s: Seconds, end_s: Seconds) -> Data:
     rows = memory_by_kind(trace, moves)
     ops = telling_ops(rows.sum(axis=0), start_s)
     times = np.append(start_s[ops], end_s[-1])
@@ -153,15 +152,15 @@ def _curves(subject: Subject, moves: Any, start_s: Seconds, end_s: Seconds) -> D
         "time": _rounded(times),
         "memory": [row.tolist() for row in drawn],
         "ops": [*names, "the iteration's end"],
-        "phases": _phases(subject, start_s, end_s),
+        "phases": _phases(trace, start_s, end_s),
     }
 
 
-def _phases(subject: Subject, start_s: Seconds, end_s: Seconds) -> list[list[Any]]:
+def _phases(trace: Trace, start_s: Seconds, end_s: Seconds) -> list[list[Any]]:
     """Stretches of one phase; those too short to be seen are left out."""
     found: list[list[Any]] = []
     shortest = float(end_s[-1]) / _PHASES_DRAWN
-    for op, start, end in zip(subject.trace.ops, start_s.tolist(), end_s.tolist(), strict=True):
+    for op, start, end in zip(trace.ops, start_s.tolist(), end_s.tolist(), strict=True):
         if found and found[-1][0] == op.phase:
             found[-1][2] = end
         else:

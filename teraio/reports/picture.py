@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from teraio.errors import ConfigurationError
+from teraio.records import Trace
 from teraio.reports.colours import AWAY, BUDGET, READ, ROW_COLOURS, STALL, WRITE
 from teraio.reports.curves import channel_use, telling_ops
 from teraio.reports.memory import ROW_TITLES, ROWS, Seconds, memory_by_kind, op_starts
@@ -69,14 +70,14 @@ def draw(subject: Subject, path: Path) -> None:
             figure.subplots(len(heights), 1, sharex=True, gridspec_kw={"height_ratios": heights})
         )
         scale = _Scale(subject, times)
-        starts = op_starts(subject.trace)
+        starts = op_starts(subject.unlimited)
         before = axes.pop(0)
-        _draw_memory(before, subject, (), starts[:-1], starts[1:], scale)
+        _draw_memory(before, subject.unlimited, (), starts[:-1], starts[1:], scale)
         handles, labels = before.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper left", ncols=8, **_LEGEND)
         if subject.moves:
             after = axes.pop(0)
-            _draw_memory(after, subject, subject.moves, times.start_s, times.end_s, scale)
+            _draw_memory(after, subject.trace, subject.moves, times.start_s, times.end_s, scale)
         for use in channels:
             _draw_channel(axes.pop(0), use, times, scale)
         _draw_lifetimes(axes[0], subject, times, scale)
@@ -89,19 +90,19 @@ class _Scale:
     """One unit for all times and one for all sizes of a picture."""
 
     def __init__(self, subject: Subject, times: Timeline) -> None:
-        whole_s = max(times.iteration_s, float(op_starts(subject.trace)[-1]))
+        whole_s = max(times.iteration_s, float(op_starts(subject.unlimited)[-1]))
         self.time_unit, self.time = ("s", 1.0) if whole_s >= 2 else ("ms", 1e3)
         self.most_time = whole_s * self.time
-        most = int(memory_by_kind(subject.trace).sum(axis=0).max())
+        most = int(memory_by_kind(subject.unlimited).sum(axis=0).max())
         self.size_unit, self.size = ("GiB", 2.0**30) if most >= 2 << 30 else ("MiB", 2.0**20)
         self.most_size = 1.08 * most / self.size
         self.budget = subject.plan.budget_bytes / self.size if subject.plan else None
 
 
 def _draw_memory(
-    axes: Any, subject: Subject, moves: Any, start_s: Seconds, end_s: Seconds, scale: _Scale
+    axes: Any, trace: Trace, moves: Any, start_s: Seconds, end_s: Seconds, scale: _Scale
 ) -> None:
-    rows = memory_by_kind(subject.trace, moves)
+    rows = memory_by_kind(trace, moves)
     ops = telling_ops(rows.sum(axis=0), start_s)
     time = np.append(start_s[ops], end_s[-1]) * scale.time
     below = np.zeros(len(time))

@@ -76,7 +76,8 @@ class StallFacts:
 class Planning:
     """A plan in figures. ``binds`` says in a sentence what limits it; ``wears`` is per tier.
 
-    ``folders`` are those of the machine, where it was measured.
+    ``folders`` are those of the machine, where it was measured. ``recomputed`` results of
+    ``recomputed_bytes`` together are made again in place of being moved.
     """
 
     hardware: str
@@ -91,6 +92,8 @@ class Planning:
     read_bytes: int
     written_bytes: int
     spill_bytes: int
+    recomputed: int
+    recomputed_bytes: int
     tiers: tuple[TierFacts, ...]
     kinds: tuple[KindFacts, ...]
     costliest: tuple[MoveFacts, ...]
@@ -120,6 +123,8 @@ def planning(subject: Subject) -> Planning:
         read_bytes=plan.read_bytes,
         written_bytes=plan.written_bytes,
         spill_bytes=plan.spill_bytes,
+        recomputed=len(plan.recomputations),
+        recomputed_bytes=sum(trace.storages[r.storage].nbytes for r in plan.recomputations),
         tiers=uses,
         kinds=_kinds(trace, plan),
         costliest=_costliest(trace, plan, tiers),

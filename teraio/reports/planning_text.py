@@ -62,14 +62,29 @@ def _head(facts: Planning, title: str) -> Text:
         f"moves   {count(facts.moves)}: {format_size(facts.written_bytes)} written and "
         f"{format_size(facts.read_bytes)} read per iteration, "
         f"{format_size(facts.spill_bytes)} of spill space\n"
-        f"{facts.binds}"
+        f"{_again(facts)}{facts.binds}"
+    )
+
+
+def _again(facts: Planning) -> str:
+    if not facts.recomputed:
+        return ""
+    return (
+        f"again   {count(facts.recomputed)}: {format_size(facts.recomputed_bytes)} of results are "
+        "given up and made again by running their ops once more\n"
     )
 
 
 def _times(facts: Planning) -> RenderableType:
     rows = (
         ("ideal", facts.ideal_s, "no limit on memory"),
-        ("bound", facts.bound_s, "no plan can be faster"),
+        (
+            "bound",
+            facts.bound_s,
+            "no plan that makes the same again can be faster"
+            if facts.recomputed
+            else "no plan can be faster",
+        ),
         ("predicted", facts.predicted_s, "this plan"),
     )
     return table(

@@ -5,10 +5,10 @@ In: any record that holds a trace. Out: a Subject. Must not know: files, renderi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from teraio.errors import ConfigurationError, PlanError
-from teraio.planner import validate
+from teraio.planner import replayed, validate
 from teraio.records import Hardware, Move, Plan, RunReport, StepReport, Trace
 
 # Sums of sizes stay exact in 64 bits.
@@ -17,13 +17,23 @@ _MOST_BYTES = 1 << 62
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """One iteration: its trace, the plan for it and the machine of the plan, and measured steps."""
+    """One iteration: its trace, the plan for it and the machine of the plan, and measured steps.
+
+    ``trace`` is as the plan has it. Where that makes results again, ``recorded`` is the trace
+    without it.
+    """
 
     name: str
     trace: Trace
     hardware: Hardware | None = None
     plan: Plan | None = None
     steps: tuple[StepReport, ...] = ()
+    recorded: Trace | None = None
+
+    @property
+    def unlimited(self) -> Trace:
+        """The trace of the iteration without a plan."""
+        return self.recorded or self.trace
 
     @property
     def moves(self) -> tuple[Move, ...]:
@@ -73,4 +83,6 @@ def _checked(subject: Subject) -> Subject:
         validate(trace, subject.hardware, subject.plan)
     except PlanError as error:
         raise PlanError(f"{subject.name} holds a plan that breaks a rule: {error}") from None
-    return subject
+    if not subject.plan.recomputations:
+        return subject
+    return replace(subject, trace=replayed(trace, subject.plan.recomputations), recorded=trace)

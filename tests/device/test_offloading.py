@@ -18,6 +18,7 @@ import torch
 import teraio
 from teraio.engine.testing import stress
 from tests.device.sim import load
+from tests.drives import pass_for_slow
 from tests.integration.test_equal_results import assert_equal
 from tests.integration.training import Case, Outcome, Training
 from tests.required import lacking
@@ -101,6 +102,18 @@ def test_training_from_host_memory_and_ssd_is_equal(
     report = train(replace(case, device=accelerator), 40, spill, host_share=30)
     assert report.plan is not None
     assert {tier.tier: tier.written_bytes > 0 for tier in report.plan.tiers}["host"]
+
+
+@each_case
+def test_training_that_makes_results_again_is_equal(
+    case: Case, accelerator: str, spill: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pass_for_slow(monkeypatch)
+    report = train(replace(case, device=accelerator), 50, spill)
+    assert report.plan is not None
+    again = sum(step.recomputed_bytes for step in report.steps)
+    assert (again > 0) == bool(report.plan.recomputations)
+    assert again > 0 or "checkpointing" in case.features
 
 
 def train(case: Case, share: int, spill: str, host_share: int = 0) -> teraio.RunReport:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from teraio.planner.memory import live_by_op, memory_by_op
-from teraio.records import Extent, Hardware, Move, Op, Plan, Storage, Tier, Trace
+from teraio.records import Extent, Hardware, Move, Op, Phase, Plan, Storage, Tier, Trace
 
 
 def storage(
@@ -19,6 +19,7 @@ def storage(
     birth: int | None = None,
     death: int | None = None,
     name: str = "s",
+    repeatable: bool = False,
 ) -> Storage:
     """A storage; persistent unless told."""
     return Storage(
@@ -29,13 +30,14 @@ def storage(
         death=death,
         uses=tuple(uses),
         writes=tuple(writes),
+        repeatable=repeatable,
     )
 
 
-def trace(durations_ms: Sequence[float], *storages: Storage) -> Trace:
+def trace(durations_ms: Sequence[float], *storages: Storage, phase: Phase = "other") -> Trace:
     """A trace of ops with these durations."""
     ops = tuple(
-        Op(name=f"op{i}", module="m", phase="other", duration_ns=round(ms * 1e6))
+        Op(name=f"op{i}", module="m", phase=phase, duration_ns=round(ms * 1e6))
         for i, ms in enumerate(durations_ms)
     )
     return Trace(device="cpu", ops=ops, storages=storages, anchors=(), base_bytes=0)

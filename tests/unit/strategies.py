@@ -30,6 +30,10 @@ def storages(draw: Any, n: int, index: int) -> list[Storage]:
     if birth is not None and draw(st.booleans()):
         uses.add(birth)
     writes = draw(st.sets(st.sampled_from(sorted(uses)))) if uses else set()
+    repeatable = shape == "activation" and draw(st.booleans())
+    if repeatable:
+        uses.add(first)
+        writes = {first}
     name = f"s{index}"
     made = Storage(
         nbytes=nbytes,
@@ -39,6 +43,7 @@ def storages(draw: Any, n: int, index: int) -> list[Storage]:
         death=death,
         uses=tuple(sorted(uses)),
         writes=tuple(sorted(writes)),
+        repeatable=repeatable,
     )
     if shape != "carried":
         return [made]
@@ -64,7 +69,7 @@ def traces(draw: Any, most_ops: int = 24, most_storages: int = 10) -> Trace:
         Op(
             name=f"op{i}",
             module="m",
-            phase="other",
+            phase=draw(st.sampled_from(["forward", "forward", "backward"])),
             duration_ns=draw(st.sampled_from([0, 1000, 50_000, 1_000_000])),
             workspace_bytes=draw(st.sampled_from([0, 0, 5000])),
         )

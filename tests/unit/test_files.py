@@ -178,10 +178,10 @@ def test_another_kind_is_refused_by_name(tmp_path: Path) -> None:
     refused(tmp_path / "file", Trace, "holds a 'plan', not a 'trace'")
 
 
-@pytest.mark.parametrize("version", [0, 4, "1", True, None, 1.0])
+@pytest.mark.parametrize("version", [0, 5, "1", True, None, 1.0])
 def test_another_version_is_refused(version: object, tmp_path: Path) -> None:
     write(tmp_path / "file", {**document(STEP, tmp_path), "version": version})
-    refused(tmp_path / "file", StepReport, "versions 1 to 3 can be read")
+    refused(tmp_path / "file", StepReport, "versions 1 to 4 can be read")
 
 
 LATER_MEMBERS = {

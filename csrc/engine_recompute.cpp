@@ -1,0 +1,157 @@
+// The engine's recomputation: results that are given up without a copy, and made again by running their op.
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "allocator.h"
+#include "clock.h"
+#include "engine.h"
+#include "errors.h"
+#include "guard.h"
+
+namespace teraio {
+namespace {
+
+thread_local Frame* own_frame = nullptr;
+
+}  // namespace
+
+Frame& Engine::frame() {
+  static thread_local Frame frame;
+  return own_frame != nullptr ? *own_frame : frame;
+}
+
+Engine::OwnFrame::OwnFrame() : outer_(own_frame) {
+  frame_.apart = true;
+  frame_.training = frame().training;
+  own_frame = &frame_;
+}
+
+Engine::OwnFrame::~OwnFrame() { own_frame = outer_; }
+
+bool Engine::wants_recipe(const Frame& f) {
+  if (!wants_results() || !f.training || f.apart) return false;
+  const Lock lock(*this);
+  return recording_ || (schedule_ && schedule_->repeats_next(f.name));
+}
+
+// At the end of an op whose result the plan makes again.
+void Engine::keep_recipe(Frame& f, int32_t storage) {
+  Block* block = bound_[static_cast<size_t>(storage)];
+  if (!f.recipe || block == nullptr || block != f.made) return;
+  std::vector<Block*> operands;
+  for (const uint64_t id : f.recipe->operands()) {
+    const auto found = place_of_block_.find(id);
+    if (found == place_of_block_.end()) return;
+    operands.push_back(blocks_[found->second]);
+    // Somebody may write to such a one without an op.
+    if (operands.back()->exempt || operands.back()->published_iteration == iteration_) return;
+  }
+  for (Block* operand : operands) operand->dependents.push_back(block->id);
+  block->recipe = std::move(f.recipe);
+}
+
+void Engine::discard_recipe(Block* block) {
+  if (block->recipe) old_recipes_.push_back(std::move(block->recipe));
+}
+
+// Gives up a block's memory if it can be made again; nothing is copied.
+bool Engine::drop(Block* block) {
+  if (!block->recipe || block->transfer != nullptr) return false;
+  c10::StorageImpl* storage = owner(block);
+  if (storage == nullptr) return false;
+  drop_extent(block);
+  guard::close(*storage);
+  guard::set_memory(*storage, nullptr);
+  give_memory(block);
+  block->state = State::kAway;
+  return true;
+}
+
+// Runs the op that made a block again and gives it the result's memory. The mutex is given up meanwhile. Throws what
+// the op throws; then the block is as before.
+void Engine::recompute(Block* block, Lock& lock) {
+  const auto recipe = block->recipe;
+  for (const uint64_t id : recipe->operands()) {
+    const auto found = place_of_block_.find(id);
+    if (found == place_of_block_.end() || blocks_[found->second]->dead) {
+      throw SpillError("making " + describe(block) +
+                       " again failed: the program has replaced the memory of a tensor it is made from. Pass "
+                       "recompute=False to teraio.offload.");
+    }
+  }
+  Frame& f = frame();
+  const int waiting = f.entered ? 1 : 0;
+  const int64_t begin = now_ns(), stall = stats_.stall_ns;
+  block->state = State::kComing;
+  ++block->pins;  // so that it stays what it is
+  waiting_threads_ += waiting;
+  lock.unlock();
+  at::Tensor result;
+  std::exception_ptr failure;
+  try {
+    const OwnFrame frame;
+    result = recipe->run();
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  lock.lock();
+  waiting_threads_ -= waiting;
+  Block* made = failure ? nullptr : block_of(result.storage().unsafeGetStorageImpl());
+  const bool fits = made != nullptr && made->nbytes == block->nbytes && made->state == State::kResident &&
+                    made->transfer == nullptr && made->pins == 0;
+  if (fits) {
+    guard::set_memory(*result.storage().unsafeGetStorageImpl(), nullptr);
+    block->device = std::exchange(made->device, std::nullopt);
+    block->memory = std::exchange(made->memory, nullptr);
+    made->exempt = true;
+    if (block->address != nullptr) {  // where somebody expects it
+      char* memory = std::exchange(block->memory, nullptr);
+      used_ -= block->nbytes;
+      take_memory(block);
+      std::memcpy(block->memory, memory, block->nbytes);
+      pages_.give(memory, block->nbytes);
+    }
+    stats_.recomputed_bytes += block->nbytes;
+    block->state = State::kResident;
+    if (c10::StorageImpl* storage = owner(block)) {
+      guard::set_memory(*storage, block->memory);
+      guard::set_message(*storage, describe_guard(block));
+      if (block->pins > 1) guard::open(*storage);
+    }
+    discard_recipe(block);
+    if (block->trace_index >= 0) {
+      const int32_t again = schedule_->again[static_cast<size_t>(block->trace_index)];
+      if (again >= 0) bind(block, again);
+    }
+  } else {
+    block->state = State::kAway;
+  }
+  f.waited = true;
+  if (f.training) recompute_ns_ += (now_ns() - begin) - (stats_.stall_ns - stall);
+  if (--block->pins == 0 && block->dead) bury(block);
+  notify();
+  lock.unlock();
+  result.reset();
+  lock.lock();
+  if (failure) std::rethrow_exception(failure);
+  if (!fits) throw SpillError("an op that was run again gave another result; pass recompute=False to teraio.offload.");
+}
+
+// What was dropped and is made from this block is made again while it still can be.
+void Engine::settle(Block* block, Lock& lock) {
+  while (!block->dependents.empty()) {
+    const auto found = place_of_block_.find(block->dependents.back());
+    Block* dependent = found == place_of_block_.end() ? nullptr : blocks_[found->second];
+    if (dependent != nullptr && !dependent->dead && dependent->recipe) {
+      if (dependent->dropped() || dependent->state == State::kComing) {
+        fetch_now(dependent, lock);  // it may be gone then
+        continue;
+      }
+      discard_recipe(dependent);
+    }
+    block->dependents.pop_back();
+  }
+}
+
+}  // namespace teraio

@@ -1,0 +1,49 @@
+// Recipes: what it takes to run an op again and get the same result to the last bit.
+// In: an op that begins. Out: its result, again, at any later time. Must not know: plans, budgets, where data is.
+#pragma once
+#include <ATen/core/Tensor.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/ivalue.h>
+#include <ATen/record_function.h>
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string_view>
+#include <vector>
+
+#include "block.h"
+
+namespace teraio {
+
+// [Note: recipes]
+// An op may be run again in place of keeping its result if it is a pure function of its operands. That is so for what
+// PyTorch tags as pointwise and not as random, and for a few others. The recipe keeps the op's arguments. Operands
+// that are blocks are shared, for they leave and come back as others do: so the result must be made again before one
+// of them is written to (Engine::settle). Small operands are copied.
+// PyTorch's vectorised loops round a value differently in a vector and at the end of a thread's part of the work, so
+// as many threads run the op as did at first.
+class Recipe {
+ public:
+  // Whether an op of this schema can have one.
+  static bool possible(const c10::OperatorHandle& op);
+  // The recipe of an op that begins; `block_of` gives the block of a storage, or nullptr. Null where an operand or the
+  // state of the thread (a mode, autocast) makes the op more than a function of its arguments.
+  static std::unique_ptr<Recipe> of(const c10::OperatorHandle& op, c10::ArrayRef<const c10::IValue> arguments,
+                                    Block* (*block_of)(c10::StorageImpl*));
+
+  // Runs the op as nothing but a kernel call, observed like any other. Throws what the op throws.
+  at::Tensor run() const;
+  // Ids of the blocks among its operands.
+  const std::vector<uint64_t>& operands() const { return operands_; }
+
+ private:
+  Recipe(const c10::OperatorHandle& op, int threads) : op_(op), threads_(threads) {}
+
+  c10::OperatorHandle op_;
+  int threads_;
+  std::vector<c10::IValue> arguments_;
+  std::vector<uint64_t> operands_;
+};
+
+}  // namespace teraio

@@ -1,0 +1,30 @@
+"""Drives that pass for slow ones, so that plans look for other ways than moving data.
+
+In: pytest's monkeypatch. Out: measured rates replaced; transfers are as quick as ever. Must not
+know: plans.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+import teraio.runtime
+from teraio.records import Hardware
+
+_SLOW_BYTES_PER_S = 5e6
+
+
+def pass_for_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on runs believe that their SSD tier is slow."""
+    measured = teraio.runtime.hardware
+    rates = {f"{what}_bytes_per_s": _SLOW_BYTES_PER_S for what in ("read", "write", "mixed")}
+
+    def slow(*args: Any) -> Hardware:
+        found: Hardware = measured(*args)
+        tiers = (replace(t, **rates) if t.name == "ssd" else t for t in found.tiers)
+        return replace(found, tiers=tuple(tiers))
+
+    monkeypatch.setattr(teraio.runtime, "hardware", slow)

@@ -1,0 +1,216 @@
+"""Results that are given up and made again by running their op once more have the same bits.
+
+In: training on drives that pass for slow ones, so that plans run ops again. Out: equality with
+training without teraio, and the budget kept.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+import teraio
+from teraio.engine import testing
+from tests.drives import pass_for_slow
+from tests.integration.test_equal_results import assert_equal
+from tests.integration.training import Case, offloaded, plain, unlimited_peak
+
+CASES = [
+    *(Case(model) for model in ("llama", "gpt2", "t5", "mixtral", "vit")),
+    *(
+        Case("llama", features=frozenset({feature}))
+        for feature in ("accumulate", "autocast", "clip", "evaluate", "generate")
+    ),
+    Case("gpt2", "sgd", frozenset({"dropout", "last_batch"})),
+]
+
+
+@pytest.fixture(autouse=True)
+def _slow_drives(monkeypatch: pytest.MonkeyPatch) -> None:
+    pass_for_slow(monkeypatch)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_results_made_again_are_equal_within_the_budget(case: Case, spill: str) -> None:
+    budget = unlimited_peak(case, spill) // 2
+    outcome = offloaded(case, budget, spill)
+    assert_equal(outcome, plain(case))
+    report = outcome.report
+    assert report is not None and report.plan is not None
+    assert report.plan.recomputations
+    assert max(step.peak_bytes for step in report.steps) <= budget
+    assert sum(step.recomputed_bytes for step in report.steps) > 0
+    if not case.features:
+        assert sum(step.drift_ops for step in report.steps) == 0
+
+
+class Tanh(torch.autograd.Function):
+    """Saves its result, and not its operand."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        y = torch.tanh(x)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        (y,) = ctx.saved_tensors
+        return gradients[0] * (1 - y * y)
+
+
+class Gated(torch.nn.Module):
+    """Layers whose activations can be made again from ``gates``, which nothing else needs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(128, 128) for _ in range(6))
+        self.gates: list[torch.Tensor] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            gate = layer(x)
+            activated = Tanh.apply(gate)
+            self.gates.append(gate.detach())
+            x = activated * activated
+        return x
+
+
+STEPS = 8
+
+
+def trained(model: Gated, between: Callable[[int, Gated], object] = lambda *_: None) -> list[Any]:
+    """Losses and weights. ``between`` is called with the step after each forward pass."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    results: list[Any] = []
+    for step in range(STEPS):
+        torch.manual_seed(step)
+        loss = model(torch.randn(512, 128)).square().mean()
+        between(step, model)
+        loss.backward()
+        model.gates.clear()
+        optimizer.step()
+        optimizer.zero_grad()
+        results.append(loss.item())
+    return [*results, *(parameter.detach().clone() for parameter in model.parameters())]
+
+
+def gated() -> Gated:
+    torch.manual_seed(0)
+    return Gated()
+
+
+@pytest.fixture
+def running(spill: str) -> Iterator[Gated]:
+    """A model whose plan makes results again."""
+    model = gated()
+    teraio.offload(model, memory_budget="3MiB", ssd=spill)
+    yield model
+    teraio.restore(model)
+
+
+def assert_same(results: list[Any], expected: list[Any]) -> None:
+    assert len(results) == len(expected)
+    assert all(
+        torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+        for one, other in zip(results, expected, strict=True)
+    )
+
+
+def recomputed(model: Gated, since: int = 0) -> int:
+    return sum(step.recomputed_bytes for step in teraio.report(model).steps[since:])
+
+
+def test_with_transfers_delayed_and_freed_memory_poisoned(running: Gated) -> None:
+    testing.stress(2000)
+    try:
+        assert_same(trained(running), trained(gated()))
+    finally:
+        testing.stress(0)
+    assert recomputed(running) > 0
+
+
+def test_an_operand_that_is_written_to(running: Gated) -> None:
+    """The result is made again before its operand changes, though no plan foresaw that."""
+
+    def overwrite(step: int, model: Gated) -> None:
+        if step >= STEPS - 2:
+            for gate in model.gates:
+                gate.zero_()
+
+    assert_same(trained(running, overwrite), trained(gated(), overwrite))
+    assert recomputed(running, since=STEPS - 2) > 0
+
+
+def test_an_operand_that_is_held(running: Gated) -> None:
+    """Whoever holds a tensor may write to its memory, so what is made from it is made before."""
+
+    def overwrite(step: int, model: Gated) -> None:
+        if step >= STEPS - 2:
+            for gate in model.gates:
+                with teraio.resident(gate):
+                    ctypes.memset(gate.data_ptr(), 0, gate.nbytes)
+
+    assert_same(trained(running, overwrite), trained(gated()))
+    assert recomputed(running, since=STEPS - 2) > 0
+
+
+def test_an_operand_whose_address_is_out(running: Gated) -> None:
+    """Nothing is made again from what somebody may write to at any time."""
+
+    def publish(step: int, model: Gated) -> None:
+        addresses.extend(gate.data_ptr() for gate in model.gates)
+
+    addresses: list[int] = []
+    assert_same(trained(running, publish), trained(gated()))
+
+
+def test_an_iteration_that_is_given_up(running: Gated) -> None:
+    """Results that were given up and are never needed again just go."""
+
+    def fail(step: int, model: Gated) -> None:
+        if step == STEPS - 1:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        trained(running, fail)
+    assert recomputed(running) > 0
+    running.load_state_dict(gated().state_dict())
+    assert_same(trained(running), trained(gated()))
+
+
+def test_a_run_that_is_closed_while_results_are_given_up(spill: str) -> None:
+    model = gated()
+    teraio.offload(model, memory_budget="3MiB", ssd=spill)
+    end = lambda step, model: teraio.restore(model) if step == STEPS - 1 else None  # noqa: E731
+    assert_same(trained(model, end), trained(gated()))
+
+
+def test_threads_do_not_change_the_bits(running: Gated) -> None:
+    """Loops are cut into parts by threads, and ends of parts may be rounded in another way."""
+
+    def change(step: int, model: Gated) -> None:
+        torch.set_num_threads(2 - torch.get_num_threads() % 2)
+
+    try:
+        results = trained(running, change)
+        assert recomputed(running) > 0
+        torch.set_num_threads(1)
+        assert_same(results, trained(gated(), change))
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_a_plan_without_it(spill: str) -> None:
+    model = gated()
+    teraio.offload(model, memory_budget="3MiB", ssd=spill, recompute=False)
+    trained(model)
+    report = teraio.report(model)
+    teraio.restore(model)
+    assert report.plan is not None
+    assert report.plan.moves and not report.plan.recomputations
+    assert sum(step.recomputed_bytes for step in report.steps) == 0
