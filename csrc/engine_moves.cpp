@@ -377,6 +377,8 @@ void Engine::detach(Block* block) {
 }
 
 void Engine::start_waiting_fetches(Lock& lock) {
+  // A codec that lacks memory of the device comes here; what an I/O thread takes would belong to its stream.
+  if (SpillSpace::on_io_thread()) return;
   while (!fetch_queue_.empty()) {
     const uint64_t id = fetch_queue_.front();
     const auto found = place_of_block_.find(id);
