@@ -37,7 +37,8 @@ gpu: $(VENV)/.built
 	mkdir -p build/gpu
 	TERAIO_REQUIRE=gpu $(BIN)/python -m pytest -m gpu --junitxml build/gpu/tests.xml
 	$(BIN)/python -m benchmarks --suite gpu --output build/gpu/suite.json
-	$(BIN)/python -m benchmarks.pack --json build/gpu/pack.json
+	$(BIN)/python -m benchmarks micro pack drive --output build/gpu
+	$(BIN)/python -m benchmarks report build/gpu/suite.json build/gpu/pack.json build/gpu/drive.json
 
 lint: $(VENV)/.built
 	$(BIN)/ruff check .

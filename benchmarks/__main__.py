@@ -1,9 +1,7 @@
-"""The command of the benchmarks: ``python -m benchmarks --suite NAME``, ``... report FILE``.
+"""The command of the benchmarks.
 
-In: the command line. Out: results as JSON, tables, pictures; exit status 1 if the ideal run or one
-of teraio's does not count. Must not know: how a run is made, how a table looks.
-
-Further commands measure single parts: ``overhead``, ``drive``.
+In: the command line. Out: results as JSON, tables, pictures, pages; exit status 1 if the ideal run
+or one of teraio's does not count. Must not know: how a run is made, how a table looks.
 """
 
 from __future__ import annotations
@@ -20,9 +18,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import drive, overhead
 from benchmarks.comparison import IDEAL, Comparison, Results
-from benchmarks.report import report
+from benchmarks.micro import command as micro
+from benchmarks.report import report, report_page
 from benchmarks.results import collect, load, save
 from benchmarks.rotation import Place, run_all
 from benchmarks.rows import rows
@@ -31,15 +29,16 @@ from benchmarks.systems import SYSTEMS
 from benchmarks.tables import document
 from benchmarks.worker import ROOT
 
-_SINGLE = {"overhead": overhead.main, "drive": drive.main}
-
 
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments and arguments[0] in _SINGLE:
-        return _SINGLE[arguments[0]](arguments[1:])
+    if arguments and arguments[0] == "micro":
+        return micro.main(arguments[1:])
     if arguments and arguments[0] == "report":
         return _report(arguments[1:])
+    if arguments == ["--list"]:
+        print(_listing())
+        return 0
     return _suite(arguments)
 
 
@@ -98,13 +97,36 @@ def _new_file(suite: str) -> Path:
     return path
 
 
+def _listing() -> str:
+    width = max(map(len, SUITES))
+    suites = "\n".join(
+        f"  {name:{width}}  {suite.line} ({suite.device}, {suite.minutes:g} minutes)"
+        for name, suite in SUITES.items()
+    )
+    return (
+        f"suites (--suite NAME):\n{suites}\n\n"
+        f"micro-benchmarks (micro NAME):\n{micro.listing(False)}\n\n"
+        f"simulations of other machines (micro NAME):\n{micro.listing(True)}"
+    )
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        usage="%(prog)s --suite NAME [options]\n"
+        "       %(prog)s micro [NAME ...] [options]\n"
+        "       %(prog)s report FILE [FILE ...] [-o DIR]\n"
+        "       %(prog)s --list",
+        description="Systems that train in less memory, side by side on the same work, and "
+        "benchmarks of teraio's parts.",
+        epilog=_listing(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--suite", choices=sorted(SUITES), required=True)
     parser.add_argument("--ssd", action="append", metavar="DIR", help="one per drive; repeatable")
     parser.add_argument("--threads", type=int, default=min(os.cpu_count() or 1, 16))
     parser.add_argument("--minutes", type=float, help="start nothing more after this time")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="where to write the JSON")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="where to write the JSON")
     parser.add_argument("--system", action="append", default=[], choices=sorted(SYSTEMS))
     parser.add_argument("--comparison", action="append", default=[], metavar="SHAPE")
     return parser
@@ -112,14 +134,18 @@ def _parser() -> argparse.ArgumentParser:
 
 def _report(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks report")
-    parser.add_argument("files", nargs="+", type=Path, help="what a suite wrote")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="default: beside each file")
-    parser.add_argument("--format", choices=("svg", "png"), default="svg")
+    parser.add_argument("files", nargs="+", type=Path, help="what suites and micro wrote")
+    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="default: beside each")
+    parser.add_argument("--format", choices=("svg", "png"), default="svg", help="of pictures")
     options = parser.parse_args(arguments)
     try:
-        for path in options.files:
+        found = {path: load(path) for path in options.files}
+        if options.output and len({path.stem for path in found}) < len(found):
+            raise ValueError("two of the files have one name; leave out --output, or rename one")
+        print(report_page(found, options.output or options.files[0].parent))
+        for path, results in found.items():
             folder = options.output or path.parent
-            for written in report(load(path), folder, path.stem, options.format):
+            for written in report(results, folder, path.stem, options.format):
                 print(written)
     except (OSError, ValueError) as error:
         print(f"report: {error}", file=sys.stderr)

@@ -20,7 +20,7 @@ from typing import Any, TextIO
 import torch
 
 from benchmarks.codec import decode, encode
-from benchmarks.energy import energy_joules
+from benchmarks.energy import energy_meter
 from benchmarks.job import Job, Outcome, Step
 from benchmarks.meters import drives_traffic, peak_meter, process_traffic, resident_bytes
 from benchmarks.models import Batches, warm_up
@@ -40,6 +40,9 @@ class Run:
         self._batches = Batches(SHAPES[job.shape], job.device)
         warm_up(job.device)
         self._cuda = job.device == "cuda"
+        self._energy = energy_meter(
+            str(torch.cuda.get_device_properties(0).uuid) if self._cuda else None
+        )
         self._peak = peak_meter()
         self._peak.take()
         self._base_bytes = resident_bytes()
@@ -61,13 +64,13 @@ class Run:
         if self._cuda:
             torch.cuda.reset_peak_memory_stats()
         process, drive = process_traffic(), drives_traffic(self._job.ssd)
-        joules = energy_joules() if self._cuda else None
+        joules = self._energy()
         wall, cpu = time.perf_counter(), time.process_time()
         loss = self._training.step(tokens)
         if self._cuda:
             torch.cuda.synchronize()
         wall_s, cpu_s = time.perf_counter() - wall, time.process_time() - cpu
-        joules_now = energy_joules() if self._cuda else None
+        joules_now = self._energy()
         moved = process_traffic().since(process)
         drive_now = drives_traffic(self._job.ssd)
         drive_moved = drive_now.since(drive) if drive_now and drive else None

@@ -30,7 +30,8 @@ class Entry:
     def name(self) -> str:
         share = "" if self.share is None else f" at {self.share:.0%}"
         host = f" with host memory {self.host_share:.0%}" if self.host_share else ""
-        drives = "" if self.drives is None else f" on {self.drives} drives"
+        several = "" if self.drives == 1 else "s"
+        drives = "" if self.drives is None else f" on {self.drives} drive{several}"
         return f"{self.system}{share}{host}{drives}"
 
 

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -195,34 +196,43 @@ def failures(plains: list[Run], unlimited: Run, limited: list[Run]) -> list[str]
     return wrong + over
 
 
-def parse(
-    arguments: list[str] | None = None,
-    *,
-    command: str = "python -m benchmarks.demo",
-    description: str | None = __doc__,
-    dtypes: Sequence[str] = ("fp32", "bf16"),
-) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog=command, description=description)
-    parser.add_argument("--params", choices=sorted(MODELS), default="100m")
+def add_options(
+    parser: argparse.ArgumentParser, dtypes: Sequence[str] = ("fp32", "bf16"), params: str = "100m"
+) -> None:
+    """What to train, for how long and where to."""
+    parser.add_argument("--params", choices=sorted(MODELS), default=params)
     parser.add_argument("--dtype", choices=dtypes, default="fp32")
-    parser.add_argument("--steps", type=int, default=8, help="per run; the first 2 are profiled")
+    parser.add_argument("--steps", type=_steps, default=8, help="per run; the first 2 are profiled")
     parser.add_argument("--threads", type=int, default=min(os.cpu_count() or 1, 8))
     parser.add_argument("--ssd", action="append", default=[], metavar="DIR", help="repeatable")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write all figures to this file")
-    options = parser.parse_args(arguments)
-    if options.steps < 4:
-        parser.error("--steps: at least 4, as the first 2 are profiled")
-    return options
 
 
-def write_json(path: Path, runs: list[Run]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    records = [{"job": encode(run.job), "outcome": encode(run.outcome)} for run in runs]
-    path.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+def _steps(text: str) -> int:
+    if int(text) < 4:
+        raise argparse.ArgumentTypeError("at least 4, as the first 2 are profiled")
+    return int(text)
+
+
+def records(runs: list[Run]) -> list[dict[str, Any]]:
+    """All that came of the runs, as plain values."""
+    return [{"job": encode(run.job), "outcome": encode(run.outcome)} for run in runs]
+
+
+def about(run: Run, options: argparse.Namespace) -> str:
+    """What was trained, in words."""
+    shape = SHAPES[MODELS[options.params]]
+    return (
+        f"Llama-like model, {run.outcome.parameters / 1e6:.1f} million parameters, "
+        f"{options.dtype}, AdamW, {shape.batch} x {shape.sequence} bytes of text per step, "
+        f"{options.threads} threads"
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = parse(arguments)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.demo", description=__doc__)
+    add_options(parser)
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write all figures to this file")
+    options = parser.parse_args(arguments)
     console = Console()
     if not console.is_terminal:
         console = Console(width=100)
@@ -237,13 +247,9 @@ def main(arguments: list[str] | None = None) -> int:
         plains, unlimited, limited = Demo(options, progress).runs()
     runs = [*plains, unlimited, *limited]
     if options.json:
-        write_json(options.json, runs)
-    shape = SHAPES[MODELS[options.params]]
-    console.print(
-        f"Llama-like model, {plains[0].outcome.parameters / 1e6:.1f} million parameters, "
-        f"{options.dtype}, AdamW, {shape.batch} x {shape.sequence} bytes of text per step, "
-        f"{options.threads} threads"
-    )
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(records(runs), indent=1) + "\n", encoding="utf-8")
+    console.print(about(plains[0], options))
     console.print(table(plains, unlimited, limited))
     console.print(
         f"Ideal speed: {ideal_seconds(plains):.3f} s per step, the median of both plain runs. "

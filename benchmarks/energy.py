@@ -1,33 +1,24 @@
-"""Energy that the GPUs took since their driver was loaded, where NVML tells it.
+"""Energy that a GPU took since its driver was loaded, where NVML tells it.
 
-In: nothing. Out: joules. Must not know: what runs meanwhile.
+In: a GPU's UUID. Out: joules. Must not know: what runs meanwhile.
 """
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any
+from collections.abc import Callable
+
+from teraio.telemetry import Gpu, Unmeasured
+
+Meter = Callable[[], float | None]
 
 
-def energy_joules() -> float | None:
-    """The first GPU; None without NVML or on GPUs that don't count energy."""
-    library, handle = _gpu()
-    if library is None:
-        return None
+def energy_meter(uuid: str | None) -> Meter:
+    """What gives joules when it is called; None without a GPU, NVML or a counter of energy."""
     try:
-        return float(library.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1e3
-    except library.NVMLError:
-        return None
-
-
-@cache
-def _gpu() -> tuple[Any, Any]:
-    try:
-        import pynvml
-    except ImportError:
-        return None, None
-    try:
-        pynvml.nvmlInit()
-        return pynvml, pynvml.nvmlDeviceGetHandleByIndex(0)
-    except pynvml.NVMLError:
-        return None, None
+        if uuid is None:
+            raise Unmeasured("no GPU")
+        gpu = Gpu(uuid)
+        gpu.energy_joules()
+    except Unmeasured:
+        return lambda: None
+    return gpu.energy_joules

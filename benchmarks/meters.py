@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
 
-_SECTOR_BYTES = 512
+from teraio.telemetry.host import drive_bytes
+
 _RESET_HIGH_WATER = "5"  # proc_pid_clear_refs(5)
 
 
@@ -91,21 +92,10 @@ def process_traffic() -> Traffic:
     return Traffic(figures["read_bytes"], figures["write_bytes"])
 
 
-def drive_traffic(folder: str) -> Traffic | None:
-    """The counters of the drive below ``folder``; None if there is no drive or no counter."""
-    device = os.stat(folder).st_dev
-    path = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/stat")
-    try:
-        columns = path.read_text().split()
-    except OSError:
-        return None
-    return Traffic(int(columns[2]) * _SECTOR_BYTES, int(columns[6]) * _SECTOR_BYTES)
-
-
 def drives_traffic(folders: tuple[str, ...]) -> Traffic | None:
-    """The sum over the drives of ``folders``, each drive once."""
-    by_drive = {os.stat(folder).st_dev: drive_traffic(folder) for folder in folders}
-    known = [traffic for traffic in by_drive.values() if traffic is not None]
+    """The counters of the drives below ``folders``, each drive once; None if there are none."""
+    one_of_each = {os.stat(folder).st_dev: folder for folder in folders}.values()
+    known = [counted for folder in one_of_each if (counted := drive_bytes(folder))]
     if not known:
         return None
-    return Traffic(sum(one.read_bytes for one in known), sum(one.written_bytes for one in known))
+    return Traffic(sum(read for read, _ in known), sum(written for _, written in known))

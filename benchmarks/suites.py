@@ -15,6 +15,7 @@ _PYTORCH = ("checkpointing", "save-on-cpu", "torchao", "fsdp")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suite:
+    line: str
     device: str
     minutes: float
     comparisons: tuple[Comparison, ...]
@@ -39,6 +40,7 @@ _SWAP = (Entry(system="swap", share=0.5),)
 
 SUITES = {
     "quick": Suite(
+        line="all systems on models of 13 million parameters; shows that everything works",
         device="cpu",
         minutes=5,
         comparisons=(
@@ -57,6 +59,7 @@ SUITES = {
         ),
     ),
     "cpu": Suite(
+        line="100 million parameters, all systems; budgets, sizes, batch, sequence, bf16",
         device="cpu",
         minutes=30,
         comparisons=(
@@ -80,6 +83,7 @@ SUITES = {
         ),
     ),
     "gpu": Suite(
+        line="1 billion parameters",
         device="cuda",
         minutes=8,
         comparisons=(
@@ -96,6 +100,7 @@ SUITES = {
         ),
     ),
     "paper": Suite(
+        line="1 to 8 billion parameters; budgets, sizes, batch, sequence, drives",
         device="cuda",
         minutes=60,
         comparisons=(

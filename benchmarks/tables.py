@@ -1,15 +1,19 @@
-"""Results as Markdown tables.
+"""Results as tables and Markdown.
 
-In: Results. Out: text. Must not know: files, where figures come from.
+In: Results. Out: Sections, text. Must not know: files, where figures come from.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from benchmarks.comparison import Compared, Results
+from benchmarks.micro import MICRO
+from benchmarks.micro.findings import MicroResults
 from benchmarks.rows import Row, Speed, contests, rows
 from benchmarks.shapes import SHAPES
+from benchmarks.table import Table, markdown, table
 
 _SPEED_HEADS = (
     "s per step (least to largest)",
@@ -24,15 +28,54 @@ _SPEED_HEADS = (
 _HEADS = ("system", "limit, MB", "peak, MB", *_SPEED_HEADS, "losses", "counts")
 
 
-def document(results: Results) -> str:
-    """All comparisons of one results file."""
-    parts = [f"# Suite {results.suite}, {results.date}", _origin(results)]
-    for compared in results.compared:
-        parts.append(comparison_text(compared))
-    return "\n\n".join(parts) + "\n"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """One comparison in words and tables; the first table has a row for each run."""
+
+    title: str
+    about: str
+    tables: tuple[Table, ...]
 
 
-def comparison_text(compared: Compared) -> str:
+def document(results: Results | MicroResults) -> str:
+    """All of one results file."""
+    parts = [f"# {title(results)}", "\n".join(f"- {line}" for line in facts(results))]
+    for section in sections(results):
+        parts += [f"## {section.title}", section.about]
+        for number, shown in enumerate(section.tables):
+            parts += [f"### {shown.title}"] if number else []
+            parts.append(markdown(shown))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def title(results: Results | MicroResults) -> str:
+    if isinstance(results, MicroResults):
+        return f"{results.micro}, {results.origin.date}"
+    return f"Suite {results.suite}, {results.date}"
+
+
+def facts(results: Results | MicroResults) -> tuple[str, ...]:
+    """Where the figures come from, a line each."""
+    origin = results if isinstance(results, Results) else results.origin
+    device = f"; device: {results.device}" if isinstance(results, Results) else ""
+    return (
+        f"machine: {origin.machine}{device}",
+        f"commit: {origin.commit}",
+        f"versions: {', '.join(origin.versions)}",
+        f"settings: {'; '.join(results.settings)}",
+    )
+
+
+def sections(results: Results | MicroResults) -> tuple[Section, ...]:
+    if isinstance(results, Results):
+        return tuple(map(section, results.compared))
+    found = results.findings
+    about = "\n\n".join((*found.notes, *(f"FAILED: {line}" for line in found.failures)))
+    line = MICRO[results.micro].line if results.micro in MICRO else results.micro
+    return (Section(title=line[:1].upper() + line[1:], about=about, tables=found.tables),)
+
+
+def section(compared: Compared) -> Section:
     comparison, found = compared.comparison, rows(compared)
     shape = SHAPES[comparison.shape]
     ideal = compared.results[0].outcome
@@ -42,19 +85,17 @@ def comparison_text(compared: Compared) -> str:
         f"a step, {shape.flops_per_token / 1e6:,.1f} MFLOP a token, {comparison.timed} timed "
         f"steps after {comparison.warm_up}."
     )
-    parts = [f"## {comparison.name}", about, markdown(_HEADS, [_cells(row) for row in found])]
-    parts += [text for text in (_gpu_text(found), _contest_text(found), _plan_text(found)) if text]
-    return "\n\n".join(parts)
-
-
-def _origin(results: Results) -> str:
-    lines = (
-        f"machine: {results.machine}; device: {results.device}",
-        f"commit: {results.commit}",
-        f"versions: {', '.join(results.versions)}",
-        f"settings: {'; '.join(results.settings)}",
+    tables = (
+        table(comparison.name, _HEADS, [_cells(row) for row in found]),
+        _gpu_table(found),
+        _contest_table(found),
+        _plan_table(found),
     )
-    return "\n".join(f"- {line}" for line in lines)
+    return Section(
+        title=comparison.name,
+        about=about,
+        tables=tuple(shown for shown in tables if shown.rows),
+    )
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -92,27 +133,26 @@ def _losses(row: Row) -> str:
 def _counts(row: Row) -> str:
     if not row.faults:
         return "yes"
-    reason = "; ".join(row.faults).replace("|", "/").replace("\n", " ")
+    reason = "; ".join(row.faults).replace("\n", " ")
     shown = reason if len(reason) <= 240 else f"{reason[:80]} ... {reason[-150:]}"
-    return f"**invalid**: {shown}" if row.ran else shown
+    return f"invalid: {shown}" if row.ran else shown
 
 
-def _gpu_text(found: Sequence[Row]) -> str:
+def _gpu_table(found: Sequence[Row]) -> Table:
     """Host memory and energy, where the limited memory is a GPU's."""
-    gpu = [row for row in found if row.speed and row.host_peak_bytes != row.peak_bytes]
     lines = [
         (
             row.name,
             megabytes(row.host_peak_bytes),
             "" if row.speed.energy_j is None else f"{row.speed.energy_j:,.0f}",
         )
-        for row in gpu
-        if row.speed
+        for row in found
+        if row.speed and row.host_peak_bytes != row.peak_bytes
     ]
-    return markdown(("system", "host memory, MB", "energy a step, J"), lines) if lines else ""
+    return table("Host and energy", ("system", "host memory, MB", "energy a step, J"), lines)
 
 
-def _contest_text(found: Sequence[Row]) -> str:
+def _contest_table(found: Sequence[Row]) -> Table:
     lines = [
         (
             contest.peer.name,
@@ -124,11 +164,10 @@ def _contest_text(found: Sequence[Row]) -> str:
         for contest in contests(found)
     ]
     heads = ("peer", "its peak, MB", "teraio's fastest within that", "peak, MB", "times as fast")
-    return markdown(heads, lines) if lines else ""
+    return table("Times as fast", heads, lines)
 
 
-def _plan_text(found: Sequence[Row]) -> str:
-    """Predicted against measured, and where the time goes."""
+def _plan_table(found: Sequence[Row]) -> Table:
     lines = []
     for row in found:
         speed = row.speed
@@ -145,14 +184,8 @@ def _plan_text(found: Sequence[Row]) -> str:
             )
         )
     heads = ("run", "bound, s", "predicted, s", "measured, s", "predicted/measured", "stall, s")
-    return markdown(heads, lines) if lines else ""
+    return table("Predicted against measured", heads, lines)
 
 
 def megabytes(nbytes: float | None) -> str:
     return "" if nbytes is None else f"{nbytes / 1e6:,.0f}"
-
-
-def markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table; the first column is words, the others are figures."""
-    rule = ("---", *("---:" for _ in heads[1:]))
-    return "\n".join(f"| {' | '.join(line)} |" for line in (heads, rule, *lines))

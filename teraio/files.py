@@ -37,15 +37,18 @@ from teraio.records import (
     Phase,
     Plan,
     PlanOptions,
+    Reading,
     Recomputation,
     RunReport,
     SpillFolder,
     Stall,
     StepReport,
     Storage,
+    Telemetry,
     Tier,
     TierUse,
     Trace,
+    Unit,
     WaitsFor,
 )
 
@@ -655,7 +658,41 @@ def _read_step(value: object, where: str = "step report") -> StepReport:
     )
 
 
-_RUN = ("budget_bytes", "phase", "hardware", "trace", "plan", "steps")
+_READING_NUMBERS = ("last", "mean", "least", "most")
+_READING = ("of", "what", "unit", *_READING_NUMBERS)
+
+
+def _write_telemetry(telemetry: Telemetry) -> dict[str, Any]:
+    return {
+        "seconds": telemetry.seconds,
+        "samples": telemetry.samples,
+        "readings": _objects(telemetry.readings, _READING),
+        "missing": list(telemetry.missing),
+    }
+
+
+def _read_telemetry(value: object, where: str = "telemetry") -> Telemetry:
+    fields = _Fields(value, where, ("seconds", "samples", "readings", "missing"))
+    return Telemetry(
+        seconds=fields.number("seconds"),
+        samples=fields.integer("samples"),
+        readings=fields.items("readings", _read_reading),
+        missing=tuple(fields.texts("missing")),
+    )
+
+
+def _read_reading(value: object, where: str) -> Reading:
+    fields = _Fields(value, where, _READING)
+    return Reading(
+        of=fields.text("of"),
+        what=fields.text("what"),
+        unit=fields.one_of("unit", get_args(Unit)),
+        **{name: fields.number(name) for name in _READING_NUMBERS},
+    )
+
+
+_RUN_LATER = {"telemetry": None}
+_RUN = ("budget_bytes", "phase", "hardware", "trace", "plan", "steps", *_RUN_LATER)
 
 
 def _write_run(run: RunReport) -> dict[str, Any]:
@@ -666,12 +703,13 @@ def _write_run(run: RunReport) -> dict[str, Any]:
         "trace": _write_trace(run.trace) if run.trace else None,
         "plan": _write_plan(run.plan) if run.plan else None,
         "steps": [_write_step(step) for step in run.steps],
+        "telemetry": _write_telemetry(run.telemetry) if run.telemetry else None,
     }
 
 
 def _read_run(value: object, where: str = "run report") -> RunReport:
-    fields = _Fields(value, where, _RUN)
-    trace, plan = fields.raw("trace"), fields.raw("plan")
+    fields = _Fields(value, where, _RUN, _RUN_LATER)
+    trace, plan, telemetry = (fields.raw(name) for name in ("trace", "plan", "telemetry"))
     return RunReport(
         budget_bytes=fields.integer("budget_bytes"),
         phase=fields.one_of("phase", ("planned", "profile", "run", "closed")),
@@ -679,6 +717,7 @@ def _read_run(value: object, where: str = "run report") -> RunReport:
         trace=None if trace is None else _read_trace(trace, f"{where}.trace"),
         plan=None if plan is None else _read_plan(plan, f"{where}.plan"),
         steps=fields.items("steps", _read_step),
+        telemetry=None if telemetry is None else _read_telemetry(telemetry, f"{where}.telemetry"),
     )
 
 

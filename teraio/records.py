@@ -17,6 +17,7 @@ Phase = Literal["forward", "backward", "optimizer", "other"]
 Kind = Literal["parameter", "gradient", "optimizer_state", "activation", "buffer", "input"]
 BoundKind = Literal["relaxation", "simple"]
 WaitsFor = Literal["memory", "data"]
+Unit = Literal["bytes", "bytes/s", "share", "cores", "W"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -298,10 +299,41 @@ class StepReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """A figure of the machine over some time, such as ``what`` "resident memory" ``of`` "process".
+
+    "share" is between 0 and 1, "cores" are seconds of the processor in a second. ``mean`` is over
+    all looks, or for what the machine counts itself, over all of the time.
+    """
+
+    of: str
+    what: str
+    unit: Unit
+    last: float
+    mean: float
+    least: float
+    most: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Telemetry:
+    """What the machine did in the ``seconds`` between the first and the last of ``samples`` looks.
+
+    ``missing`` says, a line for each, what is not known and why.
+    """
+
+    seconds: float
+    samples: int
+    readings: tuple[Reading, ...] = ()
+    missing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunReport:
     """The state of an offloaded run. ``plan`` and the times are None until a plan exists.
 
     In phase ``planned`` nothing has run: it is a plan with the trace and hardware it is for.
+    ``telemetry`` is of the iterations since that plan was made, or since profiling began.
     """
 
     budget_bytes: int
@@ -310,6 +342,7 @@ class RunReport:
     trace: Trace | None
     plan: Plan | None
     steps: tuple[StepReport, ...]
+    telemetry: Telemetry | None = None
 
     @property
     def predicted_s(self) -> float | None:

@@ -55,6 +55,7 @@ from teraio.records import (
     StepReport,
 )
 from teraio.sizes import format_size
+from teraio.telemetry import sampler_for
 
 log = logging.getLogger("teraio")
 
@@ -173,6 +174,9 @@ class Runtime:
             self._accelerator.lock_pages(_C.staging_memory())
         host = self._measure_host(host_bytes) if host_bytes else None
         self.hardware: Hardware = hardware(budget_bytes, speeds, weights, host)
+        self._telemetry = sampler_for(
+            device, self._accelerator.gpu_uuid if self._accelerator else None, self._folders
+        )
         raw_access.install()
         list_ops.install(budget_bytes // _LIST_OP_SHARE)
         self._optimizer_hooks = [
@@ -188,6 +192,7 @@ class Runtime:
                 speed.path,
                 speed.reason,
             )
+        self._telemetry.start()
 
     def _measure_host(self, host_bytes: int) -> HostSpeed:
         self._reserve_host(min(host_bytes, _HOST_MEASURED_BYTES))
@@ -313,6 +318,7 @@ class Runtime:
             return
         self.phase = "closed"
         self._progress.stop()
+        self._telemetry.stop()
         for hook in self._optimizer_hooks:
             hook.remove()
         self._module_hooks.remove()
@@ -343,6 +349,7 @@ class Runtime:
             trace=self.recorded.trace if self.recorded else None,
             plan=self.plan,
             steps=tuple(self.steps),
+            telemetry=self._telemetry.telemetry(),
         )
 
     # ------------------------------------------------------------ iterations
@@ -461,6 +468,7 @@ class Runtime:
             predicted_s=self.plan.predicted_s if self.plan else None,
             ideal_s=self.plan.ideal_s if self.plan else None,
             steps=tuple(self.steps[-status.STEPS_TOLD :]),
+            telemetry=self._telemetry.telemetry(),
         )
 
     # ------------------------------------------------------------ profile, plan, drift
@@ -468,6 +476,7 @@ class Runtime:
     def _start_profile(self, iterations: int) -> None:
         self.phase = "profile"
         self.plan = None
+        self._telemetry.begin()
         self._profiled = self._profile_iterations - iterations
         _C.unfollow()
         _C.record(False)
@@ -508,6 +517,7 @@ class Runtime:
             return
         self._timed = 0
         self._follow_plan(self.recorded)
+        self._telemetry.begin()
 
     def _follow_plan(self, recorded: Recorded) -> None:
         begin = time.perf_counter()

@@ -25,16 +25,18 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from teraio.records import StepReport
+from teraio.records import Reading, StepReport, Telemetry
 
 log = logging.getLogger("teraio")
 
-VERSION = 1
+VERSION = 2
 _SECONDS_BETWEEN = 0.5
 _MOST_BYTES = 1 << 20
 STEPS_TOLD = 30
 _STEP = tuple(field.name for field in fields(StepReport) if field.name != "stalls")
 _step_values = attrgetter(*_STEP)
+_READING = tuple(field.name for field in fields(Reading))
+_reading_values = attrgetter(*_READING)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +62,7 @@ class RunStatus:
     predicted_s: float | None
     ideal_s: float | None
     steps: tuple[StepReport, ...]
+    telemetry: Telemetry
 
 
 _MEMBERS = tuple(field.name for field in fields(RunStatus))
@@ -172,6 +175,9 @@ def _document(status: RunStatus) -> str:
     # By hand, since this costs the run its time: dataclasses.asdict would take ten times as long.
     members = dict(zip(_MEMBERS, _values_of(status), strict=True))
     members["steps"] = [_step_values(step) for step in status.steps[-STEPS_TOLD:]]
+    told = status.telemetry
+    readings = [_reading_values(reading) for reading in told.readings]
+    members["telemetry"] = (told.seconds, told.samples, readings, told.missing)
     return json.dumps({"version": VERSION, **members})
 
 
@@ -194,7 +200,19 @@ def _read(path: Path) -> RunStatus | None:
         if loaded.pop("version") != VERSION:
             return None
         rows = loaded.pop("steps")
-        steps = tuple(StepReport(**dict(zip(_STEP, row, strict=True))) for row in rows)
-        return RunStatus(**{**loaded, "folders": tuple(loaded["folders"]), "steps": steps})
+        loaded["steps"] = tuple(StepReport(**dict(zip(_STEP, row, strict=True))) for row in rows)
+        loaded["folders"] = tuple(loaded["folders"])
+        return RunStatus(**{**loaded, "telemetry": _telemetry(*loaded["telemetry"])})
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
+
+
+def _telemetry(
+    seconds: float, samples: int, readings: list[list[Any]], missing: list[str]
+) -> Telemetry:
+    return Telemetry(
+        seconds=seconds,
+        samples=samples,
+        readings=tuple(Reading(**dict(zip(_READING, row, strict=True))) for row in readings),
+        missing=tuple(missing),
+    )

@@ -59,10 +59,12 @@ def _inspect(
         def render(facts: Any) -> Any:
             return tree_text(facts, depth)
     else:
+        from dataclasses import replace
+
         from teraio.reports.overview import overview
         from teraio.reports.overview_text import overview_text
 
-        facts = overview(subject.trace)
+        facts = replace(overview(subject.trace), telemetry=subject.telemetry)
 
         def render(facts: Any) -> Any:
             return overview_text(facts, subject.name)

@@ -40,6 +40,11 @@ class Accelerator:
         self._module: Any = torch.get_device_module(device)
         self._registered: list[int] = []
 
+    @property
+    def gpu_uuid(self) -> str | None:
+        """The UUID by which NVIDIA's driver knows the device; None for one that is not NVIDIA's."""
+        return None
+
     def free_and_total_bytes(self) -> tuple[int, int]:
         """Bytes of the device's memory that nobody uses, and of all of it."""
         free, total = self._module.get_memory_info()
@@ -82,6 +87,10 @@ class Accelerator:
 
 class CudaAccelerator(Accelerator):
     """A CUDA device. How its allocator calls us is in csrc/device.cpp."""
+
+    @property
+    def gpu_uuid(self) -> str | None:
+        return str(torch.cuda.get_device_properties(self.device).uuid)
 
     def free_and_total_bytes(self) -> tuple[int, int]:
         free, total = torch.cuda.mem_get_info(self.device)

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from teraio.records import StepReport
 from teraio.reports.table import bar, spaced, sparkline, table
+from teraio.reports.telemetry import telemetry_text
 from teraio.reports.units import count, format_size, rate, seconds, share
 from teraio.status import RunStatus
 
@@ -28,11 +29,12 @@ _LATEST = 20
 
 
 def live_text(status: RunStatus) -> RenderableType:
-    """Phase, step time, memory, channels, stalls and drift."""
+    """Phase, step time, memory, channels, stalls and drift, and what the machine does."""
     steps = [step for step in status.steps if step.phase == status.phase] or list(status.steps)
     parts: list[RenderableType] = [_head(status)]
     if steps:
         parts += [_times(status, steps), _memory(status), _channels(status, steps[-1])]
+    parts.append(telemetry_text(status.telemetry))
     return spaced(*parts)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from teraio.planner import Period, inactive_periods, least_budget
-from teraio.records import Trace
+from teraio.records import Telemetry, Trace
 from teraio.reports.memory import (
     ROWS,
     Bytes,
@@ -67,6 +67,7 @@ class Overview:
     ``active_share`` is the part of the memory held that ops use while they run, averaged over
     time; ``active_over_time`` the same in equal parts of the iteration. ``inactive_byte_seconds``
     is memory times time in inactive periods; ``held_byte_seconds`` all memory times time.
+    ``telemetry`` is what the machine did in the run that the iteration is of, if there was one.
     """
 
     device: str
@@ -90,6 +91,7 @@ class Overview:
     largest_periods: tuple[PeriodFacts, ...]
     longest_periods: tuple[PeriodFacts, ...]
     sizes: tuple[SizeClass, ...]
+    telemetry: Telemetry | None = None
 
 
 def overview(trace: Trace) -> Overview:

@@ -13,6 +13,7 @@ from rich.text import Text
 from teraio.reports.memory import ROW_TITLES
 from teraio.reports.overview import Overview, PeriodFacts
 from teraio.reports.table import bar, spaced, sparkline, table
+from teraio.reports.telemetry import telemetry_text
 from teraio.reports.units import count, format_size, seconds, share
 
 _MODULES_SHOWN = 12
@@ -20,7 +21,7 @@ _MODULES_SHOWN = 12
 
 def overview_text(facts: Overview, title: str) -> RenderableType:
     """Everything that ``teraio inspect`` shows without options."""
-    return spaced(
+    parts = [
         _head(facts, title),
         _kinds(facts),
         _modules(facts),
@@ -28,7 +29,10 @@ def overview_text(facts: Overview, title: str) -> RenderableType:
         _periods("Largest inactive periods (bytes times time)", facts.largest_periods),
         _periods("Longest inactive periods", facts.longest_periods),
         _sizes(facts),
-    )
+    ]
+    if facts.telemetry is not None:
+        parts.append(telemetry_text(facts.telemetry))
+    return spaced(*parts)
 
 
 def _head(facts: Overview, title: str) -> Text:

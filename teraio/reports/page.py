@@ -17,6 +17,7 @@ from pathlib import Path
 from teraio.errors import ConfigurationError
 from teraio.reports.page_data import page_data
 from teraio.reports.subject import Subject
+from teraio.reports.template import filled
 
 
 def page(subject: Subject) -> str:
@@ -30,13 +31,7 @@ def page(subject: Subject) -> str:
         "data": data.replace("<", "\\u003c"),
         "script": _asset("page.js"),
     }
-    # One pass over the template, so that nothing in a part is taken for a mark.
-    head, *rest = _asset("page.html").split("{{")
-    text = [head]
-    for piece in rest:
-        name, _, after = piece.partition("}}")
-        text += [parts[name], after]
-    return "".join(text)
+    return filled(_asset("page.html"), parts)
 
 
 def _plotly() -> str:

@@ -29,6 +29,7 @@ from teraio.reports.memory import (
 from teraio.reports.overview import Overview, overview
 from teraio.reports.planning import Planning, planning
 from teraio.reports.subject import Subject
+from teraio.reports.telemetry import HEADS, looks, telemetry_rows
 from teraio.reports.timeline import Span, Timeline, timeline
 from teraio.reports.units import count, format_size, seconds, share
 
@@ -62,6 +63,7 @@ def page_data(subject: Subject) -> Data:
         "measured": _measured(subject),
         "sizes": [[s.from_bytes, s.below_bytes, s.storages, s.nbytes] for s in facts.sizes],
         "binds": plan.binds if plan else None,
+        "telemetry": _telemetry(subject),
     }
 
 
@@ -249,6 +251,18 @@ def _measured(subject: Subject) -> Data | None:
         "predicted_s": _short(subject.plan.predicted_s) if subject.plan else None,
         "plan_ideal_s": _short(subject.plan.ideal_s) if subject.plan else None,
         "bound_s": _short(subject.plan.bound_s) if subject.plan else None,
+    }
+
+
+def _telemetry(subject: Subject) -> Data | None:
+    telemetry = subject.telemetry
+    if telemetry is None:
+        return None
+    return {
+        "lead": looks(telemetry),
+        "heads": HEADS,
+        "rows": telemetry_rows(telemetry),
+        "missing": telemetry.missing,
     }
 
 

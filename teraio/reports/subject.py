@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from teraio.errors import ConfigurationError, PlanError
 from teraio.planner import replayed, validate
-from teraio.records import Hardware, Move, Plan, RunReport, StepReport, Trace
+from teraio.records import Hardware, Move, Plan, RunReport, StepReport, Telemetry, Trace
 
 # Sums of sizes stay exact in 64 bits.
 _MOST_BYTES = 1 << 62
@@ -20,7 +20,7 @@ class Subject:
     """One iteration: its trace, the plan for it and the machine of the plan, and measured steps.
 
     ``trace`` is as the plan has it. Where that makes results again, ``recorded`` is the trace
-    without it.
+    without it. ``telemetry`` is what the machine did during these steps.
     """
 
     name: str
@@ -28,6 +28,7 @@ class Subject:
     hardware: Hardware | None = None
     plan: Plan | None = None
     steps: tuple[StepReport, ...] = ()
+    telemetry: Telemetry | None = None
     recorded: Trace | None = None
 
     @property
@@ -53,6 +54,7 @@ def subject_of(record: object, name: str) -> Subject:
                 hardware=record.hardware,
                 plan=record.plan,
                 steps=record.steps,
+                telemetry=record.telemetry,
             )
         )
     if isinstance(record, RunReport):

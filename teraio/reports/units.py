@@ -1,13 +1,15 @@
 """Numbers as people read them.
 
-In: bytes, seconds, shares. Out: short texts. Must not know: records.
+In: bytes, seconds, shares. Out: short texts. Must not know: what they
+are of.
 """
 
 from __future__ import annotations
 
+from teraio.records import Unit
 from teraio.sizes import format_size
 
-__all__ = ["count", "format_size", "rate", "seconds", "share"]
+__all__ = ["amount", "count", "format_size", "rate", "seconds", "share"]
 # Less is rounding.
 _NOTHING_S = 5e-9
 
@@ -40,3 +42,14 @@ def rate(bytes_per_s: float) -> str:
 def count(number: int) -> str:
     """Text such as ``12,345``."""
     return f"{number:,}"
+
+
+def amount(value: float, unit: Unit) -> str:
+    """Text such as ``2.50 GB/s``, ``1.85 cores`` or ``320 W``."""
+    if unit == "bytes":
+        return format_size(round(value))
+    if unit == "bytes/s":
+        return rate(value)
+    if unit == "share":
+        return share(value, 1)
+    return f"{value:.2f} cores" if unit == "cores" else f"{value:,.0f} {unit}"

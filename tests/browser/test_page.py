@@ -5,7 +5,6 @@ Skipped where Chromium is missing; with TERAIO_REQUIRE=chromium that is a failur
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,7 @@ import pytest
 
 from teraio.reports.page import page
 from teraio.reports.subject import Subject
-from tests.browser.chromium import Browser, browser, find_chromium
-from tests.required import lacking
+from tests.browser.chromium import Browser
 from tests.unit import reports_data
 from tests.unit.reports_data import TRACE
 
@@ -39,15 +37,6 @@ OVERLAPS = """(() => {
   }
   return found;
 })()"""
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    program = find_chromium()
-    if program is None:
-        lacking("chromium", "chromium is not installed")
-    with browser(program) as opened:
-        yield opened
 
 
 def shown(chromium: Browser, subject: Subject, folder: Path, width: int = 1280) -> Browser:
@@ -87,6 +76,18 @@ def test_no_texts_overlap_and_nothing_is_wider_than_the_window(
     assert chromium.evaluate("document.querySelectorAll('.chart .main-svg text').length") > 60
     assert chromium.evaluate(OVERLAPS) == []
     assert chromium.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_a_run_shows_what_the_machine_did(chromium: Browser, tmp_path: Path) -> None:
+    shown(chromium, reports_data.subject(), tmp_path)
+    text = "document.getElementById('telemetry-card').innerText"
+    found = " ".join(chromium.evaluate(text).split())
+    assert "60 looks over 59.0 s" in found
+    assert "process resident memory 3.00 GiB 2.50 GiB 2.00 GiB 4.00 GiB" in found
+    assert "GPU: no figure for PCIe in (Not Supported)" in found
+    without = replace(reports_data.subject(), telemetry=None)
+    shown(chromium, without, tmp_path)
+    assert chromium.evaluate("document.getElementById('telemetry-card').hidden")
 
 
 @pytest.mark.parametrize("kept", ["trace", "plan"])

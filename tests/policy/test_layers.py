@@ -38,6 +38,15 @@ FORBIDDEN = {
     ),
     "teraio.cli": ("torch", "teraio._C", "teraio.runtime", "teraio.watch"),
     "teraio.status": ("torch", "teraio._C", "teraio.planner", "teraio.reports", "teraio.runtime"),
+    "teraio.telemetry": (
+        "torch",
+        "teraio._C",
+        "teraio.api",
+        "teraio.engine",
+        "teraio.planner",
+        "teraio.reports",
+        "teraio.runtime",
+    ),
     "teraio.doctor": ("teraio.api", "teraio.cli", "teraio.planner", "teraio.runtime"),
     "teraio.reports": (
         "teraio.cli",

@@ -11,7 +11,7 @@ from hypothesis import assume
 from hypothesis import strategies as st
 
 from teraio.planner import least_budget, live_by_op, plan
-from teraio.records import Plan, RunReport, StepReport, Trace
+from teraio.records import Plan, Reading, RunReport, StepReport, Telemetry, Trace
 from teraio.reports.subject import Subject, subject_of
 from tests.unit import strategies
 from tests.unit.traces import SSD, hardware, transformer_trace
@@ -19,6 +19,34 @@ from tests.unit.traces import SSD, hardware, transformer_trace
 TRACE: Trace = transformer_trace(layers=3, hidden=256, ffn=704, vocab=2000, tokens=512, ideal_s=0.1)
 HARDWARE = hardware(int(live_by_op(TRACE).max() * 0.5), SSD)
 PLAN: Plan = plan(TRACE, HARDWARE)
+TELEMETRY = Telemetry(
+    seconds=59.0,
+    samples=60,
+    readings=(
+        Reading(of="GPU", what="busy", unit="share", last=0.5, mean=0.875, least=0.25, most=1.0),
+        Reading(
+            of="process",
+            what="resident memory",
+            unit="bytes",
+            last=3 << 30,
+            mean=2.5 * 2**30,
+            least=2 << 30,
+            most=4 << 30,
+        ),
+        Reading(of="process", what="CPU", unit="cores", last=1.5, mean=1.25, least=1.0, most=1.75),
+        Reading(
+            of="drive of /mnt/nvme0",
+            what="written",
+            unit="bytes/s",
+            last=1e9,
+            mean=2e9,
+            least=0.0,
+            most=3e9,
+        ),
+        Reading(of="GPU", what="power", unit="W", last=300.0, mean=310.0, least=70.0, most=702.0),
+    ),
+    missing=("GPU: no figure for PCIe in (Not Supported)",),
+)
 
 
 def step(iteration: int, duration_s: float = 0.12, phase: Any = "run") -> StepReport:
@@ -46,6 +74,7 @@ def run_report(steps: int = 6) -> RunReport:
         trace=TRACE,
         plan=PLAN,
         steps=measured,
+        telemetry=TELEMETRY,
     )
 
 

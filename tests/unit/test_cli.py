@@ -145,6 +145,24 @@ def test_inspect_gives_json(
     assert {"peak_bytes", "by_kind", "uses"} & facts.keys()
 
 
+def test_inspect_tells_what_the_machine_did_in_a_run(
+    report_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = " ".join(run(capsys, "inspect", report_file).out.split())
+    for part in (
+        "The machine, 60 looks over 59.0 s of figure last mean least most",
+        "GPU busy 50.0 % 87.5 % 25.0 % 100 %",
+        "process resident memory 3.00 GiB 2.50 GiB 2.00 GiB 4.00 GiB",
+        "drive of /mnt/nvme0 written 1.00 GB/s 2.00 GB/s 0.00 GB/s 3.00 GB/s",
+        "GPU power 300 W 310 W 70 W 702 W",
+        "GPU: no figure for PCIe in (Not Supported)",
+    ):
+        assert part in text
+    facts = json.loads(run(capsys, "inspect", report_file, "--json").out)
+    told = {(reading["of"], reading["what"]): reading for reading in facts["telemetry"]["readings"]}
+    assert told["GPU", "power"]["most"] == 702.0
+
+
 # ---------------------------------------------------------------- plan
 
 

@@ -25,10 +25,12 @@ from teraio.records import (
     MeasuredStall,
     Plan,
     PlanOptions,
+    Reading,
     RunReport,
     SpillFolder,
     Stall,
     StepReport,
+    Telemetry,
     TierUse,
     Trace,
 )
@@ -70,6 +72,22 @@ STEP = StepReport(
         MeasuredStall(op=7, storage=2, waits_for="data", seconds=0.125),
     ),
 )
+TELEMETRY = Telemetry(
+    seconds=59.5,
+    samples=60,
+    readings=(
+        Reading(
+            of="process",
+            what="resident memory",
+            unit="bytes",
+            last=3e9,
+            mean=2.5e9,
+            least=2e9,
+            most=4e9,
+        ),
+    ),
+    missing=("GPU: none is used, the run is on cpu",),
+)
 RUN = RunReport(
     budget_bytes=HARDWARE.budget_bytes,
     phase="run",
@@ -77,8 +95,9 @@ RUN = RunReport(
     trace=TRACE,
     plan=PLAN,
     steps=(STEP, replace(STEP, iteration=4)),
+    telemetry=TELEMETRY,
 )
-EARLY = replace(RUN, phase="profile", trace=None, plan=None, steps=())
+EARLY = replace(RUN, phase="profile", trace=None, plan=None, steps=(), telemetry=None)
 RECORDS: list[AnyRecord] = [TRACE, HARDWARE, PLAN, STEP, RUN, EARLY]
 
 within_one_folder = settings(
@@ -211,6 +230,13 @@ def test_a_file_of_version_1_loads_with_defaults_for_what_it_lacks(
     assert load(tmp_path / "file", type(record)) == without_later_members(record)
 
 
+def test_a_report_of_version_3_loads_without_telemetry(tmp_path: Path) -> None:
+    content = document(RUN, tmp_path)
+    del content["record"]["telemetry"]
+    write(tmp_path / "file", {**content, "version": 3})
+    assert load(tmp_path / "file", RunReport) == replace(RUN, telemetry=None)
+
+
 def document(record: AnyRecord, folder: Path) -> dict[str, Any]:
     save(record, folder / "original")
     found: dict[str, Any] = json.loads(gzip.decompress((folder / "original").read_bytes()))
@@ -264,6 +290,11 @@ WRONG: list[tuple[AnyRecord, tuple[str, ...], object, str]] = [
     (STEP, ("iteration",), 1.0, "iteration is not an integer"),
     (RUN, ("steps", "0"), [], r"steps\[0\] is not an object"),
     (RUN, ("trace", "base_bytes"), "x", "base_bytes is not an integer"),
+    (RUN, ("telemetry",), [], "telemetry is not an object"),
+    (RUN, ("telemetry", "samples"), -1, "samples is not an integer"),
+    (RUN, ("telemetry", "missing", "0"), 5, "missing is not a list of texts"),
+    (RUN, ("telemetry", "readings", "0", "unit"), "miles", "unit is not one of bytes, bytes/s"),
+    (RUN, ("telemetry", "readings", "0", "most"), -1, "most is not a number from 0"),
 ]
 
 
@@ -306,7 +337,13 @@ def test_ops_out_of_order_are_refused(tmp_path: Path) -> None:
     refused(tmp_path / "file", Trace, "not in ascending order")
 
 
-SMALL: list[AnyRecord] = [HARDWARE, STEP, PLAN, transformer_trace(layers=0)]
+SMALL: list[AnyRecord] = [
+    HARDWARE,
+    STEP,
+    PLAN,
+    transformer_trace(layers=0),
+    replace(RUN, trace=None),
+]
 
 
 @given(st.sampled_from(SMALL), st.data())

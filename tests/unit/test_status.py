@@ -18,7 +18,7 @@ from teraio.cli.console import out
 from teraio.reports.live import live_text
 from teraio.status import RunStatus, StatusFile, process_started, runs, this_process
 from tests.unit.cli import run
-from tests.unit.reports_data import step
+from tests.unit.reports_data import TELEMETRY, step
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +44,7 @@ def now(**changes: object) -> RunStatus:
         predicted_s=0.1,
         ideal_s=0.09,
         steps=tuple(step(i) for i in range(70, 100)),
+        telemetry=TELEMETRY,
     )
     return replace(found, **changes)  # type: ignore[arg-type]
 
@@ -108,7 +109,7 @@ def test_another_process_with_the_number_of_a_dead_run_is_not_taken_for_it(folde
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{", '{"version": 1}', '{"version": 2}', '{"version": 1, "steps": [1]}', "1" * 9999],
+    ["", "[]", "{", '{"version": 2}', '{"version": 3}', '{"version": 2, "steps": [1]}', "1" * 9999],
 )
 def test_a_broken_file_is_passed_over(text: str, folder: Path) -> None:
     file = StatusFile()
@@ -179,6 +180,9 @@ def test_top_says_phase_times_memory_bandwidth_stalls_and_drift(
         "of a budget of 1.00 GiB",
         "on SSD 1.50 GiB",
         "of 4.00 GB/s measured",
+        "The machine, 60 looks over 59.0 s",
+        "process CPU 1.50 cores 1.25 cores 1.00 cores 1.75 cores",
+        "no figure for PCIe in",
     ):
         assert part in text
 

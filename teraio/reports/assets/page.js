@@ -392,6 +392,23 @@
     }), CONFIG);
   }
 
+  // ---------------------------------------------------------------- telemetry
+
+  function showTelemetry() {
+    const told = data.telemetry;
+    if (!told) { byId("telemetry-card").hidden = true; return; }
+    const words = 2;  // the first columns; the others are figures
+    const row = (tag, cells) => {
+      const made = element("tr");
+      made.append(...cells.map((cell, i) => element(tag, i < words ? "" : "figure", cell)));
+      return made;
+    };
+    byId("telemetry-lead").textContent = `${told.lead}; what drives and a GPU do for other programs is counted too.`;
+    byId("telemetry").append(row("th", told.heads), ...told.rows.map((cells) => row("td", cells)));
+    byId("telemetry").hidden = !told.rows.length;
+    byId("telemetry-missing").textContent = told.missing.join("; ");
+  }
+
   // ---------------------------------------------------------------- the page
 
   byId("title").textContent = data.title;
@@ -403,6 +420,7 @@
     byId("tiles").append(made);
   }
   prepareLifetimes();
+  showTelemetry();
   Promise.resolve()
     .then(drawMemory).then(drawChannels).then(drawLifetimes).then(drawMeasured).then(drawSizes)
     .then(() => { document.body.dataset.ready = "true"; });

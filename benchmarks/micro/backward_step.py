@@ -1,40 +1,37 @@
 """What the optimizer's step in the backward pass gains: the same training with and without it.
 
-In: the command line. Out: a table, JSON on request; exit status 1 if a run gave other numbers than
-the first one or held more memory than its budget. Must not know: torch; each run has its own
-process. The two runs under one budget make a step each in turns, so that a machine that gets
-slower does so for both.
-
-``python -m benchmarks.backward_step [--params small|100m] [--steps N] [--ssd DIR]``
+In: options. Out: figures of each run; a failure if one gave other numbers than the first or held
+more memory than its budget. Must not know: torch; each run has its own process. The two runs under
+one budget make a step each in turns, so that a machine that gets slower does so for both.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
+from benchmarks import demo
 from benchmarks.demo import (
     FIRST_STEPS,
     MODELS,
     NO_LIMIT,
     Run,
+    about,
     counted,
     equal,
     megabytes,
-    parse,
+    records,
     run_median,
     seconds,
     step_seconds,
     within_budget,
-    write_json,
 )
 from benchmarks.job import Job
-from benchmarks.shapes import SHAPES
+from benchmarks.micro.findings import Findings
+from benchmarks.table import Table, table
 from benchmarks.worker import Worker
 
 SHARES = (50, 35)
@@ -86,15 +83,13 @@ def steady_peak(run: Run) -> int:
     return max(figures.peak_bytes[FIRST_STEPS:]) if figures else 0
 
 
-def table(runs: list[Run]) -> Table:
-    result = Table(title="The optimizer's step after and in the backward pass")
-    result.add_column("per step", no_wrap=True)
-    for run in runs:
-        result.add_column(run.job.name, justify="right")
+def _shown(runs: list[Run]) -> Table:
     columns = [column(run, runs[0]) for run in runs]
-    for line in columns[0]:
-        result.add_row(line, *(lines[line] for lines in columns))
-    return result
+    return table(
+        "The optimizer's step after and in the backward pass",
+        ("per step", *(run.job.name for run in runs)),
+        [(line, *(lines[line] for lines in columns)) for line in columns[0]],
+    )
 
 
 def column(run: Run, first: Run) -> dict[str, str]:
@@ -116,34 +111,19 @@ def column(run: Run, first: Run) -> dict[str, str]:
     }
 
 
-def main(arguments: list[str] | None = None) -> int:
-    options = parse(
-        arguments,
-        command="python -m benchmarks.backward_step",
-        description=__doc__,
-        dtypes=("fp32",),
-    )
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=110)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    demo.add_options(parser, dtypes=("fp32",))
+
+
+def run(options: argparse.Namespace) -> Findings:
     with Progress(console=Console(stderr=True)) as progress:
         bar = progress.add_task("steps", total=2 * options.steps * (1 + len(SHARES)))
         runs = all_runs(options, lambda: progress.advance(bar))
-    if options.json:
-        write_json(options.json, runs)
-    shape = SHAPES[MODELS[options.params]]
-    console.print(
-        f"Llama-like model, {runs[0].outcome.parameters / 1e6:.1f} million parameters, "
-        f"{options.dtype}, AdamW, {shape.batch} x {shape.sequence} bytes of text per step, "
-        f"{options.threads} threads; budgets are shares of the ordinary run's peak"
-    )
-    console.print(table(runs))
     wrong = [f"{run.job.name}: other numbers" for run in runs if not equal(run, runs[0])]
     wrong += [f"{run.job.name}: over its budget" for run in runs if not within_budget(run)]
-    for line in wrong:
-        console.print(f"FAILED  {line}")
-    return 1 if wrong else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return Findings(
+        tables=(_shown(runs),),
+        figures=records(runs),
+        notes=(f"{about(runs[0], options)}; budgets are shares of the ordinary run's peak",),
+        failures=tuple(wrong),
+    )

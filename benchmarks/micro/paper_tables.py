@@ -1,31 +1,26 @@
 """The tables of the TERAIO paper (arXiv 2506.06472) in simulation, beside its figures.
 
-In: the command line. Out: tables, JSON on request. Must not know: how traces and plans are made.
+In: options. Out: tables and their figures. Must not know: how traces and plans are made.
 
 Two H100 NVL with 16 GB/s of SSDs each, AdamW: what one of them does, as a shard
 of tensor parallelism or as a stage of a pipeline. First in FP32, as in the paper; then in BF16 with
-FP32 master weights. No recomputation, as in the paper, but for a column that says so.
-
-``python -m benchmarks.paper_tables [--only PART] [--json OUT]``
+FP32 master weights. No recomputation, as in the paper, but for columns that say so.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cache, lru_cache
 from itertools import pairwise
-from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
-from benchmarks.machine import machine_name
-from benchmarks.trace_anatomy import PERIODS_S, SIZES, Anatomy, anatomy
+from benchmarks.micro.findings import Findings
+from benchmarks.micro.trace_anatomy import PERIODS_S, SIZES, Anatomy, anatomy
+from benchmarks.table import Table, table
 from teraio.errors import BudgetError
 from teraio.planner import plan
 from teraio.records import PlanOptions, Trace
@@ -167,12 +162,12 @@ Say = Callable[[str], None]
 
 def shares(cases: tuple[Case, ...], title: str, say: Say) -> tuple[Table, Rows]:
     """Part of the ideal speed with SSDs alone and with host memory."""
-    table = Table(title=title)
-    for name in ("model", "batch", "split", "arithmetic"):
-        table.add_column(name)
     again = tuple(f"{name}, recomputing" for name in RECOMPUTING)
-    for name in ("GB per GPU", "ideal, s", *SETTINGS, "most with SSDs", *again, "paper"):
-        table.add_column(name, justify="right")
+    heads = (
+        *("model", "batch", "split", "arithmetic"),
+        *("GB per GPU", "ideal, s", *SETTINGS, "most with SSDs", *again, "paper"),
+    )
+    lines: list[tuple[str, ...]] = []
     rows: Rows = []
     for case in cases:
         found = {}
@@ -186,28 +181,27 @@ def shares(cases: tuple[Case, ...], title: str, say: Say) -> tuple[Table, Rows]:
             recomputed.append(outcome(case, *SETTINGS[name], recompute=True))
             rows.append({**_row(case, *SETTINGS[name], recomputed[-1]), "recompute": True})
         ssd = found["SSDs"]
-        table.add_row(
-            case.model,
-            f"{case.batch} x {case.sequence}",
-            case.split,
-            case.precision,
-            f"{ssd.peak_bytes / 1e9:,.0f}",
-            f"{ssd.ideal_s:.1f}",
-            *(_percent(one) for one in found.values()),
-            f"{ssd.ideal_s / ssd.bound_s:.0%}" if ssd.bound_s else "",
-            *(_percent(one) for one in recomputed),
-            f"{PAPER_SHARES[case.model]:.1%}" if case.model in PAPER_SHARES else "",
+        lines.append(
+            (
+                case.model,
+                f"{case.batch} x {case.sequence}",
+                case.split,
+                case.precision,
+                f"{ssd.peak_bytes / 1e9:,.0f}",
+                f"{ssd.ideal_s:.1f}",
+                *(_percent(one) for one in found.values()),
+                f"{ssd.ideal_s / ssd.bound_s:.0%}" if ssd.bound_s else "",
+                *(_percent(one) for one in recomputed),
+                f"{PAPER_SHARES[case.model]:.1%}" if case.model in PAPER_SHARES else "",
+            )
         )
-    return table, rows
+    return table(title, heads, lines, words=4), rows
 
 
 def sweep(say: Say) -> tuple[Table, Rows]:
     """Part of the ideal speed as the SSDs get faster."""
-    table = Table(title="Part of the ideal speed by SSD bandwidth per GPU, no host memory")
-    for name in ("model", "batch", "arithmetic"):
-        table.add_column(name)
-    for rate in SWEEP_BYTES_PER_S:
-        table.add_column(f"{rate / 1e9:.0f} GB/s", justify="right")
+    rates = (f"{rate / 1e9:.0f} GB/s" for rate in SWEEP_BYTES_PER_S)
+    lines: list[tuple[str, ...]] = []
     rows: Rows = []
     for case in SWEEP:
         found = []
@@ -215,28 +209,31 @@ def sweep(say: Say) -> tuple[Table, Rows]:
             say(f"{case.model} {case.precision} {rate / 1e9:.0f} GB/s")
             found.append(outcome(case, rate, 0))
             rows.append(_row(case, rate, 0, found[-1]))
-        table.add_row(
-            case.model,
-            f"{case.batch} x {case.sequence}",
-            case.precision,
-            *(_percent(one) for one in found),
+        lines.append(
+            (
+                case.model,
+                f"{case.batch} x {case.sequence}",
+                case.precision,
+                *(_percent(one) for one in found),
+            )
         )
-    return table, rows
+    title = "Part of the ideal speed by SSD bandwidth per GPU, no host memory"
+    return table(title, ("model", "batch", "arithmetic", *rates), lines, words=3), rows
 
 
 def anatomies(say: Say) -> tuple[Table, Rows]:
     """Active fraction, inactive periods and sizes."""
-    table = Table(title="Storages of one GPU, FP32, tensor parallel")
-    table.add_column("")
     columns: list[tuple[Case, Anatomy]] = []
     for case in ANATOMY:
         say(f"{case.model} anatomy")
         columns.append((case, anatomy(traces(case)[0])))
-        table.add_column(f"{case.model}, {case.batch} x {case.sequence}", justify="right")
-    table.add_column("paper", justify="right")
-    for label, values, paper in _anatomy_lines([found for _, found in columns]):
-        table.add_row(label, *(f"{value:.1%}" for value in values), paper)
-    return table, [{"case": asdict(case), **asdict(found)} for case, found in columns]
+    names = (f"{case.model}, {case.batch} x {case.sequence}" for case, _ in columns)
+    lines = [
+        (label, *(f"{value:.1%}" for value in values), paper)
+        for label, values, paper in _anatomy_lines([found for _, found in columns])
+    ]
+    shown = table("Storages of one GPU, FP32, tensor parallel", ("", *names, "paper"), lines)
+    return shown, [{"case": asdict(case), **asdict(found)} for case, found in columns]
 
 
 def _anatomy_lines(found: list[Anatomy]) -> Iterator[tuple[str, list[float], str]]:
@@ -277,27 +274,21 @@ PARTS: dict[str, Callable[[Say], tuple[Table, Rows]]] = {
 }
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.paper_tables")
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", action="append", choices=list(PARTS), help="repeatable")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write all figures to this file")
-    options = parser.parse_args(arguments)
-    console = Console()
-    console = console if console.is_terminal else Console(width=150)
-    document: dict[str, object] = {"machine": machine_name(), "gpu": GPU}
+
+
+def run(options: argparse.Namespace) -> Findings:
+    tables, figures = [], {}
     for name in options.only or PARTS:
         with Console(stderr=True).status(name) as status:
-            table, rows = PARTS[name](status.update)
-        document[name] = rows
-        console.print(table)
-    console.print(
-        f"The paper's mean over its models is {PAPER_MEAN_SHARE:.1%} of the ideal speed. "
-        "Most with SSDs: what the lower bound allows without host memory."
+            shown, figures[name] = PARTS[name](status.update)
+        tables.append(shown)
+    return Findings(
+        tables=tuple(tables),
+        figures={"gpu": GPU, **figures},
+        notes=(
+            f"The paper's mean over its models is {PAPER_MEAN_SHARE:.1%} of the ideal speed. "
+            "Most with SSDs: what the lower bound allows without host memory.",
+        ),
     )
-    if options.json:
-        options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

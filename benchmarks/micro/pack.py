@@ -1,8 +1,6 @@
 """Packing and unpacking beside a plain copy of the same bytes on the same device.
 
-In: the command line. Out: a table, JSON on request. Must not know: how anything is packed.
-
-``python -m benchmarks.pack [--device cuda] [--size BYTES ...] [--codec NAME ...] [--dtype bf16]``
+In: options. Out: bytes per second. Must not know: how anything is packed.
 
 Storages are allocated one by one and hold normally distributed values. Times are medians: of CUDA's
 events on a GPU, of wall time on the CPU. Times of pack() and unpack() are those of whole calls,
@@ -14,21 +12,19 @@ What comes back of exact codecs is compared with what was packed first.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from benchmarks.machine import machine_name
+from benchmarks.micro.findings import Findings
+from benchmarks.table import Table, table
+from teraio.errors import ConfigurationError
 from teraio.kernels import CODECS, Packed, implementation, pack, staging_nbytes, unpack
 from teraio.sizes import format_size, parse_size
 
@@ -131,26 +127,26 @@ def _kernel_seconds(
     return seconds(lambda: copying.launch(made), staging.device, repeats)
 
 
-def table(results: list[Result], title: str) -> Table:
-    found = Table(title=title)
-    for name in (
+def _shown(results: list[Result], title: str) -> Table:
+    heads = (
         "codec", "storage", "number", "stored", "copy, GB/s", "pack", "unpack",
         "pack of copy", "unpack of copy", "kernel of copy",
-    ):  # fmt: skip
-        found.add_column(name, justify="right")
-    for result in results:
-        total = result.nbytes * result.count
-        times = (result.copy_s, result.pack_s, result.unpack_s)
-        found.add_row(
-            result.codec,
-            format_size(result.nbytes),
-            f"{result.count:,}",
-            f"{result.ratio:.3f}",
-            *(f"{total / spent / 1e9:,.3g}" for spent in times),
-            *(f"{result.copy_s / spent:.0%}" for spent in times[1:]),
-            f"{result.copy_s / result.kernel_s:.0%}" if result.kernel_s else "",
-        )
-    return found
+    )  # fmt: skip
+    return table(title, heads, [_row(result) for result in results])
+
+
+def _row(result: Result) -> tuple[str, ...]:
+    total = result.nbytes * result.count
+    times = (result.copy_s, result.pack_s, result.unpack_s)
+    return (
+        result.codec,
+        format_size(result.nbytes),
+        f"{result.count:,}",
+        f"{result.ratio:.3f}",
+        *(f"{total / spent / 1e9:,.3g}" for spent in times),
+        *(f"{result.copy_s / spent:.0%}" for spent in times[1:]),
+        f"{result.copy_s / result.kernel_s:.0%}" if result.kernel_s else "",
+    )
 
 
 def what_ran(device: torch.device, options: argparse.Namespace) -> str:
@@ -167,27 +163,36 @@ def what_ran(device: torch.device, options: argparse.Namespace) -> str:
     return f"{torch.cuda.get_device_name(device)}, {versions}, by {chosen}"
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+def _bytes(text: str) -> int:
+    try:
+        return parse_size(text, whole=0, what="bytes")
+    except ConfigurationError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _storage_bytes(text: str) -> int:
+    nbytes = _bytes(text)
+    if nbytes < 16 or nbytes % 4:
+        raise argparse.ArgumentTypeError("multiples of 4 bytes, from 16 up")
+    return nbytes
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
     gpu = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.pack", description=__doc__)
     parser.add_argument("--device", default="cuda" if gpu else "cpu")
-    parser.add_argument("--size", nargs="+", default=SIZES, help="bytes of a storage, or 64KiB")
-    parser.add_argument("--total", default="1GiB" if gpu else "64MiB", help="bytes in one call")
+    parser.add_argument(
+        "--size", nargs="+", type=_storage_bytes, default=SIZES, help="of a storage; such as 64KiB"
+    )
+    parser.add_argument(
+        "--total", type=_bytes, default="1GiB" if gpu else "64MiB", help="bytes in one call"
+    )
     parser.add_argument("--codec", nargs="+", default=["raw", "lossless"], choices=list(CODECS))
     parser.add_argument("--dtype", choices=list(DTYPES), default="bf16")
     parser.add_argument("--repeats", type=int, default=20 if gpu else 3)
     parser.add_argument("--implementation", choices=["torch", "triton"], default=None)
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write all figures to this file")
-    options = parser.parse_args(arguments)
-    options.total = parse_size(options.total, whole=0, what="--total")
-    options.size = [parse_size(size, whole=0, what="--size") for size in options.size]
-    if min(options.size) < 16 or any(size % 4 for size in options.size):
-        parser.error("--size: multiples of 4 bytes, from 16 up")
-    return options
 
 
-def main(arguments: list[str] | None = None) -> int:
-    options = parse(arguments)
+def run(options: argparse.Namespace) -> Findings:
     device = torch.device(options.device)
     results = [
         measured(codec, nbytes, options, device)
@@ -195,16 +200,8 @@ def main(arguments: list[str] | None = None) -> int:
         for nbytes in options.size
         if DTYPES[options.dtype] == torch.float32 or codec != "bf16"
     ]
-    title = what_ran(device, options)
-    console = Console()
-    console = console if console.is_terminal else Console(width=130)
-    console.print(table(results, title))
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        figures = {"machine": title, "results": [asdict(result) for result in results]}
-        options.json.write_text(json.dumps(figures, indent=1) + "\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    ran = what_ran(device, options)
+    return Findings(
+        tables=(_shown(results, ran),),
+        figures={"machine": ran, "results": [asdict(result) for result in results]},
+    )

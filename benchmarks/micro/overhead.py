@@ -1,27 +1,24 @@
 """What teraio costs when everything fits: the same model with and without it, in turns.
 
-In: the command line. Out: a table with the medians of both, their ratio and the cost per op.
-Must not know: budgets that make anything move.
+In: options. Out: the medians of both, their ratio and the cost per op. Must not know: budgets that
+make anything move.
 
 Blocks of steps with and without teraio alternate in one process, so that a machine that gets
 slower or faster does so for both. The very first plain block comes before teraio is loaded.
-
-``python -m benchmarks overhead [--model encoder|llama] [--rounds N] [--block-seconds S]``
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
+
+from benchmarks.micro.findings import Findings
+from benchmarks.table import table
 
 # Above any machine's memory, so nothing moves.
 NO_LIMIT = 1 << 46
@@ -147,39 +144,33 @@ def measure(name: str, rounds: int, block_seconds: float) -> Overhead:
     )
 
 
-def table(results: list[Overhead]) -> Table:
-    result = Table(title="Overhead when everything fits")
-    for head in ("model", "before, ms", "plain, ms", "teraio, ms", "ratio", "traced", "us each"):
-        result.add_column(head, justify="left" if head == "model" else "right")
-    for one in results:
-        result.add_row(
-            one.model,
-            f"{one.first_s * 1e3:.3f}",
-            f"{one.plain_s * 1e3:.3f}",
-            f"{one.offloaded_s * 1e3:.3f}",
-            f"{one.ratio:.4f}",
-            str(one.ops),
-            f"{one.us_per_op:.2f}",
-        )
-    return result
-
-
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks overhead", description=__doc__)
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", choices=sorted(WORKS), action="append")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--block-seconds", type=float, default=2.0)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path, metavar="OUT")
-    options = parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> Findings:
     torch.set_num_threads(options.threads)
     names = options.model or sorted(WORKS)
     results = [measure(name, options.rounds, options.block_seconds) for name in names]
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        figures = [
-            {**asdict(one), "ratio": one.ratio, "us_per_op": one.us_per_op} for one in results
-        ]
-        options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    Console().print(table(results))
-    return 0
+    shown = table(
+        "Overhead when everything fits",
+        ("model", "before, ms", "plain, ms", "teraio, ms", "ratio", "traced ops", "us each"),
+        [_row(one) for one in results],
+    )
+    figures = [{**asdict(one), "ratio": one.ratio, "us_per_op": one.us_per_op} for one in results]
+    return Findings(tables=(shown,), figures=figures)
+
+
+def _row(one: Overhead) -> tuple[str, ...]:
+    return (
+        one.model,
+        f"{one.first_s * 1e3:.3f}",
+        f"{one.plain_s * 1e3:.3f}",
+        f"{one.offloaded_s * 1e3:.3f}",
+        f"{one.ratio:.4f}",
+        str(one.ops),
+        f"{one.us_per_op:.2f}",
+    )

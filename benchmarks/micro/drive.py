@@ -1,12 +1,10 @@
 """How fast a folder is for teraio's I/O tier, beside fio on the same folder.
 
-In: a folder. Out: a table of bytes per second, both measured in turns. Must not know: models.
+In: options. Out: bytes per second, both measured in turns. Must not know: models.
 
 fio does what the tier does: direct I/O, requests of 8 MiB from two threads, into a file that has
 been written before. Its memory lies in small pages, as huge ones would have to be set aside for it;
 the tier's lies in huge ones, which is the reason if fio is slower.
-
-``python -m benchmarks drive [DIR] [--rounds N] [--megabytes N]``
 """
 
 from __future__ import annotations
@@ -21,8 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-from rich.console import Console
-from rich.table import Table
+from benchmarks.micro.findings import Findings
+from benchmarks.table import Table, table
 
 _REQUEST = "8m"
 _THREADS = 2
@@ -85,14 +83,15 @@ def measure(folder: Path, rounds: int, nbytes: int) -> dict[str, list[Rates]]:
     return found
 
 
-def table(found: dict[str, list[Rates]], folder: Path) -> Table:
-    result = Table(title=f"{folder}, GB/s, median (least to largest)")
-    result.add_column("tool")
-    for direction in _DIRECTIONS:
-        result.add_column(direction, justify="right")
-    for name, rounds in found.items():
-        result.add_row(name, *(_cell([one[way] for one in rounds]) for way in _DIRECTIONS))
-    return result
+def _shown(found: dict[str, list[Rates]], folder: Path) -> Table:
+    return table(
+        f"{folder}, GB/s, median (least to largest)",
+        ("tool", *_DIRECTIONS),
+        [
+            (name, *(_cell([one[way] for one in rounds]) for way in _DIRECTIONS))
+            for name, rounds in found.items()
+        ],
+    )
 
 
 def _cell(rates: Sequence[float]) -> str:
@@ -100,19 +99,17 @@ def _cell(rates: Sequence[float]) -> str:
     return f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks drive", description=__doc__)
-    parser.add_argument("folder", type=Path, nargs="?", default=Path.cwd())
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--ssd", type=Path, metavar="DIR", default=Path.cwd(), help="the folder")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--megabytes", type=int, default=512)
-    parser.add_argument("--json", type=Path, metavar="OUT")
-    options = parser.parse_args(arguments)
-    found = measure(options.folder, options.rounds, options.megabytes << 20)
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    console = Console()
-    console.print(table(found, options.folder))
-    if "fio" not in found:
-        console.print("fio is not installed, so there is nothing to compare with.")
-    return 0
+
+
+def run(options: argparse.Namespace) -> Findings:
+    found = measure(options.ssd, options.rounds, options.megabytes << 20)
+    alone = "fio is not installed, so there is nothing to compare with."
+    return Findings(
+        tables=(_shown(found, options.ssd),),
+        figures=found,
+        notes=() if "fio" in found else (alone,),
+    )

@@ -1,10 +1,8 @@
 """Traces and plans published models on a machine that has neither their GPU nor their memory.
 
-In: the command line. Out: a table of times, memory and how near each plan is to its bound; JSON on
-request; exit status 1 where a model took longer or more memory than it may. Must not know: how
-traces and plans are made; each model has its own process.
-
-``python -m benchmarks.whatif_models [--model NAME] [--gpu NAME] [--json OUT]``
+In: options. Out: times, memory and how near each plan is to its bound; a failure where a model took
+longer or more memory than it may. Must not know: how traces and plans are made; each model has its
+own process.
 """
 
 from __future__ import annotations
@@ -16,15 +14,15 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks.machine import machine_name
+from benchmarks.micro.findings import Findings
+from benchmarks.table import Table, table
+from benchmarks.worker import ROOT
 from teraio.whatif import model_names
 
-ROOT = Path(__file__).resolve().parents[1]
 SHARES = (70, 50, 35)
 MOST_SECONDS, MOST_BYTES = 30.0, 4 << 30
 NEAR = 1.05
@@ -130,7 +128,7 @@ def _plan(trace: object, gpu: str, share: int | None, peak: int) -> Planned:
 
 def measured_apart(model: str, gpu: str) -> Result:
     """``measure`` in a process of its own. Raises RuntimeError with its output if that fails."""
-    command = [sys.executable, "-m", "benchmarks.whatif_models", "--child", model, "--gpu", gpu]
+    command = [sys.executable, "-m", "benchmarks.micro.whatif_models", model, gpu]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{model} failed:\n{done.stderr[-4000:]}")
@@ -139,27 +137,29 @@ def measured_apart(model: str, gpu: str) -> Result:
     return Result(**fields, plans=plans)
 
 
-def table(results: list[Result]) -> Table:
-    shown = Table(
-        title=f"Batch {BATCH} x {SEQUENCE}, BF16 with FP32 master weights, AdamW, "
-        f"{SSDS} drives: predicted over bound, and what it took here"
+def _shown(results: list[Result]) -> Table:
+    return table(
+        f"Batch {BATCH} x {SEQUENCE}, BF16 with FP32 master weights, AdamW, "
+        f"{SSDS} drives: predicted over bound, and what it took here",
+        (
+            "model",
+            *("ops", "GB needed", "trace, CPU s", "slowest plan, CPU s", "RSS, MB"),
+            *("GPU's memory", *(f"{share} %" for share in SHARES)),
+        ),
+        [_row(result) for result in results],
     )
-    shown.add_column("model")
-    for name in ("ops", "GB needed", "trace, CPU s", "slowest plan, CPU s", "RSS, MB"):
-        shown.add_column(name, justify="right")
-    for name in ("GPU's memory", *(f"{share} %" for share in SHARES)):
-        shown.add_column(name, justify="right")
-    for result in results:
-        shown.add_row(
-            result.model,
-            f"{result.ops:,}",
-            f"{result.peak_bytes / 1e9:,.0f}",
-            f"{result.trace_cpu_s:.1f}",
-            f"{max(plan.cpu_s for plan in result.plans):.1f}",
-            f"{result.peak_rss_bytes / 1e6:,.0f}",
-            *(_nearness(plan) for plan in result.plans),
-        )
-    return shown
+
+
+def _row(result: Result) -> tuple[str, ...]:
+    return (
+        result.model,
+        f"{result.ops:,}",
+        f"{result.peak_bytes / 1e9:,.0f}",
+        f"{result.trace_cpu_s:.1f}",
+        f"{max(plan.cpu_s for plan in result.plans):.1f}",
+        f"{result.peak_rss_bytes / 1e6:,.0f}",
+        *(_nearness(plan) for plan in result.plans),
+    )
 
 
 def _nearness(plan: Planned) -> str:
@@ -187,35 +187,27 @@ def failures(results: list[Result]) -> list[str]:
     return wrong
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.whatif_models")
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", action="append", choices=model_names(), help="repeatable")
     parser.add_argument("--gpu", default="h100-sxm")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write all figures to this file")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
-    if options.child:
-        sys.stdout.write(json.dumps(asdict(measure(options.child, options.gpu))) + "\n")
-        return 0
-    console = Console()
-    console = console if console.is_terminal else Console(width=150)
+
+
+def run(options: argparse.Namespace) -> Findings:
     results = []
     for model in options.model or model_names():
         with Console(stderr=True).status(model):
             results.append(measured_apart(model, options.gpu))
-    console.print(table(results))
-    console.print(
-        "First line: results are only moved; second: they may be made again. In brackets: part of "
-        f"the speed without a memory limit. This machine: {machine_name()}."
+    return Findings(
+        tables=(_shown(results),),
+        figures=[asdict(result) for result in results],
+        notes=(
+            "First line: results are only moved; second: they may be made again. In brackets: "
+            "part of the speed without a memory limit. "
+            f"This machine: {machine_name()}.",
+        ),
+        failures=tuple(failures(results)),
     )
-    wrong = failures(results)
-    for line in wrong:
-        console.print(f"FAILED  {line}")
-    if options.json:
-        document = {"machine": machine_name(), "results": [asdict(result) for result in results]}
-        options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    return 1 if wrong else 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+if __name__ == "__main__":  # the process of one model
+    print(json.dumps(asdict(measure(*sys.argv[1:]))))

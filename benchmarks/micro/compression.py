@@ -1,8 +1,6 @@
 """How much smaller codecs make the storages of a training run, and how far off the lossy ones are.
 
-In: the command line. Out: a table, JSON on request. Must not know: the encoded format.
-
-``python -m benchmarks.compression [--steps N ...] [--hidden N] [--layers N]``
+In: options. Out: ratios and errors. Must not know: the encoded format.
 
 A Llama-like model is trained with AdamW on the source files of Python's standard library, once in
 fp32 and once in bf16 throughout. After each number of steps, every weight, gradient and optimizer
@@ -12,20 +10,17 @@ state is packed. Ratios and errors hold for any implementation, since all write 
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
+from benchmarks.micro.findings import Findings
 from benchmarks.models import Batches, adamw, build_model, loss_of
 from benchmarks.shapes import Shape
+from benchmarks.table import Table, table
 from teraio.kernels import CODECS, pack, staging_nbytes, unpack
 
 Storages = dict[str, list[Tensor]]
@@ -130,40 +125,38 @@ def compare(shape: Shape, stops: list[int]) -> tuple[list[Result], list[LossyRes
     return exact, approximate
 
 
-def table(results: list[Result]) -> Table:
+def _lossless_table(results: list[Result]) -> Table:
     stops = sorted({result.steps for result in results})
-    found = Table(title="Lossless: encoded bytes over raw bytes, after so many steps")
-    for name in ("kind", "dtype", *map(str, stops)):
-        found.add_column(name, justify="left" if name in ("kind", "dtype") else "right")
     ratios = {(r.kind, r.dtype, r.steps): r.ratio for r in results}
+    rows = []
     for kind in KINDS:
         for dtype in dict.fromkeys(result.dtype for result in results):
             row = [ratios.get((kind, dtype, stop)) for stop in stops]
-            found.add_row(kind, dtype, *(f"{ratio:.3f}" if ratio else "" for ratio in row))
-    return found
+            rows.append((kind, dtype, *(f"{ratio:.3f}" if ratio else "" for ratio in row)))
+    return table(
+        "Lossless: encoded bytes over raw bytes, after so many steps",
+        ("kind", "dtype", *map(str, stops)),
+        rows,
+        words=2,
+    )
 
 
-def lossy_table(results: list[LossyResult]) -> Table:
-    found = Table(title="Lossy codecs on the fp32 values after the last step")
-    for name in ("kind", "codec", "of raw bytes", "rms error of rms value", "became zero"):
-        found.add_column(name, justify="left" if name in ("kind", "codec") else "right")
-    for result in results:
-        figures = (f"{result.ratio:.3f}", f"{result.error:.2%}", f"{result.zeroed:.3%}")
-        found.add_row(result.kind, result.codec, *figures)
-    return found
+def _lossy_table(results: list[LossyResult]) -> Table:
+    return table(
+        "Lossy codecs on the fp32 values after the last step",
+        ("kind", "codec", "of raw bytes", "rms error of rms value", "became zero"),
+        [(r.kind, r.codec, f"{r.ratio:.3f}", f"{r.error:.2%}", f"{r.zeroed:.3%}") for r in results],
+        words=2,
+    )
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.compression", description=__doc__)
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[0, 1, 10, 50], metavar="N")
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write all figures to this file")
-    return parser.parse_args(arguments)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    options = parse(arguments)
+def run(options: argparse.Namespace) -> Findings:
     shape = Shape(
         family="llama",
         layers=options.layers,
@@ -174,19 +167,10 @@ def main(arguments: list[str] | None = None) -> int:
         sequence=256,
     )
     exact, approximate = compare(shape, options.steps)
-    console = Console()
-    console = console if console.is_terminal else Console(width=120)
-    console.print(table(exact))
-    console.print(lossy_table(approximate))
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        figures = {
+    return Findings(
+        tables=(_lossless_table(exact), _lossy_table(approximate)),
+        figures={
             "lossless": [asdict(result) for result in exact],
             "lossy": [asdict(result) for result in approximate],
-        }
-        options.json.write_text(json.dumps(figures, indent=1) + "\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        },
+    )

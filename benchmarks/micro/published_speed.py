@@ -1,21 +1,15 @@
 """Compares simulated speeds of training with published, measured ones.
 
-In: nothing. Out: a table, JSON on request. Must not know: how the times are simulated.
-
-``python -m benchmarks.published_speed [--json OUT]``
+In: nothing. Out: tokens per second of both. Must not know: how the times are simulated.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
+from benchmarks.micro.findings import Findings
+from benchmarks.table import table
 from teraio.whatif import Job, accelerator, trace_config
 from teraio.whatif.presets import Accelerator
 
@@ -96,38 +90,32 @@ def simulate(case: Published) -> Simulated:
     )
 
 
-def table(results: list[tuple[Published, Simulated]]) -> Table:
-    shown = Table(title="Tokens per second and GPU: simulated, and measured by others")
-    for name in ("model, GPU", "tokens", "setting", "recomputed"):
-        shown.add_column(name)
-    for name in ("measured", "simulated: all recomputed", "nothing"):
-        shown.add_column(name, justify="right")
-    for case, ours in results:
-        shown.add_row(
-            f"{case.model}, {case.device.name}",
-            f"{case.batch} x {case.sequence}",
-            case.setting,
-            case.recomputed,
-            f"{case.tokens_per_s:,.0f}",
-            f"{ours.recomputed_tokens_per_s:,.0f}",
-            f"{ours.kept_tokens_per_s:,.0f}",
-        )
-    return shown
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """There are none."""
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.published_speed")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write all figures to this file")
-    options = parser.parse_args(arguments)
+def run(options: argparse.Namespace) -> Findings:
     results = [(case, simulate(case)) for case in CASES]
-    console = Console()
-    console = console if console.is_terminal else Console(width=140)
-    console.print(table(results))
-    if options.json:
-        rows = [{"published": asdict(case), "simulated": asdict(ours)} for case, ours in results]
-        options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    return 0
+    shown = table(
+        "Tokens per second and GPU: simulated, and measured by others",
+        (
+            *("model, GPU", "tokens", "setting", "recomputed"),
+            *("measured", "simulated: all recomputed", "nothing"),
+        ),
+        [_row(case, ours) for case, ours in results],
+        words=4,
+    )
+    figures = [{"published": asdict(case), "simulated": asdict(ours)} for case, ours in results]
+    return Findings(tables=(shown,), figures=figures)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _row(case: Published, ours: Simulated) -> tuple[str, ...]:
+    return (
+        f"{case.model}, {case.device.name}",
+        f"{case.batch} x {case.sequence}",
+        case.setting,
+        case.recomputed,
+        f"{case.tokens_per_s:,.0f}",
+        f"{ours.recomputed_tokens_per_s:,.0f}",
+        f"{ours.kept_tokens_per_s:,.0f}",
+    )
