@@ -23,8 +23,10 @@ from torch import Tensor
 import teraio._C as _C
 from teraio.engine.compression import LOSSLESS, RAW, Compression
 from teraio.engine.kvikio_path import KvikioPath
+from teraio.errors import ConfigurationError
 from teraio.kernels import CODECS, Packed, Piece, implementation, lossless_format, pack, unpack
 from teraio.records import Trace
+from teraio.sizes import format_size
 
 log = logging.getLogger("teraio")
 
@@ -64,6 +66,7 @@ class EncodedPath:
         """Sets it up for the threads of ``space``.
 
         Buffers that go by GPUDirect Storage through ``kvikio`` are registered with cuFile once.
+        Raises ConfigurationError for a budget of which it would take the most.
         """
         self.compression = compression
         threads = space.encoding_threads()
@@ -75,6 +78,12 @@ class EncodedPath:
         self.reserved_bytes = workspace_nbytes(how, self._memory.device, piece, threads)
         if self._memory.device.type == "cpu":  # a device's allocator counts them itself
             self.reserved_bytes += self._memory.nbytes
+        if self.reserved_bytes > budget_bytes // 2:
+            raise ConfigurationError(
+                f"compress takes {format_size(self.reserved_bytes)} to encode in, which is more "
+                f"than half of a budget of {format_size(budget_bytes)}; raise memory_budget, or "
+                "leave compress out."
+            )
         self._try_out(nbytes, piece)
         self._native = _C.Codec(_encode, _decode)
         space.set_codec(self._native, [first + i * nbytes for i in range(threads)], nbytes, piece)

@@ -391,6 +391,16 @@ def test_a_process_forked_off_ends_as_usual(spill: str) -> None:
     assert sorted(ended.stdout.split()) == ["5", "child"]
 
 
+def test_a_budget_that_encoding_would_take_most_of_is_an_error_and_leaves_nothing(
+    spill: str,
+) -> None:
+    model = torch.nn.Linear(256, 256)
+    with pytest.raises(teraio.ConfigurationError, match=r"more than half of a budget of 2\.0 MiB"):
+        teraio.offload(model, memory_budget="2MiB", ssd=spill, compress="lossless")
+    assert not _C.active()
+    assert open_spill_files(spill) == []
+
+
 def test_models_of_one_process_share_it(spill: str) -> None:
     first, second, third = (torch.nn.Linear(8, 8) for _ in range(3))
     teraio.offload(first, memory_budget=NO_LIMIT, ssd=spill, compress="lossless")

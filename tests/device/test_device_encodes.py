@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ import torch
 import teraio
 import teraio._C as _C
 from teraio.engine import encoded_path
+from teraio.engine.compression import compression
 from teraio.engine.testing import send_away, stress
 from teraio.kernels import implementation, pack, unpack
 from tests.device.test_offloading import accelerator, module_of, peak_bytes, plain, start_anew
@@ -87,6 +89,36 @@ def test_a_codec_gives_what_it_gives_by_itself(codec: str, accelerator: str, spi
         stress(0)
     rate = {"lossless": 0.93, "bf16": 0.55}.get(codec, 0.35)
     assert stats["written_bytes"] == stats["read_bytes"] < rate * 3 * values.nbytes
+
+
+class Registrations:
+    """Stands where cuFile would be told of memory."""
+
+    def __init__(self) -> None:
+        self.memory: list[tuple[int, int, int]] = []
+
+    def register(self, address: int, nbytes: int, device: int) -> None:
+        self.memory.append((address, nbytes, device))
+
+
+def test_all_buffers_are_registered_with_cufile_at_once(accelerator: str, spill: str) -> None:
+    space = _C.SpillSpace()
+    space.add_folder(spill)
+    wanted = compression("lossless")
+    assert wanted is not None
+    told: Any = Registrations()
+    device = str(torch.empty(0, device=accelerator).device)
+    encoded = encoded_path.EncodedPath(
+        wanted, space, device=device, budget_bytes=256 * MIB, kvikio=told
+    )
+    ((address, nbytes, index),) = told.memory
+    assert index == 0
+    assert nbytes >= 2 * space.encoding_threads() * encoded_path.piece_nbytes(
+        implementation(torch.device(device)), 256 * MIB, space.encoding_threads()
+    )
+    assert address == encoded._memory.data_ptr()
+    space.close()
+    encoded.close()
 
 
 def test_buffers_are_device_memory_that_goes_back(accelerator: str, spill: str) -> None:
