@@ -16,12 +16,13 @@ import torch
 import teraio._C as _C
 from teraio.engine.accelerator import accelerator_for
 from teraio.engine.compression import Compression, compression
+from teraio.engine.devices import device_for
 from teraio.engine.folders import check_folder, spill_folders
 from teraio.engine.materialize import StoredTensor, stored_tensors
 from teraio.errors import ConfigurationError
 from teraio.profiler.hardware import free_memory_bytes, memory_bytes
 from teraio.records import RunReport
-from teraio.runtime import Runtime, device_for
+from teraio.runtime import Runtime
 from teraio.sizes import format_size, parse_size
 from teraio.watch import Stopped, Watch
 

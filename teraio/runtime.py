@@ -7,7 +7,6 @@ one memory; further models join it. Must not know: how plans are found or how da
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 import time
 import weakref
@@ -27,14 +26,15 @@ import teraio._C as _C
 from teraio import errors, status
 from teraio.engine import list_ops, raw_access, schedule
 from teraio.engine.accelerator import accelerator_for
-from teraio.engine.backward_step import BackwardStep, UsedGradient
+from teraio.engine.backward_step import BackwardStep
 from teraio.engine.compression import Compression
 from teraio.engine.encoded_path import EncodedPath
 from teraio.engine.foreign import own_memory
-from teraio.engine.master_weights import copies
 from teraio.engine.materialize import StoredTensor, is_elsewhere, lacks_data, materialize
 from teraio.engine.module_hooks import ModuleHooks
+from teraio.engine.participants import Participants, tensors_of
 from teraio.engine.places import Places
+from teraio.engine.progress import Progress
 from teraio.planner import ideal_s, replayed
 from teraio.planner import plan as make_plan
 from teraio.profiler.hardware import (
@@ -47,7 +47,6 @@ from teraio.profiler.spill import open_spill
 from teraio.profiler.trace import Recorded, build_trace, with_durations
 from teraio.records import (
     Hardware,
-    Kind,
     MeasuredStall,
     Plan,
     PlanOptions,
@@ -123,18 +122,14 @@ class Runtime:
         self._patience = _DRIFT_ITERATIONS
         self._manual = False
         self._places = Places()
-        self._models: dict[int, weakref.ref[torch.nn.Module]] = {}
+        self._participants = Participants()
         self._module_ids: dict[int, int] = {}
-        self._parameters: dict[int, str] = {}  # id(parameter) -> name
-        self._masters: dict[int, str] = {}  # id(copy of a parameter) -> its name
         self._strangers = 0  # steps of optimizers that have nothing of the models
-        self._optimizers: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
         self._backward_step: BackwardStep | None = None
         self._closing: weakref.ref[torch.optim.Optimizer] | None = None
-        self._gradients: list[dict[int, tuple[Kind, str]]] = []  # the newest first
         self._live_at_start: list[tuple[int, int, bool]] = []
         self._module_hooks = ModuleHooks(self._module_ids)
-        self._progress = _Progress(profile_iterations)
+        self._progress = Progress(profile_iterations)
         self._status = status.StatusFile()
         self._started_s = time.time()
         self._folders = tuple(str(folder) for folder in folders)
@@ -168,6 +163,8 @@ class Runtime:
             )
         except BaseException:
             self._close_spill()
+            if self._accelerator is not None:
+                self._accelerator.limit_memory(None)
             raise
         _C.encode_by_default(self._encoded.default if self._encoded else 0)
         if self._accelerator is not None:
@@ -225,7 +222,7 @@ class Runtime:
         A model on the meta device gets its storages first, filled from ``stored`` if that is given.
         With ``to_device`` one that is elsewhere is brought to the run's device.
         """
-        prefix = "" if not self._models else f"model{len(self._models) + 1}."
+        prefix = self._participants.new_prefix()
         device = torch.device(self.device)
         if stored is not None or lacks_data(model) or (to_device and is_elsewhere(model, device)):
             materialize(model, device, stored, lambda new, name: self._adopt({prefix + name: new}))
@@ -233,16 +230,14 @@ class Runtime:
             self._module_ids[id(module)] = self._places.add_module(
                 prefix + (name or _root_name(model))
             )
-        names = {id(parameter): prefix + name for name, parameter in model.named_parameters()}
-        self._parameters.update(names)
+        names = self._participants.name_parameters(model, prefix)
         if optimizer_in_backward:
             self._backward_step = self._backward_step or BackwardStep()
             self._backward_step.add(names)
-        self._adopt(_tensors_of(model, prefix))
+        self._adopt(tensors_of(model, prefix))
         _C.release_free_pages()  # malloc keeps where the weights were
-        key = id(model)
-        self._models[key] = weakref.ref(model)
-        weakref.finalize(model, self._model_died, key).atexit = False
+        self._participants.add_model(model)
+        weakref.finalize(model, self._model_died, id(model)).atexit = False
         _C.mark_training_thread()
         self._start_profile(self._profile_iterations)
 
@@ -272,7 +267,7 @@ class Runtime:
 
     def has_model(self, model: torch.nn.Module) -> bool:
         """Whether the model is offloaded by this runtime."""
-        return id(model) in self._models
+        return model in self._participants
 
     def knows_module(self, module: torch.nn.Module) -> bool:
         """Whether the module is one of an offloaded model."""
@@ -280,7 +275,7 @@ class Runtime:
 
     def remove_model(self, model: torch.nn.Module) -> None:
         """The last model to go closes the run. Raises BudgetError where it can't all come back."""
-        if len(self._models) == 1:
+        if len(self._participants) == 1:
             away, free = _C.totals()["away"], self._free_bytes()
             if away > free:
                 raise errors.BudgetError(
@@ -296,7 +291,7 @@ class Runtime:
         return self._accelerator.free_and_total_bytes()[0]
 
     def _model_died(self, key: int) -> None:
-        if key not in self._models or self.phase == "closed":
+        if self.phase == "closed":
             return
         if _C.on_io_thread():
             # Python's collector runs on any thread that runs Python, and closing waits for I/O.
@@ -308,8 +303,8 @@ class Runtime:
             log.error("closing the run of a deleted model: %s", error)
 
     def _forget(self, key: int) -> None:
-        self._models.pop(key, None)
-        if not self._models:
+        self._participants.forget_model(key)
+        if not self._participants:
             self.close()
 
     def close(self) -> None:
@@ -363,30 +358,25 @@ class Runtime:
         self._end_iteration()
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if not self._trains(optimizer):
+        participants = self._participants
+        if not participants.trains(optimizer):
             self._note_stranger()
             return
         used: dict[int, str] = {}
         if self._backward_step is not None:
-            self._backward_step.check_copies(name for name, _ in self._named(optimizer))
+            self._backward_step.check_copies(name for name, _ in participants.named(optimizer))
             self._backward_step.before_step(optimizer, args, kwargs)
             used = self._backward_step.take_gradients()
         _C.begin_optimizer()
         if self.phase == "profile":
-            # Those of the iteration before are still there when this one begins.
-            self._gradients[1:] = self._gradients[:1]
-            gradients = used | dict(_grads(self._named(optimizer)))
-            self._gradients[:1] = [
-                {block: ("gradient", f"{name}:grad") for block, name in gradients.items()}
-            ]
+            participants.note_gradients(optimizer, used)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        if not self._trains(optimizer):
+        if not self._participants.trains(optimizer):
             return
         _C.end_optimizer()
         # With several optimizers, an iteration ends with the step of the one that came up last.
-        if optimizer not in self._optimizers:
-            self._optimizers.add(optimizer)
+        if self._participants.add_optimizer(optimizer):
             if self._closing is not None and self._closing() is not None:
                 self._start_profile(self._profile_iterations)
             self._closing = weakref.ref(optimizer)
@@ -402,22 +392,6 @@ class Runtime:
                 "`with teraio.iteration(model):`.",
                 self._strangers,
             )
-
-    def _trains(self, optimizer: torch.optim.Optimizer) -> bool:
-        if optimizer in self._optimizers:
-            return True
-        optimized = [parameter for parameter, _ in _parameters(optimizer)]
-        mine = any(id(parameter) in self._parameters for parameter in optimized)
-        if not mine:
-            masters = copies(self._model_parameters(), optimized)
-            self._masters.update(masters)
-            mine = bool(masters)
-        if mine:
-            for state in optimizer.state.values():
-                for value in state.values():
-                    if isinstance(value, torch.Tensor):
-                        _C.adopt(value, "")
-        return mine
 
     def _end_iteration(self) -> None:
         stats = _C.end_iteration()
@@ -500,7 +474,11 @@ class Runtime:
 
     def _end_profile(self) -> None:
         self.recorded = build_trace(
-            _C.take_recording(), self._live_at_start, self._names(), self._places, self.device
+            _C.take_recording(),
+            self._live_at_start,
+            self._participants.blocks(),
+            self._places,
+            self.device,
         )
         trace = self.recorded.trace
         log.info(
@@ -587,134 +565,6 @@ class Runtime:
             self._patience *= 2  # a program that never repeats itself is not profiled for ever
             self._start_profile(1)
 
-    # ------------------------------------------------------------ names
-
-    def _names(self) -> dict[int, tuple[Kind, str]]:
-        names: dict[int, tuple[Kind, str]] = {}
-        for gradients in reversed(self._gradients):
-            names.update(gradients)
-        for reference in self._models.values():
-            model = reference()
-            if model is None:
-                continue
-            for name, buffer in model.named_buffers():
-                names[_C.block_id(buffer)] = ("buffer", name)
-        for optimizer in self._optimizers:
-            for name, parameter in self._named(optimizer):
-                if id(parameter) in self._masters:
-                    names[_C.block_id(parameter)] = ("optimizer_state", name)
-                for key, value in optimizer.state.get(parameter, {}).items():
-                    if isinstance(value, torch.Tensor):
-                        names[_C.block_id(value)] = ("optimizer_state", f"{name}:{key}")
-        for reference in self._models.values():
-            model = reference()
-            if model is None:
-                continue
-            for parameter in model.parameters():
-                names[_C.block_id(parameter)] = ("parameter", self._parameters[id(parameter)])
-        names.pop(0, None)
-        return names
-
-    def _model_parameters(self) -> dict[str, torch.Tensor]:
-        models = (reference() for reference in self._models.values())
-        return {
-            self._parameters[id(parameter)]: parameter
-            for model in models
-            if model is not None
-            for parameter in model.parameters()
-        }
-
-    def _named(self, optimizer: torch.optim.Optimizer) -> list[tuple[str, torch.Tensor]]:
-        names = self._masters | self._parameters
-        return [
-            (names.get(id(parameter), position), parameter)
-            for parameter, position in _parameters(optimizer)
-        ]
-
-
-class _Progress:
-    """A line on a terminal that says how far profiling is; nothing where stderr is no terminal."""
-
-    def __init__(self, iterations: int) -> None:
-        self._iterations = iterations
-        self._status: Any = None
-
-    def start(self, done: int) -> None:
-        if not sys.stderr.isatty() or self._status is not None:
-            return
-        from rich.console import Console
-
-        self._status = Console(stderr=True).status("")
-        self._status.start()
-        self.advance(done)
-
-    def advance(self, done: int) -> None:
-        if self._status is not None:
-            now = min(done + 1, self._iterations)
-            self._status.update(f"teraio: profiling, iteration {now} of {self._iterations}")
-
-    def stop(self) -> None:
-        if self._status is not None:
-            self._status.stop()
-            self._status = None
-
-
-def device_of(model: torch.nn.Module) -> torch.device:
-    """The one device of all parameters. Raises ConfigurationError where there are several."""
-    return _only({parameter.device for parameter in model.parameters()})
-
-
-def _only(devices: set[torch.device]) -> torch.device:
-    if len(devices) > 1:
-        raise errors.ConfigurationError(
-            f"the model is on {', '.join(sorted(map(str, devices)))}; teraio offloads from one "
-            "device in a process. Move the model to it first, or name it as `device`."
-        )
-    return devices.pop() if devices else torch.device("cpu")
-
-
-def device_for(model: torch.nn.Module, wanted: str | torch.device | None) -> torch.device:
-    """The device that the model is to be on: the one ``wanted``, else the one where it is.
-
-    A model without data goes to the GPU if there is one. Raises ConfigurationError for a device
-    that PyTorch doesn't have.
-    """
-    if wanted is None:
-        devices = {parameter.device for parameter in model.parameters() if not parameter.is_meta}
-        if devices or not lacks_data(model):
-            return _only(devices)
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return torch.empty(0, device=wanted).device  # with its number
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise errors.ConfigurationError(f"device={str(wanted)!r} can't be used: {reason}") from None
-
-
-def _tensors_of(model: torch.nn.Module, prefix: str) -> dict[str, torch.Tensor]:
-    """The model's parameters, gradients and buffers by name."""
-    found: dict[str, torch.Tensor] = {}
-    for name, parameter in model.named_parameters():
-        found[prefix + name] = parameter
-        if parameter.grad is not None and not isinstance(parameter.grad, UsedGradient):
-            found[f"{prefix}{name}:grad"] = parameter.grad
-    for name, buffer in model.named_buffers():
-        found[prefix + name] = buffer
-    return found
-
 
 def _root_name(model: torch.nn.Module) -> str:
     return type(model).__name__
-
-
-def _parameters(optimizer: torch.optim.Optimizer) -> Iterator[tuple[torch.Tensor, str]]:
-    """The parameters of an optimizer, and what to call those that no offloaded model has."""
-    for g, group in enumerate(optimizer.param_groups):
-        for i, parameter in enumerate(group["params"]):
-            yield parameter, f"group{g}.{i}"
-
-
-def _grads(named: list[tuple[str, torch.Tensor]]) -> Iterator[tuple[int, str]]:
-    for name, parameter in named:
-        if parameter.grad is not None and not isinstance(parameter.grad, UsedGradient):
-            yield _C.block_id(parameter.grad), name

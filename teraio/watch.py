@@ -17,9 +17,10 @@ from torch.nn.modules.module import (
     register_module_module_registration_hook,
 )
 
+from teraio.engine.devices import device_of
 from teraio.errors import ConfigurationError
 from teraio.records import RunReport, Trace
-from teraio.runtime import Runtime, device_of
+from teraio.runtime import Runtime
 
 Modules = weakref.WeakKeyDictionary[torch.nn.Module, "weakref.ref[torch.nn.Module]"]
 

@@ -5,6 +5,8 @@ In: a Trace and a Hardware. Out: a Plan. Must not know: torch, files, the engine
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from teraio.errors import BudgetError
 from teraio.planner.bound import ideal_s, lower_bound_s, simple_bounds
 from teraio.planner.columns import Columns, columns
@@ -62,9 +64,16 @@ def plan(trace: Trace, hardware: Hardware, options: PlanOptions | None = None) -
     Raises BudgetError, naming the op, where no plan can meet the budget or the tiers are too small.
     """
     options = options or PlanOptions()
-    best = _plan(trace, hardware, options, ())
+    moving = _plan(trace, hardware, options, ())
     if not options.recompute or len(trace.ops) > VERY_MANY_OPS:
-        return best
+        return moving
+    best = _recomputing(trace, hardware, replace(options, improve=False), moving)
+    return best if best is moving else _plan(trace, hardware, options, best.recomputations)
+
+
+def _recomputing(trace: Trace, hardware: Hardware, options: PlanOptions, moving: Plan) -> Plan:
+    """The best plan found that makes results again; ``moving`` if none is better."""
+    best = moving
     for _ in range(_ROUNDS):
         base = best
         if base.predicted_s - base.ideal_s <= _FEW_STALLS * base.predicted_s:

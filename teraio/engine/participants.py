@@ -1,0 +1,162 @@
+"""Who takes part in the training: models, their optimizers, and what their storages are called.
+
+In: models as they are offloaded, optimizers as they step. Out: names of parameters, and kinds and
+names of blocks. Must not know: iterations, plans.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Mapping
+
+import torch
+
+import teraio._C as _C
+from teraio.engine.backward_step import UsedGradient
+from teraio.engine.master_weights import copies
+from teraio.records import Kind
+
+Optimizer = torch.optim.Optimizer
+
+
+class Participants:
+    """Models and optimizers of one run; neither is kept alive."""
+
+    def __init__(self) -> None:
+        self._models: dict[int, weakref.ref[torch.nn.Module]] = {}
+        self._parameters: dict[int, str] = {}  # id(parameter) -> name
+        self._masters: dict[int, str] = {}  # id(copy of a parameter) -> its name
+        self._optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+        self._gradients: list[dict[int, tuple[Kind, str]]] = []  # the newest first
+
+    # ------------------------------------------------------------ models
+
+    def __len__(self) -> int:
+        return len(self._models)
+
+    def __contains__(self, model: torch.nn.Module) -> bool:
+        return id(model) in self._models
+
+    def new_prefix(self) -> str:
+        """What names of the next model begin with; those of the first are its own."""
+        return "" if not self._models else f"model{len(self._models) + 1}."
+
+    def name_parameters(self, model: torch.nn.Module, prefix: str) -> dict[int, str]:
+        """The names of its parameters by ``id``, which hold from now on."""
+        names = {id(parameter): prefix + name for name, parameter in model.named_parameters()}
+        self._parameters.update(names)
+        return names
+
+    def add_model(self, model: torch.nn.Module) -> None:
+        """It takes part until it is forgotten; its parameters have names."""
+        self._models[id(model)] = weakref.ref(model)
+
+    def forget_model(self, key: int) -> None:
+        """``key`` is the ``id`` of a model, which may be gone."""
+        self._models.pop(key, None)
+
+    def _living(self) -> Iterator[torch.nn.Module]:
+        for reference in self._models.values():
+            model = reference()
+            if model is not None:
+                yield model
+
+    # ------------------------------------------------------------ optimizers
+
+    def trains(self, optimizer: Optimizer) -> bool:
+        """Whether it steps parameters of the models, or copies of them.
+
+        Its states are taken under the budget before its first step ends.
+        """
+        if optimizer in self._optimizers:
+            return True
+        optimized = [parameter for parameter, _ in _parameters(optimizer)]
+        mine = any(id(parameter) in self._parameters for parameter in optimized)
+        if not mine:
+            named = {self._parameters[id(p)]: p for m in self._living() for p in m.parameters()}
+            masters = copies(named, optimized)
+            self._masters.update(masters)
+            mine = bool(masters)
+        if mine:
+            for _, _, value in _states(optimizer):
+                _C.adopt(value, "")
+        return mine
+
+    def add_optimizer(self, optimizer: Optimizer) -> bool:
+        """False if it is known."""
+        if optimizer in self._optimizers:
+            return False
+        self._optimizers.add(optimizer)
+        return True
+
+    def named(self, optimizer: Optimizer) -> list[tuple[str, torch.Tensor]]:
+        """Its parameters, by the names that the models have for them."""
+        names = self._masters | self._parameters
+        return [
+            (names.get(id(parameter), position), parameter)
+            for parameter, position in _parameters(optimizer)
+        ]
+
+    def note_gradients(self, optimizer: Optimizer, used: Mapping[int, str]) -> None:
+        """``used`` are blocks of gradients that are gone already, with their parameters."""
+        gradients = dict(used)
+        for name, parameter in self.named(optimizer):
+            if parameter.grad is not None and not isinstance(parameter.grad, UsedGradient):
+                gradients[_C.block_id(parameter.grad)] = name
+        # Those of the iteration before are still there when this one begins.
+        self._gradients[1:] = self._gradients[:1]
+        self._gradients[:1] = [
+            {block: ("gradient", f"{name}:grad") for block, name in gradients.items()}
+        ]
+
+    # ------------------------------------------------------------ blocks
+
+    def blocks(self) -> dict[int, tuple[Kind, str]]:
+        """Kind and name of each block that is known by name."""
+        found: dict[int, tuple[Kind, str]] = {}
+        for gradients in reversed(self._gradients):
+            found.update(gradients)
+        for model in self._living():
+            for name, buffer in model.named_buffers():
+                found[_C.block_id(buffer)] = ("buffer", name)
+        for optimizer in self._optimizers:
+            names = {id(parameter): name for name, parameter in self.named(optimizer)}
+            for parameter, _ in _parameters(optimizer):
+                if id(parameter) in self._masters:
+                    found[_C.block_id(parameter)] = ("optimizer_state", names[id(parameter)])
+            for parameter, key, value in _states(optimizer):
+                if id(parameter) in names:
+                    name = f"{names[id(parameter)]}:{key}"
+                    found[_C.block_id(value)] = ("optimizer_state", name)
+        for model in self._living():
+            for parameter in model.parameters():
+                found[_C.block_id(parameter)] = ("parameter", self._parameters[id(parameter)])
+        found.pop(0, None)
+        return found
+
+
+def tensors_of(model: torch.nn.Module, prefix: str) -> dict[str, torch.Tensor]:
+    """The model's parameters, gradients and buffers by name."""
+    found: dict[str, torch.Tensor] = {}
+    for name, parameter in model.named_parameters():
+        found[prefix + name] = parameter
+        if parameter.grad is not None and not isinstance(parameter.grad, UsedGradient):
+            found[f"{prefix}{name}:grad"] = parameter.grad
+    for name, buffer in model.named_buffers():
+        found[prefix + name] = buffer
+    return found
+
+
+def _parameters(optimizer: Optimizer) -> Iterator[tuple[torch.Tensor, str]]:
+    """The parameters of an optimizer, and what to call those that no offloaded model has."""
+    for g, group in enumerate(optimizer.param_groups):
+        for i, parameter in enumerate(group["params"]):
+            yield parameter, f"group{g}.{i}"
+
+
+def _states(optimizer: Optimizer) -> Iterator[tuple[torch.Tensor, str, torch.Tensor]]:
+    """Parameter, name and tensor of each state."""
+    for parameter, states in optimizer.state.items():
+        for key, value in states.items():
+            if isinstance(value, torch.Tensor):
+                yield parameter, key, value
