@@ -129,6 +129,7 @@ bool adopt(const py::handle& object, std::string name) {
     block = storage->device_type() == c10::kMeta ? block_of_meta(storage.get()) : rehome(storage.get());
   }
   if (block == nullptr) return false;
+  if (THPVariable_Check(object.ptr())) block->note_dtype(THPVariable_Unpack(object.ptr()).scalar_type());
   engine().adopt(block, storage.get(), std::move(name));
   return true;
 }
@@ -214,7 +215,8 @@ using Action = std::tuple<int32_t, bool, uint8_t, int64_t>;
 using Again = std::tuple<uint32_t, int32_t, int32_t>;
 
 void follow(const PlanColumns& ops, const std::vector<std::vector<Action>>& actions, const std::vector<std::vector<int32_t>>& births, const std::vector<std::vector<uint32_t>>& uses,
-            const std::vector<bool>& persistent, const std::vector<std::tuple<uint64_t, uint32_t, uint32_t>>& anchors,
+            const std::vector<bool>& persistent, std::vector<CodecNumber> codecs,
+            const std::vector<std::tuple<uint64_t, uint32_t, uint32_t>>& anchors,
             const std::vector<std::pair<int32_t, uint64_t>>& bound, const std::vector<Again>& again) {
   auto schedule = std::make_unique<Schedule>();
   for (size_t i = 0; i < ops.op_names.size(); ++i) {
@@ -240,6 +242,7 @@ void follow(const PlanColumns& ops, const std::vector<std::vector<Action>>& acti
     schedule->use_offsets.push_back(static_cast<uint32_t>(schedule->uses.size()));
   }
   schedule->persistent = persistent;
+  schedule->codecs = std::move(codecs);
   schedule->needs = ops.needs;
   for (const auto& [key, occurrence, op] : anchors) {
     auto& positions = schedule->anchors[key];
@@ -309,6 +312,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("install_free_memory_callback", [] { return install_free_memory_callback(&free_memory); });
   // For devices whose allocators take a function's address.
   m.def("free_memory_address", [] { return reinterpret_cast<uintptr_t>(&free_memory); });
+  m.def("encode_by_default", [](CodecNumber codec) { engine().encode_by_default(codec); });
   m.def("reserve_spill", [](uint64_t nbytes) { engine().reserve_spill(nbytes); });
 
   m.def("adopt", &adopt);
@@ -364,11 +368,11 @@ PYBIND11_MODULE(_C, m) {
                      std::vector<uint64_t> needs,
                      const std::vector<std::vector<Action>>& actions,
                      const std::vector<std::vector<int32_t>>& births, const std::vector<std::vector<uint32_t>>& uses,
-                     const std::vector<bool>& persistent,
+                     const std::vector<bool>& persistent, std::vector<CodecNumber> codecs,
                      const std::vector<std::tuple<uint64_t, uint32_t, uint32_t>>& anchors,
                      const std::vector<std::pair<int32_t, uint64_t>>& bound, const std::vector<Again>& again) {
-    follow({std::move(op_names), std::move(modules), std::move(phases), std::move(needs)}, actions, births, uses, persistent, anchors,
-           bound, again);
+    follow({std::move(op_names), std::move(modules), std::move(phases), std::move(needs)}, actions, births, uses, persistent,
+           std::move(codecs), anchors, bound, again);
   });
   m.def("unfollow", [] {
     engine().unfollow();

@@ -2,6 +2,7 @@
 // Its address is the storage's identity (StorageImpl addresses are reused, and a storage away has no memory).
 #pragma once
 #include <c10/core/Event.h>
+#include <c10/core/ScalarType.h>
 #include <c10/core/StorageImpl.h>
 #include <c10/core/Stream.h>
 #include <c10/util/intrusive_ptr.h>
@@ -72,6 +73,7 @@ struct Block {
   std::optional<Extent> extent;
   TierKind tier = TierKind::kSpill;  // whose extent it is
   uint64_t checksum = 0;  // of the copy
+  std::optional<Encoding> encoding;  // of the copy, where it is encoded
   // How to make the data again, see [Note: recipes]; the blocks that have this one as an operand of theirs.
   std::shared_ptr<const Recipe> recipe;
   std::vector<uint64_t> dependents;
@@ -84,6 +86,15 @@ struct Block {
   uint64_t lent_iteration = 0;       // when somebody got the address who may use it at any time
   std::string failure;       // why its last transfer failed
   std::string name;          // for messages; empty where nobody named it
+  std::atomic<c10::ScalarType> dtype{c10::ScalarType::Undefined};  // of the tensors on it; see note_dtype()
+
+  // Ops with tensors on it tell their dtype. One that is seen as two belongs to no codec.
+  static constexpr c10::ScalarType kSeveralDtypes = c10::ScalarType::NumOptions;
+  void note_dtype(c10::ScalarType seen) {
+    auto known = c10::ScalarType::Undefined;
+    if (dtype.load(std::memory_order_relaxed) == seen || dtype.compare_exchange_strong(known, seen)) return;
+    if (known != seen) dtype = kSeveralDtypes;
+  }
 
   bool clean() const { return extent.has_value() && copied_version == version; }
   bool dropped() const { return state == State::kAway && !extent; }

@@ -132,6 +132,11 @@ std::vector<std::pair<char*, size_t>> Engine::reserve_host(uint64_t nbytes) {
   return host_ ? host_->reserve(nbytes) : std::vector<std::pair<char*, size_t>>();
 }
 
+void Engine::encode_by_default(CodecNumber codec) {
+  const Lock lock(*this);
+  default_codec_ = codec;
+}
+
 void Engine::reserve_spill(uint64_t nbytes) {
   const GilRelease gil;
   const Lock lock(*this);

@@ -171,6 +171,8 @@ class Engine {
   void follow(std::unique_ptr<Schedule> schedule, const std::vector<std::pair<int32_t, uint64_t>>& bound);
   void unfollow();
   void reserve_spill(uint64_t nbytes);
+  // Encodes what the plan doesn't know on its way to the spill space; 0: as it is.
+  void encode_by_default(CodecNumber codec);
   // Grows the host tier; gives the memory that it took anew.
   std::vector<std::pair<char*, size_t>> reserve_host(uint64_t nbytes);
   HostSpeeds host_speeds(size_t nbytes) { return host_->measure(nbytes); }
@@ -278,7 +280,7 @@ class Engine {
   void start_leaving(Block* block, bool urgent, std::optional<Slot> planned = std::nullopt, bool natively = false);
   void leave(Block* block);
   void stay(Block* block);
-  void arrived(Block* block);
+  void arrived(Block* block, uint64_t moved);
   void find_extent(Block* block, std::optional<Slot> planned);
   // May give the mutex up; false when the block died meanwhile.
   bool start_coming(Block* block, bool urgent, Lock& lock);
@@ -318,6 +320,7 @@ class Engine {
   void count_use(Frame& frame, const Place& place);
   void time_ops(Recording& recording);
   std::vector<std::pair<c10::intrusive_ptr<c10::StorageImpl>, at::DataPtr>> give_device_memory_back();
+  std::optional<Encoding> encoding_of(Block* block) const;
   std::string describe(const Block* block) const;
   std::string describe_failure(const Block* block, const Transfer& transfer) const;
   std::string describe_guard(const Block* block) const;
@@ -341,6 +344,7 @@ class Engine {
   std::vector<std::shared_ptr<const Recipe>> old_recipes_;  // their tensors may die with them
   std::unique_ptr<SpillSpace> spill_;
   std::unique_ptr<HostTier> host_;
+  CodecNumber default_codec_ = 0;
   PagePool pages_;
   bool poison_ = false;
   std::atomic<uint64_t> budget_{~uint64_t{0}};

@@ -145,6 +145,7 @@ void Engine::drop_extent(Block* block) {
     host_->free(*block->extent, std::exchange(block->ready, std::nullopt));
   }
   block->extent.reset();
+  block->encoding.reset();
   block->copied_version = 0;
 }
 
@@ -229,7 +230,9 @@ void Engine::free_garbage(std::vector<Garbage> garbage) noexcept {
     DeviceMemory& memory = item.memory;
     try {
       for (const c10::Stream& stream : memory.streams) {
-        if (stream != memory.home) accelerator_->keep_until_done(memory.owner, stream);
+        if (stream == memory.home) continue;
+        accelerator_->keep_until_done(memory.owner, stream);
+        if (poison_) accelerator_->event(stream).block(memory.home);
       }
       if (poison_) accelerator_->poison(static_cast<char*>(memory.owner.get()), item.data_bytes, memory.home);
       memory.owner.clear();

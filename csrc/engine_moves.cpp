@@ -194,6 +194,7 @@ void Engine::start_leaving(Block* block, bool urgent, std::optional<Slot> planne
   find_extent(block, planned);
   auto transfer = transfer_of(block, Transfer::Direction::kWrite);
   transfer->natively = natively || block->tier == TierKind::kHost;
+  if (!transfer->natively) transfer->encoding = encoding_of(block);
   if (block->device) {
     if (block->device->streams.empty()) use_on(block, block->device->home);  // what came may not have arrived yet
     for (const c10::Stream& stream : block->device->streams) transfer->after.push_back(accelerator_->event(stream));
@@ -256,7 +257,7 @@ bool Engine::start_coming(Block* block, bool urgent, Lock& lock) {
       submit(block, std::move(transfer), urgent);
     } else {
       block->ready = host_->read(*transfer);
-      arrived(block);
+      arrived(block, block->nbytes);
     }
   } catch (const c10::Error& error) {
     if (block->memory != nullptr) give_memory(block);
@@ -274,8 +275,22 @@ std::unique_ptr<Transfer> Engine::transfer_of(Block* block, Transfer::Direction 
   transfer->nbytes = block->data_bytes;
   if (accelerator_ != nullptr) transfer->device = accelerator_->device();
   transfer->extent = *block->extent;
+  if (direction == Transfer::Direction::kRead) transfer->encoding = block->encoding;
   transfer->user = block;
   return transfer;
+}
+
+// How a storage is written to the spill space: by the plan's codec for it, or the default. Values behind the storage's
+// end would be none.
+std::optional<Encoding> Engine::encoding_of(Block* block) const {
+  const bool planned = schedule_ && block->trace_index >= 0;
+  const CodecNumber codec = planned ? schedule_->codecs[static_cast<size_t>(block->trace_index)] : default_codec_;
+  const c10::ScalarType dtype = block->dtype;
+  const c10::StorageImpl* storage = owner(block);
+  if (codec == 0 || storage == nullptr || !c10::isFloatingType(dtype)) return std::nullopt;
+  const size_t nbytes = std::min(block->data_bytes, storage->nbytes());
+  if (nbytes % c10::elementSize(dtype) != 0) return std::nullopt;
+  return Encoding{codec, dtype, nbytes, {}};
 }
 
 void Engine::submit(Block* block, std::unique_ptr<Transfer> transfer, bool urgent) {
@@ -315,6 +330,7 @@ void Engine::finish(Transfer* done) {
     transfer->error_path = spill_->folders_of(transfer.get());
   }
   const int error = transfer->error;
+  const uint64_t moved = block->tier == TierKind::kSpill ? transfer->moved : block->nbytes;
   const bool leaving = write && block->state == State::kLeaving;
   if (leaving) stay(block);
   if (write) block->checksum = transfer->checksum;
@@ -322,13 +338,14 @@ void Engine::finish(Transfer* done) {
   --in_flight_;
   if (error != 0) block->failure = describe_failure(block, *transfer);
   if (write) {
-    if (error == 0) stats_.written_bytes += block->nbytes;
+    if (error == 0) stats_.written_bytes += moved;
     if (error != 0) {
       write_failure_ = block->failure;
       ++write_failures_;
       drop_extent(block);
     } else if (block->transfer_version == block->version && !block->dead) {
       block->copied_version = block->version;
+      block->encoding = std::move(transfer->encoding);
       if (leaving && block->pins == 0) detach(block);
     } else {
       drop_extent(block);
@@ -337,7 +354,7 @@ void Engine::finish(Transfer* done) {
     give_memory(block);
     block->state = State::kAway;
   } else {
-    arrived(block);
+    arrived(block, moved);
   }
   if (block->dead) {
     if (block->memory != nullptr) give_memory(block);
@@ -345,8 +362,8 @@ void Engine::finish(Transfer* done) {
   }
 }
 
-void Engine::arrived(Block* block) {
-  stats_.read_bytes += block->nbytes;
+void Engine::arrived(Block* block, uint64_t moved) {
+  stats_.read_bytes += moved;
   block->state = State::kResident;
   if (c10::StorageImpl* storage = owner(block)) {
     guard::set_memory(*storage, block->memory);
@@ -365,6 +382,8 @@ void Engine::detach(Block* block) {
 }
 
 void Engine::start_waiting_fetches(Lock& lock) {
+  // A codec that lacks memory of the device comes here; what an I/O thread takes would belong to its stream.
+  if (SpillSpace::on_io_thread()) return;
   while (!fetch_queue_.empty()) {
     const uint64_t id = fetch_queue_.front();
     const auto found = place_of_block_.find(id);

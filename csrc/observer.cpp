@@ -109,9 +109,10 @@ Block* block_at_sight(c10::StorageImpl* storage) {
   return nullptr;
 }
 
-void add(std::vector<Operand>& operands, c10::StorageImpl* storage, bool data, bool write) {
+Block* add(std::vector<Operand>& operands, c10::StorageImpl* storage, bool data, bool write) {
   Block* block = block_at_sight(storage);
   if (block != nullptr) operands.push_back({block, storage, data, write});
+  return block;
 }
 
 void add(std::vector<Operand>& operands, Frame& frame, const at::Tensor& tensor, bool data, bool write) {
@@ -120,7 +121,8 @@ void add(std::vector<Operand>& operands, Frame& frame, const at::Tensor& tensor,
     frame.opaque = frame.opaque || tensor.layout() != at::kStrided;
     return;
   }
-  add(operands, tensor.storage().unsafeGetStorageImpl(), data, write);
+  Block* block = add(operands, tensor.storage().unsafeGetStorageImpl(), data, write);
+  if (block != nullptr) block->note_dtype(tensor.scalar_type());
 }
 
 void add(std::vector<Operand>& operands, Frame& frame, const c10::IValue& value, bool data, bool write) {

@@ -1,9 +1,10 @@
 #include "python_path.h"
 
 #include <cerrno>
-#include <memory>
 #include <string>
 #include <utility>
+
+#include "python_call.h"
 
 namespace py = pybind11;
 
@@ -21,18 +22,6 @@ constexpr size_t kMiB = size_t{1} << 20;
 // busy in Python leaves most of the drive's speed.
 constexpr size_t kRequest = 64 * kMiB;
 constexpr size_t kStripeUnit = 16 * kMiB;
-
-std::string text_of(const py::handle& value) {
-  try {
-    const py::object words = py::getattr(value, "strerror", py::none());
-    if (py::isinstance<py::str>(words)) return words.cast<std::string>();
-    return py::str(py::type::handle_of(value).attr("__name__")).cast<std::string>() + ": " + py::str(value).cast<std::string>();
-  } catch (const py::error_already_set&) {
-    return "an error that can't be put into words";
-  } catch (const py::cast_error&) {
-    return "an error that can't be put into words";
-  }
-}
 
 int errno_of(const py::handle& value) {
   if (PyObject_IsInstance(value.ptr(), PyExc_OSError) != 1) return EIO;
@@ -61,13 +50,8 @@ Moved call(const py::object& callable, const Request& r) {
 }  // namespace
 
 Path python_path(py::object callable) {
-  // The spill space drops it on any thread.
-  const std::shared_ptr<py::object> held(new py::object(std::move(callable)), [](py::object* object) {
-    if (!Py_IsInitialized()) return;
-    const py::gil_scoped_acquire gil;
-    delete object;
-  });
-  return {[held](const Request& request) { return call(*held, request); }, kRequest, kStripeUnit};
+  return {[path = held(std::move(callable))](const Request& request) { return call(*path, request); }, kRequest,
+          kStripeUnit};
 }
 
 }  // namespace teraio

@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "encoding.h"
 #include "transfer.h"
 
 namespace teraio {
@@ -28,6 +29,7 @@ class Schedule {
   std::vector<uint32_t> use_offsets;
   std::vector<uint32_t> uses;
   std::vector<bool> persistent;
+  std::vector<CodecNumber> codecs;  // per storage
   std::vector<uint64_t> needs;  // bytes that each op takes beside its operands
   // Ops whose result is made again in place of being kept, and the storage that it is; by storage, what it is then.
   std::unordered_map<uint32_t, int32_t> repeats;

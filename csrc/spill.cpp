@@ -142,18 +142,28 @@ void SpillSpace::start(const std::vector<unsigned>& weights, const Accelerator* 
   const size_t threads = kThreadsPerChannel * files_.size();
   start_threads(reads_, threads);
   start_threads(writes_, threads);
-  // Others may be waiting for the GIL in a path written in Python, see Transfer::natively.
-  if (accelerator_ != nullptr && device_path_) start_threads(native_writes_, kThreadsPerChannel);
+  // Others may be waiting for the GIL, see Transfer::natively.
+  if (accelerator_ != nullptr && needs_python()) start_threads(native_writes_, kThreadsPerChannel);
 }
 
+size_t SpillSpace::encoding_threads() const { return 2 * kThreadsPerChannel * files_.size(); }
+
+bool SpillSpace::needs_python() const { return device_path_ || codec_; }
+
 void SpillSpace::start_threads(Channel& channel, size_t count) {
+  const bool encodes = codec_ && &channel != &native_writes_;
+  if (encodes && accelerator_ != nullptr) channel.codec_stream = accelerator_->new_stream();
   for (size_t i = 0; i < count; ++i) {
-    std::optional<Staging> staging;
+    Worker worker;
     if (accelerator_ != nullptr) {
       staging_.push_back(static_cast<char*>(PagePool().take(kStagingBytes)));
-      staging = Staging{staging_.back(), accelerator_->new_stream()};
+      worker.staging = Staging{staging_.back(), accelerator_->new_stream()};
     }
-    threads_.emplace_back([this, &channel, staging] { run(channel, staging); });
+    if (encodes) {
+      worker.buffer = codec_->buffers.at(threads_.size());
+      worker.codec_stream = channel.codec_stream;
+    }
+    threads_.emplace_back([this, &channel, worker] { run(channel, worker); });
   }
 }
 
@@ -212,7 +222,7 @@ std::vector<SpillSpace::Piece> SpillSpace::pieces_of(Transfer* transfer) const {
     const size_t file = pattern_[slot];
     const uint64_t file_unit = unit / units * pattern_units_[file] + unit_rank_[slot];
     const uint64_t inside = at % stripe_unit_;
-    const size_t n = static_cast<size_t>(std::min(stripe_unit_ - inside, end - at));
+    const size_t n = static_cast<size_t>(std::min({stripe_unit_ - inside, end - at, largest_request(*transfer, file)}));
     const uint64_t file_offset = file_unit * stripe_unit_ + inside;
     const size_t memory_offset = static_cast<size_t>(at - transfer->extent.offset);
     Piece* last = pieces.empty() ? nullptr : &pieces.back();
@@ -221,7 +231,7 @@ std::vector<SpillSpace::Piece> SpillSpace::pieces_of(Transfer* transfer) const {
         last->nbytes + n <= largest_request(*transfer, file)) {
       last->nbytes += n;
     } else {
-      pieces.push_back({transfer, file, file_offset, memory_offset, n});
+      pieces.push_back({transfer, pieces.size(), file, file_offset, memory_offset, n});
     }
     at += n;
   }
@@ -238,12 +248,13 @@ std::string SpillSpace::folders_of(Transfer* transfer) const {
 
 SpillSpace::Channel& SpillSpace::channel_of(const Transfer& transfer) {
   if (transfer.direction == Transfer::Direction::kRead) return reads_;
-  return transfer.natively && device_path_ && !transfer.device.is_cpu() ? native_writes_ : writes_;
+  return transfer.natively && needs_python() && !transfer.device.is_cpu() ? native_writes_ : writes_;
 }
 
 void SpillSpace::submit(Transfer* transfer, bool urgent) {
   const auto pieces = pieces_of(transfer);
   transfer->pieces_left = pieces.size();
+  if (transfer->encoding) transfer->encoding->pieces.resize(pieces.size());
   Channel& channel = channel_of(*transfer);
   {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -261,7 +272,7 @@ void SpillSpace::promote(Transfer* transfer) {
 
 bool SpillSpace::on_io_thread() { return t_io_thread; }
 
-void SpillSpace::run(Channel& channel, std::optional<Staging> staging) {
+void SpillSpace::run(Channel& channel, const Worker& worker) {
   t_io_thread = true;
   std::unique_lock<std::mutex> lock(mutex_);
   for (;;) {
@@ -270,7 +281,7 @@ void SpillSpace::run(Channel& channel, std::optional<Staging> staging) {
     const Piece piece = channel.queue.front();
     channel.queue.pop_front();
     lock.unlock();
-    move(piece, staging);
+    move(piece, worker);
     lock.lock();
   }
 }
@@ -281,65 +292,108 @@ bool SpillSpace::staged(const Transfer& transfer, size_t file, size_t nbytes) co
 }
 
 size_t SpillSpace::largest_request(const Transfer& transfer, size_t file) const {
-  if (transfer.device.is_cpu()) return host_path_.request;
-  return staged(transfer, file, transfer.nbytes) || !device_path_ ? kStagingBytes : device_path_->request;
+  const auto largest = [&] {
+    if (transfer.device.is_cpu()) return host_path_.request;
+    return staged(transfer, file, transfer.nbytes) || !device_path_ ? kStagingBytes : device_path_->request;
+  };
+  return transfer.encoding ? std::min(largest(), codec_->piece_nbytes) : largest();
+}
+
+Moved SpillSpace::move_range(const Piece& piece, const Range& range, const Worker& worker, uint64_t* checksum) const {
+  const Transfer& transfer = *piece.transfer;
+  if (!transfer.device.is_cpu()) return move_device_range(piece, range, worker, checksum);
+  Moved moved = move_all(host_path_, {piece.file, files_[piece.file].fd,
+                                      transfer.direction == Transfer::Direction::kWrite, range.memory, transfer.device,
+                                      range.nbytes, piece.file_offset});
+  *checksum = sample_checksum(range.memory, range.nbytes, piece.memory_offset);
+  return moved;
 }
 
 // Whole pages may go by a path; the end of a storage that ends within a page is staged, because behind it lies memory
 // of somebody else.
-Moved SpillSpace::move_device_bytes(const Piece& piece, const std::optional<Staging>& staging,
+Moved SpillSpace::move_device_range(const Piece& piece, const Range& range, const Worker& worker,
                                     uint64_t* checksum) const {
   const Transfer& transfer = *piece.transfer;
   const File& file = files_[piece.file];
   Request request{piece.file, file.fd, transfer.direction == Transfer::Direction::kWrite,
-                  transfer.memory + piece.memory_offset, transfer.device, piece.nbytes, piece.file_offset};
-  const size_t data = std::min(piece.nbytes, transfer.nbytes - std::min(transfer.nbytes, piece.memory_offset));
-  if (staged(transfer, piece.file, transfer.nbytes)) {
-    for (const c10::Event& event : transfer.after) event.block(staging->stream);
-    Moved moved = move_staged(*accelerator_, *staging, request, data, piece.memory_offset, checksum);
+                  range.memory, transfer.device, range.nbytes, piece.file_offset};
+  if (range.staged) {
+    for (const c10::Event& event : transfer.after) event.block(worker.staging->stream);
+    Moved moved = move_staged(*accelerator_, *worker.staging, request, range.data, piece.memory_offset, checksum);
     if (file.by_device_path) *checksum = 0;  // what one way writes, the other may read
     return moved;
   }
   if (!device_path_) return {0, ENOTSUP, "nothing was set up to move memory of " + transfer.device.str()};
   Accelerator::wait_for(transfer.after);
-  request.nbytes = accelerator_ == nullptr ? data : data / kPage * kPage;
+  request.nbytes = accelerator_ == nullptr ? range.data : range.data / kPage * kPage;
   Moved moved = move_all(*device_path_, request);
-  if (moved.error != 0 || request.nbytes == data) return moved;
+  if (moved.error != 0 || request.nbytes == range.data) return moved;
   Request end = request;
   end.memory += request.nbytes;
   end.offset += request.nbytes;
   end.nbytes = kPage;
   uint64_t unused = 0;
-  Moved last = move_staged(*accelerator_, *staging, end, data - request.nbytes, 0, &unused);
+  Moved last = move_staged(*accelerator_, *worker.staging, end, range.data - request.nbytes, 0, &unused);
   last.nbytes += moved.nbytes;
   return last;
 }
 
-Moved SpillSpace::move_bytes(const Piece& piece, const std::optional<Staging>& staging, uint64_t* checksum) const {
+Moved SpillSpace::move_plain(const Piece& piece, const Worker& worker, uint64_t* checksum) const {
   const Transfer& transfer = *piece.transfer;
-  if (!transfer.device.is_cpu()) {
-    try {
-      return move_device_bytes(piece, staging, checksum);
-    } catch (const std::exception& failure) {
-      return {0, EIO, failure.what()};
-    }
+  const size_t data = std::min(piece.nbytes, transfer.nbytes - std::min(transfer.nbytes, piece.memory_offset));
+  const bool by_host = staged(transfer, piece.file, transfer.encoding ? piece.nbytes : transfer.nbytes);
+  return move_range(piece, {transfer.memory + piece.memory_offset, piece.nbytes, data, by_host}, worker, checksum);
+}
+
+// [Note: encoded pieces]
+// A piece is encoded into the thread's own buffer and written from there, or read to there and decoded. On a device
+// the codec works on a stream of its own, behind the transfer's events, and the host waits for it, for what takes the
+// buffer over may know no streams. What is encoded may change meanwhile, as an op may want it back and write to it;
+// then the copy is thrown away when it is done, but the codec must cope with it.
+Moved SpillSpace::move_encoded(const Piece& piece, const Worker& worker, uint64_t* checksum) const {
+  Transfer& transfer = *piece.transfer;
+  Encoding& encoding = *transfer.encoding;
+  EncodedPiece& encoded = encoding.pieces[piece.number];
+  Coding coding{encoding.codec, encoding.dtype, transfer.device, worker.codec_stream, transfer.memory + piece.memory_offset,
+                std::min(piece.nbytes, encoding.nbytes - std::min(encoding.nbytes, piece.memory_offset)),
+                worker.buffer, encoded.nbytes};
+  const auto synchronize = [&] {
+    if (coding.stream) accelerator_->synchronize(*coding.stream);
+  };
+  const bool write = transfer.direction == Transfer::Direction::kWrite;
+  if (coding.stream && (write || encoded.nbytes > 0)) {
+    for (const c10::Event& event : transfer.after) event.block(*coding.stream);
   }
-  char* memory = transfer.memory + piece.memory_offset;
-  Moved moved = move_all(host_path_, {piece.file, files_[piece.file].fd,
-                                      transfer.direction == Transfer::Direction::kWrite, memory, transfer.device,
-                                      piece.nbytes, piece.file_offset});
-  *checksum = sample_checksum(memory, piece.nbytes, piece.memory_offset);
+  if (write) {
+    encoded.nbytes = codec_->encode(coding);
+    synchronize();
+    if (round_up(encoded.nbytes, kPage) >= piece.nbytes) encoded.nbytes = 0;
+  }
+  if (encoded.nbytes == 0) return move_plain(piece, worker, checksum);
+  const size_t nbytes = round_up(encoded.nbytes, kPage);
+  const Range range{worker.buffer, nbytes, nbytes, staged(transfer, piece.file, nbytes)};
+  Moved moved = move_range(piece, range, worker, checksum);
+  if (write) encoded.checksum = *checksum;
+  if (moved.error == 0 && encoded.checksum != *checksum) moved = {0, EBADMSG, ""};
+  if (write || moved.error != 0) return moved;
+  codec_->decode(coding);
+  synchronize();
   return moved;
 }
 
-void SpillSpace::move(const Piece& piece, const std::optional<Staging>& staging) {
+void SpillSpace::move(const Piece& piece, const Worker& worker) {
   Transfer& transfer = *piece.transfer;
   if (const unsigned max_us = max_delay_us_) {
     static thread_local std::minstd_rand random(std::random_device{}());
     ::usleep(static_cast<useconds_t>(random() % max_us));
   }
   uint64_t checksum = 0;
-  Moved moved = move_bytes(piece, staging, &checksum);
+  Moved moved;
+  try {
+    moved = transfer.encoding ? move_encoded(piece, worker, &checksum) : move_plain(piece, worker, &checksum);
+  } catch (const std::exception& failure) {
+    moved = {0, EIO, failure.what()};
+  }
   bool last = false;
   {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -350,6 +404,7 @@ void SpillSpace::move(const Piece& piece, const std::optional<Staging>& staging)
       transfer.error_offset = piece.file_offset + moved.nbytes;
     }
     transfer.checksum += checksum;
+    transfer.moved += moved.nbytes;
     last = --transfer.pieces_left == 0;
   }
   if (last) done_(&transfer);

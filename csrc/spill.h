@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "device.h"
+#include "encoding.h"
 #include "extents.h"
 #include "io_path.h"
 #include "speed_test.h"
@@ -45,6 +46,9 @@ class SpillSpace {
   // How memory of devices moves to and from the folders that `takes` names; by staging to all others.
   void set_device_path(Path path, const std::vector<bool>& takes);
   void forget_device_path();
+  // What transfers with an encoding are encoded by: a buffer for each of encoding_threads(). Call before start().
+  void set_codec(Codec codec) { codec_ = std::move(codec); }
+  size_t encoding_threads() const;
   // Runs reads and writes of `nbytes` over the folder's file. Throws SpillError. Call before start().
   FolderSpeed measure(size_t folder, size_t nbytes, const TestMemory& test);
   // Stripes over the folders in proportion to `weights`, and starts the I/O threads. Device memory moves through
@@ -86,6 +90,7 @@ class SpillSpace {
   };
   struct Piece {
     Transfer* transfer;
+    size_t number;  // in the transfer
     size_t file;
     uint64_t file_offset;
     size_t memory_offset;
@@ -94,15 +99,32 @@ class SpillSpace {
   struct Channel {
     std::deque<Piece> queue;
     std::condition_variable work;
+    std::optional<c10::Stream> codec_stream;  // one for all of its threads, for memory stays with its stream
+  };
+  // What a thread has to itself.
+  struct Worker {
+    std::optional<Staging> staging;  // for device memory
+    char* buffer = nullptr;          // the codec's
+    std::optional<c10::Stream> codec_stream;
+  };
+  // What a piece really moves: whole pages of the transfer's memory, or of the codec's buffer.
+  struct Range {
+    char* memory;
+    size_t nbytes;
+    size_t data;  // of them; behind lies memory of somebody else
+    bool staged;
   };
 
-  void run(Channel& channel, std::optional<Staging> staging);
-  void move(const Piece& piece, const std::optional<Staging>& staging);
-  Moved move_bytes(const Piece& piece, const std::optional<Staging>& staging, uint64_t* checksum) const;
-  Moved move_device_bytes(const Piece& piece, const std::optional<Staging>& staging, uint64_t* checksum) const;
+  void run(Channel& channel, const Worker& worker);
+  void move(const Piece& piece, const Worker& worker);
+  Moved move_plain(const Piece& piece, const Worker& worker, uint64_t* checksum) const;
+  Moved move_encoded(const Piece& piece, const Worker& worker, uint64_t* checksum) const;
+  Moved move_range(const Piece& piece, const Range& range, const Worker& worker, uint64_t* checksum) const;
+  Moved move_device_range(const Piece& piece, const Range& range, const Worker& worker, uint64_t* checksum) const;
   bool staged(const Transfer& transfer, size_t file, size_t nbytes) const;
   size_t largest_request(const Transfer& transfer, size_t file) const;
   void start_threads(Channel& channel, size_t count);
+  bool needs_python() const;
   Channel& channel_of(const Transfer& transfer);
   void reserve_file(File& file, uint64_t nbytes);
   std::vector<Piece> pieces_of(Transfer* transfer) const;
@@ -111,6 +133,7 @@ class SpillSpace {
   std::vector<File> files_;
   Path host_path_ = posix_path();
   std::optional<Path> device_path_;
+  std::optional<Codec> codec_;
   uint64_t stripe_unit_ = 0;
   std::vector<size_t> pattern_;        // file of each stripe unit, repeated
   std::vector<uint64_t> unit_rank_;    // how many earlier units of the pattern lie in the same file

@@ -10,6 +10,7 @@
 #include "engine.h"
 #include "gil.h"
 #include "pages.h"
+#include "python_codec.h"
 #include "python_path.h"
 
 namespace py = pybind11;
@@ -111,6 +112,9 @@ py::dict move(SpillHandle& handle, bool write, uintptr_t address, size_t nbytes,
 }  // namespace
 
 void bind_spill_space(py::module_& m) {
+  py::class_<PythonCodec, std::shared_ptr<PythonCodec>>(m, "Codec")
+      .def(py::init<py::object, py::object>())
+      .def("close", &PythonCodec::close);
   py::class_<SpillHandle>(m, "SpillSpace")
       .def(py::init<>())
       .def("add_folder", &add_folder)
@@ -124,6 +128,14 @@ void bind_spill_space(py::module_& m) {
            [](SpillHandle& handle, py::object callable, const std::vector<bool>& takes) {
              handle.space().set_device_path(python_path(std::move(callable)), takes);
            })
+      .def("set_codec",
+           [](SpillHandle& handle, PythonCodec& codec, const std::vector<uintptr_t>& buffers, size_t buffer_nbytes,
+              size_t piece_nbytes) {
+             std::vector<char*> memory;
+             for (const uintptr_t address : buffers) memory.push_back(memory_at(address));
+             handle.space().set_codec(codec.codec(std::move(memory), buffer_nbytes, piece_nbytes));
+           })
+      .def("encoding_threads", [](SpillHandle& handle) { return handle.space().encoding_threads(); })
       .def("forget_device_path", [](SpillHandle& handle) { handle.space().forget_device_path(); })
       .def("start_alone", &SpillHandle::start_alone, py::arg("weights"), py::arg("nbytes"), py::arg("device") = "",
            py::call_guard<py::gil_scoped_release>())

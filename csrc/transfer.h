@@ -5,9 +5,11 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "encoding.h"
 #include "extents.h"
 
 namespace teraio {
@@ -26,6 +28,8 @@ struct Transfer {
   Extent extent;
   void* user = nullptr;
   bool natively = false;  // by threads that never need Python
+  // To write it encoded, or what was written so; the tier fills in `pieces` when it writes.
+  std::optional<Encoding> encoding;
 
   // Filled in by the tier; read them after the transfer is done.
   int error = 0;  // errno; 0 when all bytes were moved
@@ -33,6 +37,7 @@ struct Transfer {
   std::string error_path;
   uint64_t error_offset = 0;
   size_t pieces_left = 0;
+  uint64_t moved = 0;  // bytes, as they are on the tier
   // Over a sample of the bytes, eight of each page: tells a file that lost or mixed up what was written to it. 0
   // where a path moves the bytes that shows them to nobody.
   uint64_t checksum = 0;

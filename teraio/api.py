@@ -7,7 +7,7 @@ done.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TypedDict, TypeVar
 
@@ -15,6 +15,7 @@ import torch
 
 import teraio._C as _C
 from teraio.engine.accelerator import accelerator_for
+from teraio.engine.compression import Compression, compression
 from teraio.engine.devices import device_for
 from teraio.engine.folders import check_folder, spill_folders
 from teraio.engine.materialize import StoredTensor, stored_tensors
@@ -56,6 +57,7 @@ def offload(
     device: str | torch.device | None = None,
     weights: str | os.PathLike[str] | None = None,
     optimizer_in_backward: bool = False,
+    compress: str | Mapping[str, str] | None = None,
     recompute: bool = True,
 ) -> _Model:
     """Puts training of ``model`` under a memory budget; returns the same object.
@@ -87,6 +89,13 @@ def offload(
     its gradient is complete; the loop and its results stay the same. Loops that need all gradients
     at once (clipping, accumulation, GradScaler) raise a ConfigurationError then.
 
+    ``compress`` encodes what goes to the SSDs, so that less is written and read. ``"lossless"``
+    changes no bit. Lossy codecs are used only for the storages that they are named for: a mapping
+    from their kind (``"parameter"``, ``"gradient"``, ``"optimizer_state"``, ``"activation"``,
+    ``"buffer"``, ``"input"``), or from a state such as ``"optimizer_state:exp_avg"``, to the name
+    of a codec; ``teraio.kernels.CODECS`` states the error of each. A further model takes over what
+    the first one asked for.
+
     Raises ConfigurationError for arguments that can't be used, for weights that don't fit the model
     and for tensors that nothing fills, FileFormatError for damaged weights and SpillError for
     folders that can't be used.
@@ -95,6 +104,7 @@ def offload(
     if not isinstance(model, torch.nn.Module):
         raise ConfigurationError(f"offload() takes a torch.nn.Module, not {type(model).__name__}.")
     _check_iterations("profile_iterations", profile_iterations)
+    encoded = compression(compress)
     target = device_for(model, device)
     how: _HowToAdd = {
         "stored": None if weights is None else stored_tensors(weights),
@@ -121,6 +131,7 @@ def offload(
                 f"models of "
                 "one process share it; leave memory_budget out, or restore the other model first."
             )
+        _check_compression(encoded, _runtime.compress)
         if torch.device(_runtime.device) != target:
             raise ConfigurationError(
                 f"another model runs under a budget on {_runtime.device}, this one is on {target}; "
@@ -141,6 +152,7 @@ def offload(
         device=str(target),
         host_bytes=_host_bytes(host_memory, target),
         require_gds=require_gds,
+        compress=encoded,
         recompute=recompute,
     )
     try:
@@ -221,6 +233,14 @@ def profile(
     finally:
         _watch.close()
         _watch = None
+
+
+def _check_compression(wanted: Compression | None, used: Compression | None) -> None:
+    if wanted not in (None, used):
+        raise ConfigurationError(
+            "another model runs with another `compress`, and models of one process share it; leave "
+            "compress out, or restore the other model first."
+        )
 
 
 def _check_iterations(what: str, iterations: int) -> None:

@@ -27,6 +27,8 @@ from teraio import errors, status
 from teraio.engine import list_ops, raw_access, schedule
 from teraio.engine.accelerator import accelerator_for
 from teraio.engine.backward_step import BackwardStep
+from teraio.engine.compression import Compression
+from teraio.engine.encoded_path import EncodedPath
 from teraio.engine.foreign import own_memory
 from teraio.engine.materialize import StoredTensor, is_elsewhere, lacks_data, materialize
 from teraio.engine.module_hooks import ModuleHooks
@@ -89,14 +91,15 @@ class Runtime:
         device: str,
         host_bytes: int = 0,
         require_gds: bool = False,
+        compress: Compression | None = None,
         recompute: bool = True,
         on_trace: Callable[[], None] | None = None,
     ) -> None:
         """``budget_bytes`` of the memory of ``device`` (``cpu``, ``cuda:0``) are there for tensors.
 
-        ``host_bytes`` of host memory may serve as a tier beside a device's memory. ``recompute`` is
-        that of ``PlanOptions``. ``on_trace`` is called when a trace is recorded; with it the run
-        makes no plan.
+        ``host_bytes`` of host memory may serve as a tier beside a device's memory. ``compress``
+        says what is encoded on its way to the SSDs. ``recompute`` is that of ``PlanOptions``.
+        ``on_trace`` is called when a trace is recorded; with it the run makes no plan.
         """
         self._accelerator = accelerator_for(torch.device(device))
         self._spill = open_spill(
@@ -136,7 +139,18 @@ class Runtime:
         else:
             self._accelerator.limit_memory(budget_bytes)
             self._counted_bytes = int(budget_bytes * (1 - _FRAGMENTATION_SHARE))
+        self.compress = compress
+        self._encoded: EncodedPath | None = None
         try:
+            if compress is not None:
+                self._encoded = EncodedPath(
+                    compress,
+                    self._spill.space,
+                    device=device,
+                    budget_bytes=budget_bytes,
+                    kvikio=self._spill.kvikio,
+                )
+                self._counted_bytes -= self._encoded.reserved_bytes
             _C.start(
                 self._spill.space,
                 weights,
@@ -148,8 +162,11 @@ class Runtime:
                 MIN_STORAGE_BYTES,
             )
         except BaseException:
-            self._spill.close()
+            self._close_spill()
+            if self._accelerator is not None:
+                self._accelerator.limit_memory(None)
             raise
+        _C.encode_by_default(self._encoded.default if self._encoded else 0)
         if self._accelerator is not None:
             self._accelerator.lock_pages(_C.staging_memory())
         host = self._measure_host(host_bytes) if host_bytes else None
@@ -310,8 +327,13 @@ class Runtime:
         try:
             _C.stop(self._accelerator.unlock_pages if self._accelerator else None)
         finally:
-            self._spill.close()
+            self._close_spill()
         log.info("closed: everything is back in memory")
+
+    def _close_spill(self) -> None:
+        self._spill.close()
+        if self._encoded is not None:
+            self._encoded.close()
 
     def report(self) -> RunReport:
         """The state of the run."""
@@ -499,7 +521,10 @@ class Runtime:
             _C.reserve_spill(space["ssd"])
             self._reserve_host(space.get("host", 0))
             planned = replayed(recorded.trace, plan.recomputations)
-            schedule.follow(planned, plan, recorded.blocks, recorded.births, self._places)
+            codecs = (
+                self._encoded.numbers(planned) if self._encoded else [0] * len(planned.storages)
+            )
+            schedule.follow(planned, plan, recorded.blocks, recorded.births, self._places, codecs)
             _C.record(self._timed < _TIMED_ITERATIONS)
         else:
             self._module_hooks.remove()  # all fits: nothing to follow

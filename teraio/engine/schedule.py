@@ -6,7 +6,7 @@ Must not know: how the plan was found.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import teraio._C as _C
 from teraio.engine.places import Places
@@ -17,13 +17,19 @@ _TIERS = {"ssd": 0, "host": 1}
 
 
 def follow(
-    trace: Trace, plan: Plan, blocks: Mapping[int, int], births: list[list[int]], places: Places
+    trace: Trace,
+    plan: Plan,
+    blocks: Mapping[int, int],
+    births: list[list[int]],
+    places: Places,
+    codecs: Sequence[int],
 ) -> None:
     """Makes the engine carry out ``plan`` from the next iteration on.
 
     ``trace`` is as the plan has it, with results that are made again. ``blocks`` maps storages of
     the trace that live from iteration to iteration to their block ids; ``births`` lists, per op,
-    the storages it makes, in the order it makes them.
+    the storages it makes, in the order it makes them. ``codecs`` are the numbers of the codecs of
+    all storages, as ``encoded_path`` counts them; 0 is none.
     """
     actions: list[list[tuple[int, bool, int, int]]] = [[] for _ in trace.ops]
     for move in plan.moves:
@@ -53,6 +59,7 @@ def follow(
         births,
         [storage.uses for storage in trace.storages],
         [storage.persistent for storage in trace.storages],
+        codecs,
         [(places.anchor_key(anchor.key), anchor.occurrence, anchor.op) for anchor in trace.anchors],
         list(blocks.items()),
         again,

@@ -78,6 +78,7 @@ class KvikioTrials:
         path = self._path(by_gds)
         self._spill.owned.enter_context(closing(path))
         self._set(path, folders)
+        self._spill.kvikio = None if self._memory is None else path
 
     def _path(self, by_gds: Collection[int]) -> KvikioPath:
         return KvikioPath(self._spill.fds, [folder in by_gds for folder in self._all])

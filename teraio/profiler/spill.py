@@ -22,7 +22,7 @@ from teraio import errors
 from teraio.engine import gds
 from teraio.engine.accelerator import accelerator_for
 from teraio.engine.gds import Obstacle
-from teraio.engine.kvikio_path import KvikioMissing
+from teraio.engine.kvikio_path import KvikioMissing, KvikioPath
 from teraio.errors import ConfigurationError
 from teraio.profiler.hardware import FolderSpeed
 
@@ -56,6 +56,7 @@ class Spill:
         self.fds = [file["fd"] for file in files]
         self.direct = [file["direct"] for file in files]
         self.speeds: list[FolderSpeed] = []
+        self.kvikio: KvikioPath | None = None  # what moves memory of a GPU, if that is kvikio
         self.owned = ExitStack()  # what the native part uses and Python must close
 
     def close(self) -> None:

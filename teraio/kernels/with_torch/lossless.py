@@ -18,7 +18,7 @@ from torch import Tensor
 from teraio.kernels import lossless_format as form
 from teraio.kernels.layout import UNIT
 
-BLOCKS_AT_ONCE = 512
+BLOCKS_AT_ONCE = 64
 
 
 class _Rows(NamedTuple):
