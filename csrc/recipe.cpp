@@ -56,6 +56,7 @@ at::Tensor shared(const at::Tensor& tensor) {
 // With its strides and offset, for results are laid out like their operands.
 at::Tensor copied(const at::Tensor& tensor) {
   const auto guard = kernels_only();
+  const at::DisableRecordFunctionGuard unobserved;
   const auto elements = static_cast<int64_t>(tensor.storage().nbytes() / tensor.element_size());
   const at::Tensor whole = at::as_strided(tensor, {elements}, {1}, 0);
   at::Tensor copy = at::as_strided(at::clone(whole), tensor.sizes(), tensor.strides(), tensor.storage_offset());
