@@ -467,7 +467,7 @@ Recording Engine::take_recording() {
   if (recording_) recording = std::move(*recording_);
   if (accelerator_ != nullptr) time_ops(recording);
   // What the device holds beside blocks when no op runs: storages too small to be blocks, workspaces of libraries.
-  recording.untracked_peak_bytes = accelerator_ != nullptr ? std::max<int64_t>(0, small_) : small_peak_.load();
+  recording.untracked_peak_bytes = accelerator_ != nullptr ? std::max<int64_t>(0, beside_) : small_peak_.load();
   recording_.reset();
   mode_changed();
   return recording;

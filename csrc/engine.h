@@ -326,7 +326,8 @@ class Engine {
   std::string describe_guard(const Block* block) const;
   std::string over_budget(uint64_t nbytes) const;
   uint64_t used() const {
-    return static_cast<uint64_t>(std::max<int64_t>(0, static_cast<int64_t>(used_.load()) + small_.load()));
+    const int64_t beside = accelerator_ != nullptr ? beside_.load() : small_.load();
+    return static_cast<uint64_t>(std::max<int64_t>(0, static_cast<int64_t>(used_.load()) + beside));
   }
   void note_peak();
   void notify();
@@ -350,8 +351,9 @@ class Engine {
   std::atomic<uint64_t> budget_{~uint64_t{0}};
   uint64_t limit_ = 0;  // of what the device's allocator may reserve
   std::atomic<uint64_t> used_{0};  // bytes of blocks that hold memory
-  // Bytes of allocations too small to be blocks; on a device, of all that its allocator gave out beside them.
+  // Bytes of the CPU's allocations too small to be blocks.
   std::atomic<int64_t> small_{0};
+  std::atomic<int64_t> beside_{0};  // bytes that a device's allocator gave out beside blocks
   std::atomic<int64_t> small_peak_{0};
   int64_t logical_ = 0;            // bytes of all live blocks, wherever they are
   uint64_t leaving_ = 0;           // bytes that running writes will free

@@ -64,7 +64,7 @@ Block* Engine::take_over(at::DataPtr memory, c10::StorageImpl* storage) {
   const Lock lock(*this);
   // The allocator counts it already; now it counts as a block.
   used_ += block->nbytes;
-  small_ -= static_cast<int64_t>(block->nbytes);
+  beside_ -= static_cast<int64_t>(block->nbytes);
   link(block.get(), storage);
   enroll(block.get(), f, true);
   return block.release();
@@ -272,7 +272,7 @@ void Engine::look_at_device(Frame& f) {
   f.stream = accelerator_->stream();
   if (measuring_) accelerator_->reset_peak();
   f.allocated_before = accelerator_->allocated().current;
-  small_ = f.allocated_before - static_cast<int64_t>(used_.load());
+  beside_ = f.allocated_before - static_cast<int64_t>(used_.load());
 }
 
 // At the end of an op, before the mutex is taken.
@@ -296,7 +296,7 @@ bool Engine::free_memory() {
   bool freed = false;
   try {
     Lock lock(*this);
-    small_ = allocated.current - static_cast<int64_t>(used_.load());
+    beside_ = allocated.current - static_cast<int64_t>(used_.load());
     const uint64_t need = round_up(std::max(need_of(f), uint64_t{kHugePage}), kHugePage);
     if (static_cast<uint64_t>(allocated.reserved) + need > limit_) {
       drain();
@@ -310,7 +310,15 @@ bool Engine::free_memory() {
         lock.lock();
         return can;
       };
-      for (; !fits() && leave_natively(lacking, lock); lacking = need / 4) freed = true;
+      for (; !fits(); lacking = need / 4) {
+        if (leave_natively(lacking, lock)) {
+          freed = true;
+        } else if (in_flight_ > 0 && !spill_->needs_python()) {
+          wait(lock, -1, true);  // what is on its way may leave, or will have left, then
+        } else {
+          break;
+        }
+      }
     }
   } catch (const std::exception&) {
     // A write that failed is reported when an op lacks its memory; here the allocator says that there is none.

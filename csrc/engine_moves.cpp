@@ -32,7 +32,8 @@ void Engine::wait(Lock& lock, int32_t storage, bool memory) {
   frame().waited = true;
   if (frame().training) note_stall(storage, memory, now_ns() - begin);
   drain();
-  if (!fetch_queue_.empty()) start_waiting_fetches(lock);
+  // What the plan fetches must not take the memory that the device's allocator lacks.
+  if (!fetch_queue_.empty() && !frame().freeing) start_waiting_fetches(lock);
 }
 
 void Engine::note_stall(int32_t storage, bool memory, int64_t ns) {

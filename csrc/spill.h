@@ -74,6 +74,8 @@ class SpillSpace {
   // The folders that hold a transfer's extent, for messages.
   std::string folders_of(Transfer* transfer) const;
 
+  // Whether transfers may take Python's lock.
+  bool needs_python() const;
   void submit(Transfer* transfer, bool urgent);
   // Delays every request at random by up to this long: for tests that seek races.
   void set_delay(unsigned max_us) { max_delay_us_ = max_us; }
@@ -124,7 +126,6 @@ class SpillSpace {
   bool staged(const Transfer& transfer, size_t file, size_t nbytes) const;
   size_t largest_request(const Transfer& transfer, size_t file) const;
   void start_threads(Channel& channel, size_t count);
-  bool needs_python() const;
   Channel& channel_of(const Transfer& transfer);
   void reserve_file(File& file, uint64_t nbytes);
   std::vector<Piece> pieces_of(Transfer* transfer) const;
