@@ -187,18 +187,10 @@ def _machine(
 def _planned(
     trace: Trace, hardware: Hardware, name: str, make_plan: Callable[[Trace, Hardware], Plan]
 ) -> Subject:
-    from teraio.records import RunReport
-    from teraio.reports.subject import subject_of
+    from teraio.reports.subject import Subject, as_planned
 
-    record = RunReport(
-        budget_bytes=hardware.budget_bytes,
-        phase="planned",
-        hardware=hardware,
-        trace=trace,
-        plan=make_plan(trace, hardware),
-        steps=(),
-    )
-    return subject_of(record, name)
+    plan = make_plan(trace, hardware)
+    return as_planned(Subject(name=name, trace=trace, hardware=hardware, plan=plan))
 
 
 def _make_plan(trace: Trace, hardware: Hardware, *, recompute: bool) -> Plan:

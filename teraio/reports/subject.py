@@ -85,6 +85,12 @@ def _checked(subject: Subject) -> Subject:
         validate(trace, subject.hardware, subject.plan)
     except PlanError as error:
         raise PlanError(f"{subject.name} holds a plan that breaks a rule: {error}") from None
-    if not subject.plan.recomputations:
+    return as_planned(subject)
+
+
+def as_planned(subject: Subject) -> Subject:
+    """A Subject with the trace as its plan has it, from one with the trace as it was recorded."""
+    if subject.plan is None or not subject.plan.recomputations:
         return subject
-    return replace(subject, trace=replayed(trace, subject.plan.recomputations), recorded=trace)
+    trace = replayed(subject.trace, subject.plan.recomputations)
+    return replace(subject, trace=trace, recorded=subject.trace)

@@ -11,11 +11,8 @@ import gc
 import io
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,11 +23,11 @@ import teraio._C as _C
 from teraio.engine import encoded_path
 from teraio.engine.testing import send_away, stress
 from teraio.kernels import pack, unpack
+from tests.integration.programs import ended, forked
 from tests.integration.test_equal_results import assert_equal
 from tests.integration.test_faults import open_spill_files, truncate_spill_files
 from tests.integration.training import NO_LIMIT, Case, Training, plain, unlimited_peak
 
-ROOT = Path(__file__).resolve().parents[2]
 # Two iterations are profiled, the others follow a plan.
 LLAMA = Case("llama", steps=5)
 CASES = [
@@ -364,31 +361,14 @@ def test_a_program_that_never_restores_ends_as_usual(spill: str) -> None:
         "[(model(torch.ones(64, 512)).sum().backward(), opt.step(), opt.zero_grad())"
         " for _ in range(3)]; model(torch.ones(64, 512)); sys.exit(7)"
     )
-    ended = subprocess.run(
-        [sys.executable, "-c", program, spill],
-        cwd=ROOT,
-        timeout=120,
-        capture_output=True,
-        text=True,
-    )
-    assert (ended.returncode, ended.stderr) == (7, "")
+    end = ended(program, spill)
+    assert (end.returncode, end.stderr) == (7, "")
 
 
 def test_a_process_forked_off_ends_as_usual(spill: str) -> None:
-    program = (
-        "import os, sys, torch, teraio; from teraio.engine.testing import send_away;"
-        "model = torch.nn.Linear(256, 256);"
-        "teraio.offload(model, memory_budget=1 << 40, ssd=sys.argv[1], compress='lossless');"
-        "send_away(model.weight); child = os.fork();"
-        "child or (print('child'), sys.exit(5));"
-        "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]));"
-        "model.weight.sum(); teraio.restore(model)"
-    )
-    ended = subprocess.run(
-        [sys.executable, "-c", program, spill], cwd=ROOT, timeout=60, capture_output=True, text=True
-    )
-    assert (ended.returncode, ended.stderr) == (0, "")
-    assert sorted(ended.stdout.split()) == ["5", "child"]
+    end = forked(spill, "compress='lossless'")
+    assert (end.returncode, end.stderr) == (0, "")
+    assert sorted(end.stdout.split()) == ["5", "child"]
 
 
 def test_a_budget_that_encoding_would_take_most_of_is_an_error_and_leaves_nothing(

@@ -10,13 +10,10 @@ from __future__ import annotations
 import errno
 import os
 import re
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,11 +25,11 @@ from teraio.engine.kvikio_path import KvikioPath, Settings
 from teraio.engine.testing import send_away
 from teraio.profiler import kvikio_trials
 from teraio.profiler.spill import ENVIRONMENT
+from tests.integration.programs import ended, forked
 from tests.integration.test_faults import open_spill_files, truncate_spill_files
 from tests.integration.training import Case, Training, digests, plain, unlimited_peak
 from tests.required import lacking
 
-ROOT = Path(__file__).resolve().parents[2]
 PAGE = 4096
 MIB = 1 << 20
 
@@ -157,32 +154,14 @@ def test_a_program_that_never_restores_ends_as_usual(spill: str) -> None:
         "teraio.offload(model, memory_budget=1 << 40, ssd=sys.argv[1]);"
         "send_away(model.weight); model(torch.ones(1, 2048)); sys.exit(7)"
     )
-    ended = subprocess.run(
-        [sys.executable, "-c", program, spill],
-        cwd=ROOT,
-        timeout=120,
-        capture_output=True,
-        text=True,
-    )
-    assert (ended.returncode, ended.stderr) == (7, "")
+    end = ended(program, spill)
+    assert (end.returncode, end.stderr) == (7, "")
 
 
 def test_a_process_forked_off_ends_as_usual(spill: str) -> None:
-    """Without pytest around it: the child must run Python's whole end."""
-    program = (
-        "import os, sys, torch, teraio; from teraio.engine.testing import send_away;"
-        "model = torch.nn.Linear(256, 256);"
-        "teraio.offload(model, memory_budget=1 << 40, ssd=sys.argv[1]);"
-        "send_away(model.weight); child = os.fork();"
-        "child or (print('child'), sys.exit(5));"
-        "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]));"
-        "model.weight.sum(); teraio.restore(model)"
-    )
-    ended = subprocess.run(
-        [sys.executable, "-c", program, spill], cwd=ROOT, timeout=60, capture_output=True, text=True
-    )
-    assert (ended.returncode, ended.stderr) == (0, "")
-    assert sorted(ended.stdout.split()) == ["5", "child"]
+    end = forked(spill)
+    assert (end.returncode, end.stderr) == (0, "")
+    assert sorted(end.stdout.split()) == ["5", "child"]
 
 
 # ------------------------------------------------------------ the path alone
