@@ -14,7 +14,7 @@
 namespace teraio {
 namespace {
 
-constexpr size_t kSmallRequest = 512;
+constexpr uint64_t kLeastRequest = 512;
 
 }  // namespace
 
@@ -287,7 +287,8 @@ void Engine::note_need(Frame& f) {
 // Called by the device's allocator, which holds its lock, when it has no free memory that fits; how much it needs it
 // doesn't say. Nothing may be waited for here that may need Python's lock, because another thread may hold that and
 // wait for the allocator: what leaves from here is written by our own threads. Memory that is free in pieces too
-// small is of no use, so it is tried whether a piece of the size is there, until it is or nothing can leave.
+// small is of no use, so it is tried whether there are pieces of the size, and of each smaller power of two, until
+// there are or nothing can leave: small requests have segments of their own, and allocators differ in what is small.
 bool Engine::free_memory() {
   Frame& f = frame();
   if (!active() || forked_ || f.freeing) return false;
@@ -305,8 +306,8 @@ bool Engine::free_memory() {
       uint64_t lacking = std::max(wanted - std::min(wanted, budget_.load()), need / 4);
       const auto fits = [&] {
         lock.unlock();
-        // Small requests have segments of their own.
-        const bool can = accelerator_->can_allocate(need) && accelerator_->can_allocate(kSmallRequest);
+        bool can = accelerator_->can_allocate(need);
+        for (uint64_t less = kHugePage; can && less >= kLeastRequest; less /= 2) can = accelerator_->can_allocate(less);
         lock.lock();
         return can;
       };

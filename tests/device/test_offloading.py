@@ -97,11 +97,14 @@ def test_training_from_ssd_is_equal_and_keeps_the_budget(
 
 @each_case
 def test_training_from_host_memory_and_ssd_is_equal(
-    case: Case, accelerator: str, spill: str
+    case: Case, accelerator: str, spill: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pass_for_slow(monkeypatch)  # a quick drive leaves host memory nothing to do
     report = train(replace(case, device=accelerator), 40, spill, host_share=30)
     assert report.plan is not None
-    assert {tier.tier: tier.written_bytes > 0 for tier in report.plan.tiers}["host"]
+    written = {tier.tier: tier.written_bytes for tier in report.plan.tiers}
+    assert written["host"] > 0
+    assert sum(step.read_bytes for step in report.steps) > 0
 
 
 @each_case

@@ -1,0 +1,37 @@
+"""Where a device's allocator finds no memory that fits, storages leave until it does.
+
+In: the simulated device, with its memory in pieces that are no use for what is asked. Out: the
+request is served, as storages could leave. Must not know: plans.
+"""
+
+from __future__ import annotations
+
+import torch
+
+import teraio
+from tests.device.sim import SimModule
+
+KIB, MIB = 1 << 10, 1 << 20
+BUDGET = 12 * MIB
+WEIGHTS, WEIGHT = 6, 1 * MIB
+# Fourteen of them fill a segment for small requests but for 1 KiB, which fits other requests.
+SMALL = 4 * KIB + 512
+
+
+def empty(nbytes: int) -> torch.Tensor:
+    return torch.empty(nbytes, dtype=torch.uint8, device="sim")
+
+
+def test_small_requests_are_served_where_only_large_pieces_are_free(
+    sim: SimModule, spill: str
+) -> None:
+    whole = empty(5 * MIB)
+    model = torch.nn.ParameterList(torch.ones(WEIGHT // 4, device="sim") for _ in range(WEIGHTS))
+    teraio.offload(model, memory_budget=BUDGET, ssd=spill)
+    del whole
+    part = empty(MIB // 2)  # the rest of the whole is free, but its segment can't be given back
+    small = [empty(SMALL) for _ in range(3 * MIB // 2 // SMALL)]
+    assert sim.reserved() <= BUDGET
+    assert part.nbytes + sum(tensor.nbytes for tensor in small) < BUDGET // 4
+    teraio.restore(model)
+    assert all(torch.equal(weight.cpu(), torch.ones(WEIGHT // 4)) for weight in model)
