@@ -2,8 +2,8 @@
 
 In: the process's streams. Out: consoles of rich. Must not know: what is written.
 
-Colours and the terminal's width only on a terminal; into a pipe goes plain text, wide enough for
-every table.
+Colours and the terminal's width only on a terminal; into a pipe goes plain text, one line for each
+row.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import sys
 
 from rich.console import Console
 
-_PIPE_WIDTH = 160
+# Wider than any table: nothing is cut off or wrapped where no terminal ends.
+_PIPE_WIDTH = 10_000
 
 
 def out() -> Console:
