@@ -237,12 +237,13 @@ def _alternatives(
     host: str | None,
     make_plan: Callable[[Trace, Hardware], Plan],
 ) -> list[Variant]:
-    """The same trace planned for a little more of each thing."""
+    """The same trace planned for a little more of each thing; none where nothing would help."""
     from teraio.cli.machines import with_one_more_drive
     from teraio.planner import replanned
+    from teraio.reports.units import NOTHING_S
 
     hardware, plan = subject.hardware, subject.plan
-    if hardware is None or plan is None or not plan.moves:
+    if hardware is None or plan is None or plan.predicted_s - plan.ideal_s < NOTHING_S:
         return []
     more_memory = replace(hardware, budget_bytes=int(hardware.budget_bytes * 1.1))
     changes = {

@@ -15,7 +15,7 @@ from teraio.planner.explanation import CostlyMove, Stretch
 from teraio.reports.memory import ROW_TITLES, kind_name
 from teraio.reports.planning import Planning, StallFacts
 from teraio.reports.table import bar, labelled, spaced, table
-from teraio.reports.units import count, format_size, rate, seconds, share
+from teraio.reports.units import NOTHING_S, count, format_size, rate, seconds, share
 
 _STRETCHES_SHOWN = 8
 
@@ -37,12 +37,13 @@ def explanation_text(
     parts: list[RenderableType] = [_verdict(why)]
     if why.stretches:
         parts.append(_stretches(why.stretches))
-    if len(facts.bounds) > 1:
+    if len(facts.bounds) > 1 and not _ideal(why):
         parts.append(_bounds(facts))
     if facts.stalls:
         parts.append(_stalls(facts.stalls))
-    if why.costly:
-        parts.append(_waited_for(why.costly))
+    waited_for = [move for move in why.costly if move.stall_s > NOTHING_S]
+    if waited_for:
+        parts.append(_waited_for(waited_for))
     elif facts.costliest:
         parts.append(_costliest(facts))
     if any(wear.bytes_per_day for wear in facts.wears):
@@ -146,7 +147,13 @@ def _folders(facts: Planning) -> RenderableType:
     return Group(Text("Ways to the drives", style="bold"), *map(Text, lines))
 
 
+def _ideal(why: Explanation) -> bool:
+    return why.predicted_s - why.ideal_s < NOTHING_S
+
+
 def _verdict(why: Explanation) -> Text:
+    if _ideal(why):
+        return Text("It runs at ideal speed: no other plan and no more memory makes it faster.")
     by = f", by the bound of {why.bound_by}" if why.bound_by else ""
     return Text(
         f"Of {seconds(why.predicted_s - why.ideal_s)} above the ideal, "

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -325,6 +327,22 @@ def test_an_error_is_one_sentence_with_exit_code_2(
     assert ran.err.startswith("teraio: ")
     assert sentence in ran.err
     assert ran.err.count("\n") == 1
+
+
+def test_nothing_but_the_result_goes_to_standard_output(tmp_path: Path) -> None:
+    """In a process of its own: native libraries write past Python's streams, and only once."""
+    save(TRACE, tmp_path / "run.trace")
+    save(HARDWARE, tmp_path / "a.hardware")
+    call = "plan run.trace --hardware a.hardware --budget 60% --json"
+    done = subprocess.run(
+        [sys.executable, "-m", "teraio", *call.split()],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(done.stdout)["moves"] > 0
 
 
 @pytest.mark.parametrize("arguments", [("nonsense",), ("inspect",), ("inspect", "--nonsense", "x")])

@@ -9,12 +9,14 @@ from io import StringIO
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from teraio.errors import ConfigurationError, PlanError
-from teraio.planner import live_by_op, memory_by_op, simulate
+from teraio.planner import Explanation, live_by_op, memory_by_op, simulate
+from teraio.planner.explanation import CostlyMove
 from teraio.records import SpillFolder, Trace
-from teraio.reports.comparison import compare
+from teraio.reports.comparison import Comparison, Figure, compare
+from teraio.reports.comparison_text import comparison_text
 from teraio.reports.curves import channel_use, telling_ops
 from teraio.reports.life import find_storage, life
 from teraio.reports.memory import active_by_op, by_module, memory_by_kind
@@ -22,13 +24,21 @@ from teraio.reports.module_tree import module_tree
 from teraio.reports.overview import overview
 from teraio.reports.perfetto import timeline_document
 from teraio.reports.planning import planning
-from teraio.reports.planning_text import planning_text
+from teraio.reports.planning_text import explanation_text, planning_text
 from teraio.reports.subject import Subject, subject_of
 from teraio.reports.timeline import timeline
 from teraio.reports.units import seconds
 from tests.unit import reports_data
 from tests.unit.reports_data import PLAN, TRACE, run_report, subjects
 from tests.unit.small import storage, trace
+
+
+def shown(what: RenderableType) -> str:
+    """The text on a console of 120 columns."""
+    console = Console(width=120, record=True, file=StringIO())
+    console.print(what)
+    return console.export_text()
+
 
 patient = settings(deadline=None, max_examples=60)
 
@@ -154,9 +164,42 @@ def test_a_plan_for_a_measured_machine_says_by_which_way_its_bytes_move_and_why(
     measured = replace(run, hardware=replace(run.hardware, tiers=tiers))
     facts = planning(subject_of(measured, "run.report"))
     assert facts.folders == (folder,)
-    console = Console(width=120, record=True, file=StringIO())
-    console.print(planning_text(facts, "run"))
-    assert "/mnt/[b]nvme0: GPUDirect Storage (the faster one)" in console.export_text()
+    text = shown(planning_text(facts, "run"))
+    assert "/mnt/[b]nvme0: GPUDirect Storage (the faster one)" in text
+
+
+def test_at_ideal_speed_nothing_is_explained_away() -> None:
+    why = Explanation(
+        predicted_s=8.27 + 1e-14,
+        ideal_s=8.27,
+        bound_s=8.27,
+        bound_by="ops",
+        unavoidable_s=0.0,
+        avoidable_s=1e-14,
+        stretches=(),
+        costly=(CostlyMove(storage=0, name="a", nbytes=1, stall_s=0.0, moved_bytes=2),),
+    )
+    text = shown(explanation_text(planning(reports_data.subject()), why, ()))
+    assert text.startswith("It runs at ideal speed")
+    assert "wait for" not in text and "Lower bounds" not in text
+    assert "Moves that cost the most time on the channels" in text
+
+
+def test_nothing_is_compared_by_no_ratio() -> None:
+    same = Comparison(
+        a="a",
+        b="b",
+        same_trace=True,
+        figures=(
+            Figure(name="stall", unit="seconds", a=1e-14, b=2.6e-3),
+            Figure(name="moves", unit="count", a=2, b=3),
+        ),
+        moved=(),
+        differing=0,
+    )
+    lines = shown(comparison_text(same)).splitlines()
+    assert lines[3].split() == ["stall", "0", "s", "2.60", "ms", "+2.60", "ms"]
+    assert lines[4].split() == ["moves", "2", "3", "+1", "1.500"]
 
 
 def test_a_plan_for_another_trace_is_refused() -> None:
