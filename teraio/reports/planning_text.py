@@ -63,6 +63,10 @@ def _head(facts: Planning, title: str) -> RenderableType:
             f"the plan holds at most {format_size(facts.peak_bytes)}",
         ),
         (
+            "ops",
+            f"take as long as in the trace, on {facts.device}",
+        ),
+        (
             "moves",
             f"{count(facts.moves)}: {format_size(facts.written_bytes)} written and "
             f"{format_size(facts.read_bytes)} read per iteration, "

@@ -259,7 +259,9 @@ def test_report_writes_everything_that_is_asked_for(
     assert ran.code == 0, ran.err
     assert html.read_text(encoding="utf-8").startswith("<!doctype html>")
     assert png.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    assert "<svg" in svg.read_text(encoding="utf-8")
+    drawing = svg.read_text(encoding="utf-8")
+    assert "<svg" in drawing
+    assert all(f">{word}<" in drawing for word in ("leaving", "away", "coming back"))
     assert "traceEvents" in json.loads(perfetto.read_text(encoding="utf-8"))
 
 
@@ -362,6 +364,14 @@ def test_every_command_has_help_with_examples(
     assert ran.code == 0
     assert "Examples" in ran.out
     assert f"  teraio {command}" in ran.out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_cuts_nothing_off_at_80_columns(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert "…" not in run(capsys, command, "--help").out
 
 
 def test_help_names_all_commands(capsys: pytest.CaptureFixture[str]) -> None:

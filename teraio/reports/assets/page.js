@@ -186,7 +186,7 @@
       });
       annotations.push({
         xref: "paper", yref: `y${suffix}`, x: 1, y: limit, xanchor: "right", yanchor: "bottom", showarrow: false,
-        text: `alone at most ${limit.toFixed(1)} GB/s`, font: { size: 11, color: "#5a6675" },
+        text: `alone at most ${limit.toFixed(1)} GB/s`, font: { size: 11, color: "#5a6675" }, bgcolor: "rgba(255, 255, 255, 0.8)",
       });
     });
     for (const [start, end] of data.stalls.spans) {
