@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from io import StringIO
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from rich.console import Console, RenderableType
 
+from teraio.cli.inputs import load_subject, load_trace
 from teraio.errors import ConfigurationError, PlanError
-from teraio.planner import Explanation, live_by_op, memory_by_op, simulate
+from teraio.files import save
+from teraio.planner import Explanation, live_by_op, memory_by_op, plan, simulate
 from teraio.planner.explanation import CostlyMove
-from teraio.records import SpillFolder, Trace
+from teraio.records import RunReport, SpillFolder, Trace
 from teraio.reports.comparison import Comparison, Figure, compare
 from teraio.reports.comparison_text import comparison_text
 from teraio.reports.curves import channel_use, telling_ops
@@ -29,8 +32,11 @@ from teraio.reports.subject import Subject, subject_of
 from teraio.reports.timeline import timeline
 from teraio.reports.units import seconds
 from tests.unit import reports_data
+from tests.unit.cli import run
 from tests.unit.reports_data import PLAN, TRACE, run_report, subjects
 from tests.unit.small import storage, trace
+from tests.unit.test_planner_recomputation import SLOW, pointwise
+from tests.unit.traces import hardware, transformer_trace
 
 
 def shown(what: RenderableType) -> str:
@@ -200,6 +206,34 @@ def test_nothing_is_compared_by_no_ratio() -> None:
     lines = shown(comparison_text(same)).splitlines()
     assert lines[3].split() == ["stall", "0", "s", "2.60", "ms", "+2.60", "ms"]
     assert lines[4].split() == ["moves", "2", "3", "+1", "1.500"]
+
+
+def test_what_a_plan_makes_again_is_no_part_of_the_iteration(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorded = pointwise(transformer_trace(layers=6, tokens=6144))
+    slow = hardware(int(live_by_op(recorded).max()) // 2, SLOW)
+    made = plan(recorded, slow)
+    assert made.recomputations
+    file = tmp_path / "run.plan"
+    kept = RunReport(
+        budget_bytes=slow.budget_bytes,
+        phase="planned",
+        hardware=slow,
+        trace=recorded,
+        plan=made,
+        steps=(),
+    )
+    save(kept, file)
+    assert load_trace(file) == recorded
+    inspected = json.loads(run(capsys, "inspect", file, "--json").out)
+    assert inspected["peak_bytes"] == int(live_by_op(recorded).max())
+    facts = compare(load_subject(file), Subject(name="trace", trace=recorded))
+    assert facts.same_trace
+    figures = {figure.name: (figure.a, figure.b) for figure in facts.figures}
+    for name in ("ops", "storages", "peak without a limit"):
+        assert figures[name][0] == figures[name][1]
+    assert figures["results made again"] == (len(made.recomputations), None)
 
 
 def test_a_plan_for_another_trace_is_refused() -> None:
