@@ -279,10 +279,12 @@ def _alternatives(facts: Planning, alternatives: Sequence[Variant]) -> Renderabl
         (
             (
                 other.change,
-                seconds(other.predicted_s),
-                seconds(other.saved_s),
-                share(facts.ideal_s, other.predicted_s),
+                seconds(predicted_s),
+                seconds(facts.predicted_s - predicted_s),
+                share(facts.ideal_s, predicted_s),
             )
             for other in alternatives
+            # With more of anything the plan at hand would do, too.
+            for predicted_s in (min(other.predicted_s, facts.predicted_s),)
         ),
     )

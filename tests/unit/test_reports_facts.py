@@ -15,7 +15,7 @@ from rich.console import Console, RenderableType
 from teraio.cli.inputs import load_subject, load_trace
 from teraio.errors import ConfigurationError, PlanError
 from teraio.files import save
-from teraio.planner import Explanation, live_by_op, memory_by_op, plan, simulate
+from teraio.planner import Explanation, Variant, live_by_op, memory_by_op, plan, simulate
 from teraio.planner.explanation import CostlyMove
 from teraio.records import RunReport, SpillFolder, Trace
 from teraio.reports.comparison import Comparison, Figure, compare
@@ -37,6 +37,17 @@ from tests.unit.reports_data import PLAN, TRACE, run_report, subjects
 from tests.unit.small import storage, trace
 from tests.unit.test_planner_recomputation import SLOW, pointwise
 from tests.unit.traces import hardware, transformer_trace
+
+AT_IDEAL = Explanation(
+    predicted_s=8.27 + 1e-14,
+    ideal_s=8.27,
+    bound_s=8.27,
+    bound_by="ops",
+    unavoidable_s=0.0,
+    avoidable_s=1e-14,
+    stretches=(),
+    costly=(CostlyMove(storage=0, name="a", nbytes=1, stall_s=0.0, moved_bytes=2),),
+)
 
 
 def shown(what: RenderableType) -> str:
@@ -175,20 +186,22 @@ def test_a_plan_for_a_measured_machine_says_by_which_way_its_bytes_move_and_why(
 
 
 def test_at_ideal_speed_nothing_is_explained_away() -> None:
-    why = Explanation(
-        predicted_s=8.27 + 1e-14,
-        ideal_s=8.27,
-        bound_s=8.27,
-        bound_by="ops",
-        unavoidable_s=0.0,
-        avoidable_s=1e-14,
-        stretches=(),
-        costly=(CostlyMove(storage=0, name="a", nbytes=1, stall_s=0.0, moved_bytes=2),),
-    )
-    text = shown(explanation_text(planning(reports_data.subject()), why, ()))
+    text = shown(explanation_text(planning(reports_data.subject()), AT_IDEAL, ()))
     assert text.startswith("It runs at ideal speed")
     assert "wait for" not in text and "Lower bounds" not in text
     assert "Moves that cost the most time on the channels" in text
+
+
+def test_more_of_anything_is_never_a_loss() -> None:
+    facts = planning(reports_data.subject())
+    why = replace(AT_IDEAL, predicted_s=facts.predicted_s, ideal_s=facts.ideal_s)
+    worse = Variant(change="more", predicted_s=facts.predicted_s + 0.01, saved_s=-0.01)
+    (line,) = (
+        line
+        for line in shown(explanation_text(facts, why, (worse,))).splitlines()
+        if line.startswith("more ")
+    )
+    assert line.split()[1:5] == [*seconds(facts.predicted_s).split(), "0", "s"]
 
 
 def test_nothing_is_compared_by_no_ratio() -> None:
