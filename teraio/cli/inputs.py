@@ -19,8 +19,8 @@ def load_subject(path: Path) -> Subject:
 
 
 def load_trace(path: Path) -> Trace:
-    """The trace in the file of a trace, plan or run."""
-    return load_subject(path).trace
+    """The trace in the file of a trace, plan or run, as it was recorded."""
+    return load_subject(path).unlimited
 
 
 def check_folder_of(output: Path) -> None:

@@ -54,7 +54,7 @@ def _inspect(
     elif tree:
         from teraio.reports.module_tree import module_tree, tree_text
 
-        facts = module_tree(subject.trace)
+        facts = module_tree(subject.unlimited)
 
         def render(facts: Any) -> Any:
             return tree_text(facts, depth)
@@ -64,7 +64,7 @@ def _inspect(
         from teraio.reports.overview import overview
         from teraio.reports.overview_text import overview_text
 
-        facts = replace(overview(subject.trace), telemetry=subject.telemetry)
+        facts = replace(overview(subject.unlimited), telemetry=subject.telemetry)
 
         def render(facts: Any) -> Any:
             return overview_text(facts, subject.name)

@@ -30,6 +30,7 @@ _EXAMPLES = """
 
   teraio plan --model llama3-8b --batch 8 --sequence 2048 --hardware h100-nvl --ssd 4
 """
+_OF_MODEL = "Options of --model"
 
 
 def add_to(app: typer.Typer) -> None:
@@ -44,39 +45,63 @@ def _plan(
     model: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME|CONFIG.JSON",
-            help="Instead of a trace: a model's configuration; nothing of it is loaded.",
+            metavar="NAME|FILE",
+            help="Instead of a trace: a model's config.json, or the name of a known one (an "
+            "unknown name lists all); nothing of it is loaded.",
         ),
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Of --model: sequences per iteration.")] = 8,
-    sequence: Annotated[int, typer.Option(min=1, help="Of --model: tokens per sequence.")] = 2048,
+    batch: Annotated[
+        int,
+        typer.Option(
+            min=1, metavar="N", rich_help_panel=_OF_MODEL, help="Sequences per iteration."
+        ),
+    ] = 8,
+    sequence: Annotated[
+        int,
+        typer.Option(min=1, metavar="N", rich_help_panel=_OF_MODEL, help="Tokens per sequence."),
+    ] = 2048,
     precision: Annotated[
-        str, typer.Option(help="Of --model: fp32, tf32, bf16 or bf16-mixed.")
+        str,
+        typer.Option(
+            metavar="NAME", rich_help_panel=_OF_MODEL, help="fp32, tf32, bf16 or bf16-mixed."
+        ),
     ] = "bf16-mixed",
     optimizer: Annotated[
-        str, typer.Option(help="Of --model: adamw-fused, adamw-foreach, adamw or sgd.")
+        str,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=_OF_MODEL,
+            help="adamw-fused, adamw-foreach, adamw or sgd.",
+        ),
     ] = "adamw-fused",
     checkpointing: Annotated[
-        bool, typer.Option("--checkpointing", help="Of --model: recompute layers in backward.")
+        bool,
+        typer.Option(
+            "--checkpointing", rich_help_panel=_OF_MODEL, help="Recompute layers in backward."
+        ),
     ] = False,
     optimizer_in_backward: Annotated[
         bool,
         typer.Option(
-            "--optimizer-in-backward", help="Of --model: step each parameter in the backward pass."
+            "--optimizer-in-backward",
+            rich_help_panel=_OF_MODEL,
+            help="Step each parameter in the backward pass.",
         ),
     ] = False,
     budget: Annotated[
         str | None,
         typer.Option(
+            metavar="SIZE",
             help="Memory for tensors: 24GiB, or 50% of what the iteration takes without a limit. "
-            "Default: what the machine has."
+            "Default: what the machine has.",
         ),
     ] = None,
     hardware: Annotated[
         str,
         typer.Option(
-            metavar="this|PRESET|FILE",
-            help="This machine, measured now; another one by name; or one saved by doctor.",
+            metavar="NAME|FILE",
+            help="This machine, measured now; another one by name, such as h100-nvl (an unknown "
+            "name lists all); or a file saved by doctor.",
         ),
     ] = "this",
     ssd: Annotated[
@@ -91,12 +116,10 @@ def _plan(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Save the plan, with what it is for.")
     ] = None,
-    recompute: Annotated[
+    no_recompute: Annotated[
         bool,
-        typer.Option(
-            help="Whether results of cheap ops may be made again in place of being moved."
-        ),
-    ] = True,
+        typer.Option("--no-recompute", help="Only move: make no results of cheap ops again."),
+    ] = False,
     explain_it: Annotated[
         bool, typer.Option("--explain", help="What binds, what costs most, what would help.")
     ] = False,
@@ -125,7 +148,7 @@ def _plan(
         }
         trace = _what_if(str(model), job, hardware)
     machine = _machine(trace, budget, hardware, ssd or [], host)
-    make_plan = partial(_make_plan, recompute=recompute)
+    make_plan = partial(_make_plan, recompute=not no_recompute)
     subject = _planned(trace, machine, title, make_plan)
 
     from teraio.reports.as_json import as_json
@@ -237,12 +260,13 @@ def _alternatives(
     host: str | None,
     make_plan: Callable[[Trace, Hardware], Plan],
 ) -> list[Variant]:
-    """The same trace planned for a little more of each thing."""
+    """The same trace planned for a little more of each thing; none where nothing would help."""
     from teraio.cli.machines import with_one_more_drive
     from teraio.planner import replanned
+    from teraio.reports.units import NOTHING_S
 
     hardware, plan = subject.hardware, subject.plan
-    if hardware is None or plan is None or not plan.moves:
+    if hardware is None or plan is None or plan.predicted_s - plan.ideal_s < NOTHING_S:
         return []
     more_memory = replace(hardware, budget_bytes=int(hardware.budget_bytes * 1.1))
     changes = {

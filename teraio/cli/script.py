@@ -15,7 +15,7 @@ from types import TracebackType
 
 from teraio.errors import ConfigurationError, TeraioError
 
-_OWN_FILES = (__file__, runpy.__file__, "<frozen runpy>")
+_OWN_FILES = (__file__, runpy.__file__, "<frozen runpy>", "<frozen importlib.util>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,8 @@ class Script:
     def run(self) -> int:
         """Runs it in this process; returns its exit code. Its traceback, if any, goes to stderr.
 
-        Errors of teraio pass: they are about the settings, not the script.
+        Errors of teraio pass: they are about the settings, not the script. Raises
+        ConfigurationError for a module that is not there.
         """
         sys.argv[:] = [self.name, *self.arguments]
         try:
@@ -60,7 +61,10 @@ class Script:
         except TeraioError:
             raise
         except Exception as error:
-            traceback.print_exception(error.with_traceback(_from_script(error.__traceback__)))
+            frames = _from_script(error.__traceback__)
+            if frames is None and isinstance(error, ImportError):
+                raise ConfigurationError(f"{self.title} can't be run: {error}.") from None
+            traceback.print_exception(error.with_traceback(frames))
             return 1
         return 0
 
@@ -73,8 +77,7 @@ def _exit_code(error: SystemExit) -> int:
 
 
 def _from_script(frames: TracebackType | None) -> TracebackType | None:
-    """The traceback without the frames that started the script."""
-    first = frames
-    while first is not None and first.tb_frame.f_code.co_filename in _OWN_FILES:
-        first = first.tb_next
-    return first or frames
+    """The traceback without the frames that started the script; None if it never began."""
+    while frames is not None and frames.tb_frame.f_code.co_filename in _OWN_FILES:
+        frames = frames.tb_next
+    return frames

@@ -60,20 +60,16 @@ def _check(folder: Path, name: str, status: Status, found: str, remedy: str = ""
 
 def _usable(folder: Path) -> Check:
     try:
-        check_folder(folder, allow_tmpfs=True)
+        check_folder(folder, allow_tmpfs=False)
     except SpillError as error:
         return _check(
             folder,
             "folder",
             "fail",
             str(error).partition(";")[0],
-            "Create it, or pass another folder.",
+            "Pass a folder on an SSD that is there and can be written to.",
         )
     kind = file_system(folder) or "unknown file system"
-    if kind in ("tmpfs", "ramfs", "devtmpfs"):
-        return _check(
-            folder, "file system", "warn", f"{kind}: memory itself", "Pass a folder on an SSD."
-        )
     if kind in _NETWORK:
         return _check(
             folder, "file system", "warn", f"{kind}: a network", "Pass a folder on a local SSD."

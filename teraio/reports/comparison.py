@@ -60,7 +60,7 @@ def compare(a: Subject, b: Subject) -> Comparison:
     return Comparison(
         a=a.name,
         b=b.name,
-        same_trace=a.trace == b.trace,
+        same_trace=a.unlimited == b.unlimited,
         figures=tuple(
             figure for figure in _figures(a, b) if figure.a is not None or figure.b is not None
         ),
@@ -80,9 +80,9 @@ def _figures(a: Subject, b: Subject) -> list[Figure]:
         return figure(name, unit, lambda s: _median(s, field))
 
     return [
-        figure("ops", "count", lambda s: len(s.trace.ops)),
-        figure("storages", "count", lambda s: len(s.trace.storages)),
-        figure("peak without a limit", "bytes", lambda s: int(live_by_op(s.trace).max())),
+        figure("ops", "count", lambda s: len(s.unlimited.ops)),
+        figure("storages", "count", lambda s: len(s.unlimited.storages)),
+        figure("peak without a limit", "bytes", lambda s: int(live_by_op(s.unlimited).max())),
         planned("budget", "bytes", "budget_bytes"),
         planned("peak, planned", "bytes", "peak_bytes"),
         figure("peak, measured", "bytes", _peak),
@@ -102,8 +102,13 @@ def _figures(a: Subject, b: Subject) -> list[Figure]:
         measured("read, measured", "bytes", "read_bytes"),
         planned("spill space", "bytes", "spill_bytes"),
         figure("moves", "count", lambda s: len(s.moves) if s.plan else None),
+        figure("results made again", "count", _made_again),
         measured("drift, ops", "count", "drift_ops"),
     ]
+
+
+def _made_again(subject: Subject) -> int | None:
+    return len(subject.plan.recomputations) or None if subject.plan else None
 
 
 def _ran(subject: Subject) -> list[StepReport]:

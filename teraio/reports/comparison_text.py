@@ -9,6 +9,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from teraio.reports.comparison import Comparison, Figure, Unit
+from teraio.reports.memory import kind_name
 from teraio.reports.table import spaced, table
 from teraio.reports.units import count, format_size, seconds
 
@@ -41,8 +42,15 @@ def _row(figure: Figure) -> tuple[str, ...]:
         "-" if a is None else _value(a, figure.unit),
         "-" if b is None else _value(b, figure.unit),
         f"{'+' if difference > 0 else ''}{_value(difference, figure.unit)}" if both else "",
-        f"{b / a:.3f}" if a and b is not None else "",
+        _ratio(figure),
     )
+
+
+def _ratio(figure: Figure) -> str:
+    a, b = figure.a, figure.b
+    if a is None or b is None or _value(a, figure.unit) == _value(0, figure.unit):
+        return ""
+    return f"{b / a:.3f}"
 
 
 def _value(value: float, unit: Unit) -> str:
@@ -58,7 +66,12 @@ def _moved(facts: Comparison) -> RenderableType:
         f"{title} ({more} more storages differ)" if more else title,
         ("storage", "kind", "A", "B"),
         (
-            (moved.storage, moved.kind, format_size(moved.a_bytes), format_size(moved.b_bytes))
+            (
+                moved.storage,
+                kind_name(moved.kind),
+                format_size(moved.a_bytes),
+                format_size(moved.b_bytes),
+            )
             for moved in facts.moved
         ),
     )

@@ -35,16 +35,14 @@ def health_text(checks: Sequence[Check], worst: str) -> RenderableType:
 
 
 def _lines(checks: Iterable[Check], name_width: int) -> Table:
-    made = Table.grid(padding=(0, 2, 0, 0), expand=True)
-    made.add_column(width=max(map(len, _STYLES)))
+    """One line for each, the remedy below what was found."""
+    made = Table.grid(padding=(0, 2, 0, 0))
+    made.add_column(width=max(map(len, _STYLES)), no_wrap=True)
     made.add_column(width=name_width, no_wrap=True)
-    made.add_column(ratio=1, overflow="fold")
-    made.add_column(ratio=1, overflow="fold")
+    made.add_column(overflow="fold")
     for check in checks:
-        made.add_row(
-            Text(check.status, style=_STYLES[check.status]),
-            Text(check.name),
-            Text(check.found),
-            Text(check.remedy, style="yellow" if check.status in ("warn", "fail") else "dim"),
-        )
+        made.add_row(Text(check.status, style=_STYLES[check.status]), check.name, Text(check.found))
+        if check.remedy:
+            urgent = check.status in ("warn", "fail")
+            made.add_row("", "", Text(f"→ {check.remedy}", style="yellow" if urgent else "dim"))
     return made

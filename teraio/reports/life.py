@@ -13,7 +13,7 @@ from rich.text import Text
 
 from teraio.errors import ConfigurationError
 from teraio.records import Storage
-from teraio.reports.memory import Seconds, module_of, op_starts
+from teraio.reports.memory import Seconds, kind_name, module_of, op_starts
 from teraio.reports.subject import Subject
 from teraio.reports.table import spaced, table
 from teraio.reports.units import format_size, seconds
@@ -141,7 +141,7 @@ def life_text(facts: Life) -> RenderableType:
     born = "there at the start" if facts.birth is None else f"made by op {facts.birth}"
     dies = "stays" if facts.death is None else f"freed after op {facts.death}"
     head = Text(
-        f"{facts.name}: {facts.kind}, {format_size(facts.nbytes)}, "
+        f"{facts.name}: {kind_name(facts.kind)}, {format_size(facts.nbytes)}, "
         f"{facts.module or 'no module'}; {born}, {dies}"
     )
     uses = table(

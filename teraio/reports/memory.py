@@ -33,6 +33,11 @@ ROW_TITLES = {
 }
 
 
+def kind_name(kind: str) -> str:
+    """What people call a storage of this kind."""
+    return kind.replace("_", " ")
+
+
 def memory_by_kind(trace: Trace, moves: Iterable[Move] = ()) -> Bytes:
     """Bytes in memory during each op, one line for each of ROWS, with ``moves`` carried out."""
     n = len(trace.ops)

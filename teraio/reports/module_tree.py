@@ -12,7 +12,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from teraio.records import Trace
-from teraio.reports.memory import alive, memory_by_kind, module_of
+from teraio.reports.memory import alive, kind_name, memory_by_kind, module_of
 from teraio.reports.table import bar
 from teraio.reports.units import format_size, share
 
@@ -70,5 +70,5 @@ def _line(node: Node, whole: int) -> Text:
         (f"{node.name}  ", "bold"),
         f"{format_size(node.nbytes)}  {share(node.nbytes, whole)}  ",
         (bar(node.nbytes, whole, _NARROW) + "  ", "cyan"),
-        (", ".join(f"{kind} {format_size(nbytes)}" for kind, nbytes in kinds), "dim"),
+        (", ".join(f"{kind_name(kind)} {format_size(nbytes)}" for kind, nbytes in kinds), "dim"),
     )

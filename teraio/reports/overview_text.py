@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 from rich.text import Text
 
-from teraio.reports.memory import ROW_TITLES
+from teraio.reports.memory import ROW_TITLES, kind_name
 from teraio.reports.overview import Overview, PeriodFacts
-from teraio.reports.table import bar, spaced, sparkline, table
+from teraio.reports.table import bar, labelled, spaced, sparkline, table
 from teraio.reports.telemetry import telemetry_text
 from teraio.reports.units import count, format_size, seconds, share
 
@@ -35,23 +35,35 @@ def overview_text(facts: Overview, title: str) -> RenderableType:
     return spaced(*parts)
 
 
-def _head(facts: Overview, title: str) -> Text:
+def _head(facts: Overview, title: str) -> RenderableType:
     name = facts.peak_op_name.removeprefix("aten::")
     where = f"{name} in {facts.peak_module or 'the program'}, {facts.peak_phase}"
-    return Text(
+    head = Text(
         f"{title}: {count(facts.ops)} ops and {count(facts.storages)} storages, "
-        f"{seconds(facts.seconds)} per iteration on {facts.device}\n"
-        f"peak memory   {format_size(facts.peak_bytes)}, at op {facts.peak_op} ({where})\n"
-        f"least budget  {format_size(facts.least_budget_bytes)}, "
-        f"{share(facts.least_budget_bytes, facts.peak_bytes)} of the peak: what the largest op "
-        "needs at once\n"
-        f"active        {share(facts.active_share, 1)} of the memory held at a time is in use by "
-        "the running op, on average\n"
-        f"              {sparkline(facts.active_over_time)}  over the iteration, up to "
-        f"{share(max(facts.active_over_time, default=0), 1)}\n"
-        f"inactive      {share(facts.inactive_byte_seconds, facts.held_byte_seconds)} of memory "
-        "times time lies in inactive periods and could be elsewhere"
+        f"{seconds(facts.seconds)} per iteration on {facts.device}"
     )
+    active_at_most = share(max(facts.active_over_time, default=0), 1)
+    lines = (
+        ("peak memory", f"{format_size(facts.peak_bytes)}, at op {facts.peak_op} ({where})"),
+        (
+            "least budget",
+            f"{format_size(facts.least_budget_bytes)}, "
+            f"{share(facts.least_budget_bytes, facts.peak_bytes)} of the peak: what the largest "
+            "op needs at once",
+        ),
+        (
+            "active",
+            f"{share(facts.active_share, 1)} of the memory held at a time is in use by the "
+            "running op, on average",
+        ),
+        ("over time", f"{sparkline(facts.active_over_time)} to {active_at_most}"),
+        (
+            "inactive",
+            f"{share(facts.inactive_byte_seconds, facts.held_byte_seconds)} of memory times time "
+            "lies in inactive periods and could be elsewhere",
+        ),
+    )
+    return Group(head, labelled(*lines))
 
 
 def _kinds(facts: Overview) -> RenderableType:
@@ -119,7 +131,7 @@ def _rows(periods: tuple[PeriodFacts, ...]) -> Iterator[tuple[str, ...]]:
     for period in periods:
         yield (
             period.name,
-            period.kind,
+            kind_name(period.kind),
             format_size(period.nbytes),
             seconds(period.seconds),
             str(period.after),

@@ -71,10 +71,10 @@ def _subtitle(subject: Subject, facts: Overview) -> str:
     parts = [
         f"{count(facts.ops)} ops",
         f"{count(facts.storages)} storages",
-        f"on {facts.device}",
+        f"traced on {facts.device}",
     ]
     if subject.hardware:
-        parts.append(subject.hardware.name)
+        parts.append(f"planned for {subject.hardware.name}")
     return ", ".join(parts)
 
 
@@ -111,7 +111,8 @@ def _tiles(subject: Subject, facts: Overview, plan: Planning | None) -> list[Dat
         _tile(
             "Moved per iteration",
             format_size(plan.written_bytes + plan.read_bytes),
-            f"{format_size(plan.written_bytes)} out, {format_size(plan.read_bytes)} back",
+            f"{format_size(plan.written_bytes)} out, {format_size(plan.read_bytes)} back"
+            + (f"; {format_size(plan.recomputed_bytes)} made again" if plan.recomputed else ""),
         ),
     ]
     steps = [step.duration_s for step in subject.steps if step.phase == "run"]

@@ -25,6 +25,13 @@ _STORAGES = 24
 _NAME_LENGTH = 44
 # What stays the longest at the bottom.
 _STACK = ("small", "parameter", "optimizer_state", "gradient", "activation", "buffer", "input")
+_STALL_OPACITY = 0.14
+_MOVES = (
+    (WRITE, "leaving"),
+    (AWAY, "away"),
+    (READ, "coming back"),
+    ((STALL, _STALL_OPACITY), "the device waits"),
+)
 _STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.size": 8.5,
@@ -56,6 +63,7 @@ def draw(subject: Subject, path: Path) -> None:
     try:
         import matplotlib
         from matplotlib.figure import Figure
+        from matplotlib.patches import Patch
     except ImportError:
         raise ConfigurationError(
             "pictures are drawn by matplotlib, which is not installed; "
@@ -73,8 +81,10 @@ def draw(subject: Subject, path: Path) -> None:
         starts = op_starts(subject.unlimited)
         before = axes.pop(0)
         _draw_memory(before, subject.unlimited, (), starts[:-1], starts[1:], scale)
-        handles, labels = before.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper left", ncols=8, **_LEGEND)
+        handles, _ = before.get_legend_handles_labels()
+        if subject.moves:
+            handles += [Patch(color=colour, label=title) for colour, title in _MOVES]
+        figure.legend(handles=handles, loc="outside upper left", ncols=6, **_LEGEND)
         if subject.moves:
             after = axes.pop(0)
             _draw_memory(after, subject.trace, subject.moves, times.start_s, times.end_s, scale)
@@ -130,7 +140,12 @@ def _draw_channel(axes: Any, use: Any, times: Timeline, scale: _Scale) -> None:
     for stall in times.stalls:
         start = stall.start_s * scale.time
         axes.axvspan(
-            start, start + stall.seconds * scale.time, color=STALL, alpha=0.14, lw=0, zorder=0
+            start,
+            start + stall.seconds * scale.time,
+            color=STALL,
+            alpha=_STALL_OPACITY,
+            lw=0,
+            zorder=0,
         )
     axes.set(ylabel="GB/s", title=f"{use.tier} {'write' if use.write else 'read'}")
     axes.set_ylim(bottom=0)

@@ -76,11 +76,13 @@ class StallFacts:
 class Planning:
     """A plan in figures. ``binds`` says in a sentence what limits it; ``wears`` is per tier.
 
-    ``folders`` are those of the machine, where it was measured. ``recomputed`` results of
-    ``recomputed_bytes`` together are made again in place of being moved.
+    ``device`` is the one that the trace's times are from. ``folders`` are those of the machine,
+    where it was measured. ``recomputed`` results of ``recomputed_bytes`` together are made again in
+    place of being moved.
     """
 
     hardware: str
+    device: str
     budget_bytes: int
     unlimited_peak_bytes: int
     peak_bytes: int
@@ -112,6 +114,7 @@ def planning(subject: Subject) -> Planning:
     uses = tuple(_tier_facts(trace, plan, tier) for tier in tiers.values())
     return Planning(
         hardware=subject.hardware.name if subject.hardware else "",
+        device=trace.device,
         budget_bytes=plan.budget_bytes,
         unlimited_peak_bytes=plan.unlimited_peak_bytes,
         peak_bytes=plan.peak_bytes,

@@ -12,10 +12,10 @@ from rich.text import Text
 
 from teraio.planner import Explanation, Variant
 from teraio.planner.explanation import CostlyMove, Stretch
-from teraio.reports.memory import ROW_TITLES
+from teraio.reports.memory import ROW_TITLES, kind_name
 from teraio.reports.planning import Planning, StallFacts
-from teraio.reports.table import bar, spaced, table
-from teraio.reports.units import count, format_size, rate, seconds, share
+from teraio.reports.table import bar, labelled, spaced, table
+from teraio.reports.units import NOTHING_S, count, format_size, rate, seconds, share
 
 _STRETCHES_SHOWN = 8
 
@@ -37,12 +37,13 @@ def explanation_text(
     parts: list[RenderableType] = [_verdict(why)]
     if why.stretches:
         parts.append(_stretches(why.stretches))
-    if len(facts.bounds) > 1:
+    if len(facts.bounds) > 1 and not _ideal(why):
         parts.append(_bounds(facts))
     if facts.stalls:
         parts.append(_stalls(facts.stalls))
-    if why.costly:
-        parts.append(_waited_for(why.costly))
+    waited_for = [move for move in why.costly if move.stall_s > NOTHING_S]
+    if waited_for:
+        parts.append(_waited_for(waited_for))
     elif facts.costliest:
         parts.append(_costliest(facts))
     if any(wear.bytes_per_day for wear in facts.wears):
@@ -52,27 +53,33 @@ def explanation_text(
     return spaced(*parts)
 
 
-def _head(facts: Planning, title: str) -> Text:
-    return Text(
-        f"{title} on {facts.hardware}\n"
-        f"budget  {format_size(facts.budget_bytes)}, "
-        f"{share(facts.budget_bytes, facts.unlimited_peak_bytes)} of the "
-        f"{format_size(facts.unlimited_peak_bytes)} that the iteration takes without a limit; "
-        f"the plan holds at most {format_size(facts.peak_bytes)}\n"
-        f"moves   {count(facts.moves)}: {format_size(facts.written_bytes)} written and "
-        f"{format_size(facts.read_bytes)} read per iteration, "
-        f"{format_size(facts.spill_bytes)} of spill space\n"
-        f"{_again(facts)}{facts.binds}"
-    )
-
-
-def _again(facts: Planning) -> str:
-    if not facts.recomputed:
-        return ""
-    return (
-        f"again   {count(facts.recomputed)}: {format_size(facts.recomputed_bytes)} of results are "
-        "given up and made again by running their ops once more\n"
-    )
+def _head(facts: Planning, title: str) -> RenderableType:
+    lines = [
+        (
+            "budget",
+            f"{format_size(facts.budget_bytes)}, "
+            f"{share(facts.budget_bytes, facts.unlimited_peak_bytes)} of the "
+            f"{format_size(facts.unlimited_peak_bytes)} that the iteration takes without a limit; "
+            f"the plan holds at most {format_size(facts.peak_bytes)}",
+        ),
+        (
+            "ops",
+            f"take as long as in the trace, on {facts.device}",
+        ),
+        (
+            "moves",
+            f"{count(facts.moves)}: {format_size(facts.written_bytes)} written and "
+            f"{format_size(facts.read_bytes)} read per iteration, "
+            f"{format_size(facts.spill_bytes)} of spill space",
+        ),
+    ]
+    if facts.recomputed:
+        again = (
+            f"{count(facts.recomputed)}: {format_size(facts.recomputed_bytes)} of results are "
+            "given up and made again by running their ops once more"
+        )
+        lines.append(("again", again))
+    return Group(Text(f"{title} on {facts.hardware}"), labelled(*lines), Text(facts.binds))
 
 
 def _times(facts: Planning) -> RenderableType:
@@ -144,7 +151,13 @@ def _folders(facts: Planning) -> RenderableType:
     return Group(Text("Ways to the drives", style="bold"), *map(Text, lines))
 
 
+def _ideal(why: Explanation) -> bool:
+    return why.predicted_s - why.ideal_s < NOTHING_S
+
+
 def _verdict(why: Explanation) -> Text:
+    if _ideal(why):
+        return Text("It runs at ideal speed: no other plan and no more memory makes it faster.")
     by = f", by the bound of {why.bound_by}" if why.bound_by else ""
     return Text(
         f"Of {seconds(why.predicted_s - why.ideal_s)} above the ideal, "
@@ -156,27 +169,26 @@ def _verdict(why: Explanation) -> Text:
 def _stretches(stretches: Sequence[Stretch]) -> RenderableType:
     return table(
         "Where it waits",
-        ("ops", "phase", "module", "time", "waits", "for memory", "for data", "binds", "busiest"),
+        ("ops", "phase", "module", "time", "for memory", "for data", "binds"),
         (
             (
-                f"{stretch.first} to {stretch.last}",
+                f"{stretch.first}-{stretch.last}",
                 stretch.phase,
                 stretch.module,
                 seconds(stretch.seconds),
-                seconds(stretch.stall_s),
                 seconds(stretch.waits_for_memory_s),
                 seconds(stretch.waits_for_data_s),
-                stretch.binds,
-                _busiest(stretch),
+                _binding(stretch),
             )
             for stretch in stretches[:_STRETCHES_SHOWN]
         ),
     )
 
 
-def _busiest(stretch: Stretch) -> str:
+def _binding(stretch: Stretch) -> str:
+    """What limits the stretch: memory, the ops, or the channel that is busiest."""
     name, part = max(stretch.busy, key=lambda busy: busy[1], default=("", 0.0))
-    return f"{name} {part:.0%}" if name else ""
+    return f"{name} {part:.0%}" if stretch.binds == "channel" else stretch.binds
 
 
 def _waited_for(costly: Sequence[CostlyMove]) -> RenderableType:
@@ -231,7 +243,7 @@ def _costliest(facts: Planning) -> RenderableType:
         (
             (
                 move.storage,
-                move.kind,
+                kind_name(move.kind),
                 format_size(move.nbytes),
                 move.tier,
                 seconds(move.channel_s),
@@ -267,10 +279,12 @@ def _alternatives(facts: Planning, alternatives: Sequence[Variant]) -> Renderabl
         (
             (
                 other.change,
-                seconds(other.predicted_s),
-                seconds(other.saved_s),
-                share(facts.ideal_s, other.predicted_s),
+                seconds(predicted_s),
+                seconds(facts.predicted_s - predicted_s),
+                share(facts.ideal_s, predicted_s),
             )
             for other in alternatives
+            # With more of anything the plan at hand would do, too.
+            for predicted_s in (min(other.predicted_s, facts.predicted_s),)
         ),
     )

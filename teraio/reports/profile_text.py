@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 from rich.text import Text
 
 from teraio.records import RunReport
 from teraio.reports.memory import ROW_TITLES
 from teraio.reports.overview import Overview
+from teraio.reports.table import labelled
 from teraio.reports.units import count, format_size, seconds, share
 
 
@@ -23,19 +24,26 @@ def profile_text(facts: Overview, run: RunReport, path: Path) -> RenderableType:
     largest = ", ".join(
         f"{ROW_TITLES[kind]} {share(nbytes, facts.peak_bytes)}" for kind, nbytes in kinds[:4]
     )
-    lines = [
+    head = Text(
         f"{path}: {count(facts.ops)} ops and {count(facts.storages)} storages of one iteration, "
-        f"{seconds(facts.seconds)}",
-        f"peak memory   {format_size(facts.peak_bytes)}: {largest}",
-        f"active        {share(facts.active_share, 1)} of it is in use by the running op, "
-        "on average",
-        f"least budget  {format_size(facts.least_budget_bytes)}",
+        f"{seconds(facts.seconds)}"
+    )
+    lines = [
+        ("peak memory", f"{format_size(facts.peak_bytes)}: {largest}"),
+        (
+            "active",
+            f"{share(facts.active_share, 1)} of it is in use by the running op, on average",
+        ),
+        ("least budget", format_size(facts.least_budget_bytes)),
     ]
     if step.read_bytes or step.written_bytes:
-        lines.append(
-            f"while profiling, {format_size(step.peak_bytes)} were kept in memory, and each "
-            f"iteration read {format_size(step.read_bytes)} and wrote "
-            f"{format_size(step.written_bytes)}"
+        moved = (
+            f"{format_size(step.peak_bytes)} were kept in memory, and each iteration read "
+            f"{format_size(step.read_bytes)} and wrote {format_size(step.written_bytes)}"
         )
-    lines.append(f"next: teraio inspect {path}    teraio plan {path} --budget 50%")
-    return Text("\n".join(lines))
+        lines.append(("meanwhile", moved))
+    lines += [
+        ("next", f"teraio inspect {path}"),
+        ("", f"teraio plan {path} --budget 50%"),
+    ]
+    return Group(head, labelled(*lines))

@@ -9,14 +9,14 @@ from __future__ import annotations
 from teraio.records import Unit
 from teraio.sizes import format_size
 
-__all__ = ["amount", "count", "format_size", "rate", "seconds", "share"]
+__all__ = ["NOTHING_S", "amount", "count", "format_size", "rate", "seconds", "share"]
 # Less is rounding.
-_NOTHING_S = 5e-9
+NOTHING_S = 5e-9
 
 
 def seconds(value: float) -> str:
     """Text such as ``1.50 s``, ``12.3 ms`` or ``45 us``."""
-    if abs(value) < _NOTHING_S:
+    if abs(value) < NOTHING_S:
         return "0 s"
     for factor, unit in ((1.0, "s"), (1e3, "ms"), (1e6, "us")):
         scaled = value * factor

@@ -5,6 +5,7 @@ Skipped where Chromium is missing; with TERAIO_REQUIRE=chromium that is a failur
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,14 @@ def test_zooming_one_chart_zooms_all_over_time(chromium: Browser, tmp_path: Path
         chromium.wait_for(
             f"JSON.stringify(document.getElementById('{chart}').layout.xaxis.range) === '[10,20]'"
         )
+
+
+def test_pointing_at_memory_tells_the_time_with_its_unit(chromium: Browser, tmp_path: Path) -> None:
+    shown(chromium, reports_data.subject(), tmp_path)
+    chromium.evaluate("Plotly.Fx.hover('memory', {xval: 33.3}, 'xy')")
+    text = "document.querySelector('#memory .hoverlayer').textContent"
+    chromium.wait_for(f"{text}.startsWith('at ')")
+    assert re.match(r"at \d\d(\.\d\d?)? ms", chromium.evaluate(text))
 
 
 def test_names_of_a_hostile_file_stay_text(chromium: Browser, tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def test_a_model_larger_than_the_budget_is_recorded_within_it(script: Path, spil
     assert losses(done.stdout) == plain(script, 512, 4)
     assert "done" in done.stdout
     assert "were kept in memory" in done.stdout
-    kept = done.stdout.partition("while profiling, ")[2].split()[0]
+    kept = done.stdout.partition("meanwhile ")[2].split()[0]
     assert float(kept) <= 20.0
     assert sum(storage.nbytes for storage in load(output, Trace).storages) > 20 << 20
 
@@ -112,6 +112,33 @@ def test_a_module_is_recorded(script: Path, spill: str) -> None:
     done = tool("profile", "-m", "package.train", 256, 9, cwd=script.parent, spill=spill)
     assert done.returncode == 0, done.stderr
     assert load(script.parent / "train.trace", Trace).ops
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        ("no.such.module", "No module named 'no'"),
+        ("package", "'package' is a package and cannot be directly executed"),
+    ],
+)
+def test_a_module_that_cannot_run_is_an_error_in_one_sentence(
+    module: str, reason: str, script: Path, spill: str
+) -> None:
+    (script.parent / "package").mkdir()
+    (script.parent / "package" / "__init__.py").touch()
+    done = tool("profile", "-m", module, cwd=script.parent, spill=spill)
+    assert done.returncode == 2
+    assert f"teraio: -m {module} can't be run: " in done.stderr
+    assert reason in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_script_that_is_no_python_shows_where(script: Path, spill: str) -> None:
+    script.write_text("import torch\nfor\n")
+    done = tool("profile", script, cwd=script.parent, spill=spill)
+    assert done.returncode == 1
+    assert "line 2" in done.stderr and "SyntaxError" in done.stderr
+    assert "runpy" not in done.stderr
 
 
 def test_a_script_that_fails_shows_its_own_traceback_and_code(script: Path, spill: str) -> None:

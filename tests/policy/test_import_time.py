@@ -6,6 +6,7 @@ In: fresh interpreters. Out: a failure if one of them loaded what it must not.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from teraio.files import save
 from tests.policy.source import ROOT
 from tests.unit.reports_data import HARDWARE, TRACE
+from tests.unit.traces import transformer_trace
 
 HEAVY = ("torch", "transformers", "triton")
 
@@ -47,6 +49,18 @@ def test_reading_commands_work_without_torch(command: tuple[str, ...], tmp_path:
     file = str(tmp_path / "run.trace")
     arguments = [file if part == "FILE" else part for part in command]
     assert _modules_after_call(*arguments, file).isdisjoint(HEAVY)
+
+
+def test_inspecting_100_000_ops_takes_less_than_3_seconds(tmp_path: Path) -> None:
+    """Of processor time: others may use the machine meanwhile."""
+    trace = transformer_trace(layers=820, hidden=64, ffn=128)
+    assert len(trace.ops) >= 100_000
+    save(trace, tmp_path / "run.trace")
+    before = os.times()
+    command = [sys.executable, "-m", "teraio", "inspect", str(tmp_path / "run.trace")]
+    subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+    after = os.times()
+    assert after.children_user - before.children_user < 3
 
 
 def test_planning_and_reports_for_a_saved_machine_work_without_torch(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from teraio.cli.main import main
 
 @dataclass(frozen=True)
 class Ran:
-    """What a call of the tool left behind; ``out`` without blanks at the ends of lines."""
+    """What a call of the tool left behind."""
 
     code: int
     out: str
@@ -35,5 +35,4 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> Ran:
     finally:
         sys.argv = before
     out, err = capsys.readouterr()
-    lines = (line.rstrip() for line in out.split("\n"))
-    return Ran(code, "\n".join(lines), err)
+    return Ran(code, out, err)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -257,7 +259,9 @@ def test_report_writes_everything_that_is_asked_for(
     assert ran.code == 0, ran.err
     assert html.read_text(encoding="utf-8").startswith("<!doctype html>")
     assert png.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    assert "<svg" in svg.read_text(encoding="utf-8")
+    drawing = svg.read_text(encoding="utf-8")
+    assert "<svg" in drawing
+    assert all(f">{word}<" in drawing for word in ("leaving", "away", "coming back"))
     assert "traceEvents" in json.loads(perfetto.read_text(encoding="utf-8"))
 
 
@@ -327,6 +331,22 @@ def test_an_error_is_one_sentence_with_exit_code_2(
     assert ran.err.count("\n") == 1
 
 
+def test_nothing_but_the_result_goes_to_standard_output(tmp_path: Path) -> None:
+    """In a process of its own: native libraries write past Python's streams, and only once."""
+    save(TRACE, tmp_path / "run.trace")
+    save(HARDWARE, tmp_path / "a.hardware")
+    call = "plan run.trace --hardware a.hardware --budget 60% --json"
+    done = subprocess.run(
+        [sys.executable, "-m", "teraio", *call.split()],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(done.stdout)["moves"] > 0
+
+
 @pytest.mark.parametrize("arguments", [("nonsense",), ("inspect",), ("inspect", "--nonsense", "x")])
 def test_a_wrong_call_shows_how_to_call(
     arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
@@ -344,6 +364,14 @@ def test_every_command_has_help_with_examples(
     assert ran.code == 0
     assert "Examples" in ran.out
     assert f"  teraio {command}" in ran.out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_cuts_nothing_off_at_80_columns(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert "…" not in run(capsys, command, "--help").out
 
 
 def test_help_names_all_commands(capsys: pytest.CaptureFixture[str]) -> None:

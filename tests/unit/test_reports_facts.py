@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from io import StringIO
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from rich.console import Console
+from rich.console import Console, RenderableType
 
+from teraio.cli.inputs import load_subject, load_trace
 from teraio.errors import ConfigurationError, PlanError
-from teraio.planner import live_by_op, memory_by_op, simulate
-from teraio.records import SpillFolder, Trace
-from teraio.reports.comparison import compare
+from teraio.files import save
+from teraio.planner import Explanation, Variant, live_by_op, memory_by_op, plan, simulate
+from teraio.planner.explanation import CostlyMove
+from teraio.records import RunReport, SpillFolder, Trace
+from teraio.reports.comparison import Comparison, Figure, compare
+from teraio.reports.comparison_text import comparison_text
 from teraio.reports.curves import channel_use, telling_ops
 from teraio.reports.life import find_storage, life
 from teraio.reports.memory import active_by_op, by_module, memory_by_kind
@@ -22,13 +27,35 @@ from teraio.reports.module_tree import module_tree
 from teraio.reports.overview import overview
 from teraio.reports.perfetto import timeline_document
 from teraio.reports.planning import planning
-from teraio.reports.planning_text import planning_text
+from teraio.reports.planning_text import explanation_text, planning_text
 from teraio.reports.subject import Subject, subject_of
 from teraio.reports.timeline import timeline
 from teraio.reports.units import seconds
 from tests.unit import reports_data
+from tests.unit.cli import run
 from tests.unit.reports_data import PLAN, TRACE, run_report, subjects
 from tests.unit.small import storage, trace
+from tests.unit.test_planner_recomputation import SLOW, pointwise
+from tests.unit.traces import hardware, transformer_trace
+
+AT_IDEAL = Explanation(
+    predicted_s=8.27 + 1e-14,
+    ideal_s=8.27,
+    bound_s=8.27,
+    bound_by="ops",
+    unavoidable_s=0.0,
+    avoidable_s=1e-14,
+    stretches=(),
+    costly=(CostlyMove(storage=0, name="a", nbytes=1, stall_s=0.0, moved_bytes=2),),
+)
+
+
+def shown(what: RenderableType) -> str:
+    """The text on a console of 120 columns."""
+    console = Console(width=120, record=True, file=StringIO())
+    console.print(what)
+    return console.export_text()
+
 
 patient = settings(deadline=None, max_examples=60)
 
@@ -154,9 +181,72 @@ def test_a_plan_for_a_measured_machine_says_by_which_way_its_bytes_move_and_why(
     measured = replace(run, hardware=replace(run.hardware, tiers=tiers))
     facts = planning(subject_of(measured, "run.report"))
     assert facts.folders == (folder,)
-    console = Console(width=120, record=True, file=StringIO())
-    console.print(planning_text(facts, "run"))
-    assert "/mnt/[b]nvme0: GPUDirect Storage (the faster one)" in console.export_text()
+    text = shown(planning_text(facts, "run"))
+    assert "/mnt/[b]nvme0: GPUDirect Storage (the faster one)" in text
+
+
+def test_at_ideal_speed_nothing_is_explained_away() -> None:
+    text = shown(explanation_text(planning(reports_data.subject()), AT_IDEAL, ()))
+    assert text.startswith("It runs at ideal speed")
+    assert "wait for" not in text and "Lower bounds" not in text
+    assert "Moves that cost the most time on the channels" in text
+
+
+def test_more_of_anything_is_never_a_loss() -> None:
+    facts = planning(reports_data.subject())
+    why = replace(AT_IDEAL, predicted_s=facts.predicted_s, ideal_s=facts.ideal_s)
+    worse = Variant(change="more", predicted_s=facts.predicted_s + 0.01, saved_s=-0.01)
+    (line,) = (
+        line
+        for line in shown(explanation_text(facts, why, (worse,))).splitlines()
+        if line.startswith("more ")
+    )
+    assert line.split()[1:5] == [*seconds(facts.predicted_s).split(), "0", "s"]
+
+
+def test_nothing_is_compared_by_no_ratio() -> None:
+    same = Comparison(
+        a="a",
+        b="b",
+        same_trace=True,
+        figures=(
+            Figure(name="stall", unit="seconds", a=1e-14, b=2.6e-3),
+            Figure(name="moves", unit="count", a=2, b=3),
+        ),
+        moved=(),
+        differing=0,
+    )
+    lines = shown(comparison_text(same)).splitlines()
+    assert lines[3].split() == ["stall", "0", "s", "2.60", "ms", "+2.60", "ms"]
+    assert lines[4].split() == ["moves", "2", "3", "+1", "1.500"]
+
+
+def test_what_a_plan_makes_again_is_no_part_of_the_iteration(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorded = pointwise(transformer_trace(layers=6, tokens=6144))
+    slow = hardware(int(live_by_op(recorded).max()) // 2, SLOW)
+    made = plan(recorded, slow)
+    assert made.recomputations
+    file = tmp_path / "run.plan"
+    kept = RunReport(
+        budget_bytes=slow.budget_bytes,
+        phase="planned",
+        hardware=slow,
+        trace=recorded,
+        plan=made,
+        steps=(),
+    )
+    save(kept, file)
+    assert load_trace(file) == recorded
+    inspected = json.loads(run(capsys, "inspect", file, "--json").out)
+    assert inspected["peak_bytes"] == int(live_by_op(recorded).max())
+    facts = compare(load_subject(file), Subject(name="trace", trace=recorded))
+    assert facts.same_trace
+    figures = {figure.name: (figure.a, figure.b) for figure in facts.figures}
+    for name in ("ops", "storages", "peak without a limit"):
+        assert figures[name][0] == figures[name][1]
+    assert figures["results made again"] == (len(made.recomputations), None)
 
 
 def test_a_plan_for_another_trace_is_refused() -> None:

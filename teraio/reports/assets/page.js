@@ -61,12 +61,14 @@
   });
   const layout = (more) => ({
     font: { family: FONT, size: 13, color: INK }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "#ffffff",
-    margin: { l: 80, r: 24, t: 28, b: 48 }, hoverlabel: { font: { family: FONT, size: 13 }, align: "left" },
+    margin: { l: 80, r: 24, t: 28, b: 48 },
+    hoverlabel: { font: { family: FONT, size: 13, color: INK }, bgcolor: "#ffffff", bordercolor: "#c6ccd5", align: "left" },
     showlegend: false, dragmode: "zoom", ...more,
   });
   const timeAxis = (more) => axis({
     title: { text: `time in the iteration (${timeUnit[0]})`, standoff: 8 },
-    range: [0, inUnit(Math.max(data.iteration_s, data.ideal_s))], ...more,
+    range: [0, inUnit(Math.max(data.iteration_s, data.ideal_s))],
+    hoverformat: ".4~g", unifiedhovertitle: { text: `at %{x:.4~g} ${timeUnit[0]}` }, ...more,
   });
 
   // Charts over the same time zoom together.
@@ -186,7 +188,7 @@
       });
       annotations.push({
         xref: "paper", yref: `y${suffix}`, x: 1, y: limit, xanchor: "right", yanchor: "bottom", showarrow: false,
-        text: `alone at most ${limit.toFixed(1)} GB/s`, font: { size: 11, color: "#5a6675" },
+        text: `alone at most ${limit.toFixed(1)} GB/s`, font: { size: 11, color: "#5a6675" }, bgcolor: "rgba(255, 255, 255, 0.8)",
       });
     });
     for (const [start, end] of data.stalls.spans) {
