@@ -65,18 +65,26 @@ def plan(trace: Trace, hardware: Hardware, options: PlanOptions | None = None) -
     """
     options = options or PlanOptions()
     moving = _plan(trace, hardware, options, ())
-    if not options.recompute or len(trace.ops) > VERY_MANY_OPS:
+    if not options.recompute or len(trace.ops) > VERY_MANY_OPS or _few_stalls(moving):
         return moving
-    best = _recomputing(trace, hardware, replace(options, improve=False), moving)
-    return best if best is moving else _plan(trace, hardware, options, best.recomputations)
+    # What to make again is judged by quick plans.
+    quick = replace(options, improve=False)
+    again = _recomputing(trace, hardware, quick).recomputations
+    if not again:
+        return moving
+    return min(_plan(trace, hardware, options, again), moving, key=lambda plan: plan.predicted_s)
 
 
-def _recomputing(trace: Trace, hardware: Hardware, options: PlanOptions, moving: Plan) -> Plan:
-    """The best plan found that makes results again; ``moving`` if none is better."""
-    best = moving
+def _few_stalls(plan: Plan) -> bool:
+    return plan.predicted_s - plan.ideal_s <= _FEW_STALLS * plan.predicted_s
+
+
+def _recomputing(trace: Trace, hardware: Hardware, options: PlanOptions) -> Plan:
+    """The best plan found that makes results again; one that makes none if none is better."""
+    best = _plan(trace, hardware, options, ())
     for _ in range(_ROUNDS):
         base = best
-        if base.predicted_s - base.ideal_s <= _FEW_STALLS * base.predicted_s:
+        if _few_stalls(base):
             break
         for again in worthwhile(trace, hardware, base):
             try:

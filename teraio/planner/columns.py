@@ -22,6 +22,8 @@ Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
 
 NONE = -2  # in columns of ops: there is no such op
+# Shorter runs of ops of one phase than this part of them are no phase of the iteration.
+_LONG_PHASE = 0.02
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,11 +71,15 @@ class PeriodColumns:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Columns:
-    """``duration_s`` and ``live`` (bytes with nothing away) by op, ``nbytes`` by storage."""
+    """``duration_s`` and ``live`` (bytes with nothing away) by op, ``nbytes`` by storage.
+
+    ``phases`` are the ops at which another phase begins; long runs of one only.
+    """
 
     n: int
     duration_s: Floats
     live: Ints
+    phases: Ints
     nbytes: Ints
     periods: PeriodColumns
 
@@ -94,9 +100,18 @@ def columns(trace: Trace) -> Columns:
         n=n,
         duration_s=np.multiply(_column((op.duration_ns for op in trace.ops), n), 1e-9),
         live=np.cumsum(steps)[:n] + workspace + trace.base_bytes,
+        phases=_phases(trace),
         nbytes=nbytes,
         periods=_periods(trace, n, nbytes, birth, death, persistent),
     )
+
+
+def _phases(trace: Trace) -> Ints:
+    """Where phases begin that last for ``_LONG_PHASE`` of the ops at least."""
+    codes = np.unique([op.phase for op in trace.ops], return_inverse=True)[1]
+    starts = np.flatnonzero(np.append(True, codes[1:] != codes[:-1])[: len(codes)])
+    lengths = np.diff(np.append(starts, len(codes)))
+    return np.asarray(starts[lengths >= _LONG_PHASE * len(codes)], dtype=np.int64)
 
 
 def _column(values: Iterable[int], count: int) -> Ints:

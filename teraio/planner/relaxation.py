@@ -97,7 +97,8 @@ def relaxation(on: Columns, hardware: Hardware) -> Relaxation:
 
 
 def checkpoints(on: Columns, budget_bytes: int, most: int) -> Ints:
-    """Ops at which memory is looked at: in each of at most ``most`` stretches one that needs most.
+    """Ops at which memory is looked at: in each of at most ``most`` stretches one that needs most,
+    and those at which phases begin.
 
     Stretches are short where much time passes, and where much data is used while memory is short.
     """
@@ -112,7 +113,8 @@ def checkpoints(on: Columns, budget_bytes: int, most: int) -> Ints:
     starts = np.flatnonzero(np.append(True, cell[1:] != cell[:-1]))
     tops = np.maximum.reduceat(on.live, starts)
     is_top = np.flatnonzero(on.live == np.repeat(tops, np.diff(np.append(starts, on.n))))
-    return is_top[np.unique(cell[is_top], return_index=True)[1]]
+    # Where phases begin as well, or what one makes might be written while the one before it runs.
+    return np.union1d(is_top[np.unique(cell[is_top], return_index=True)[1]], on.phases)
 
 
 def grouped(on: Columns, points: Ints) -> Groups:

@@ -40,8 +40,8 @@ _TUNINGS = (
     Tuning(patience=10.0, headroom=0.03),
     Tuning(patience=10.0),
     Tuning(headroom=0.03),
-    Tuning(patience=10.0, headroom=0.06),
-    Tuning(patience=3.0, headroom=0.03),
+    Tuning(patience=3.0, headroom=0.06),
+    Tuning(patience=2.0, headroom=0.07),
 )
 _QUICK_SLACK = (0.0025, 0.05)
 

@@ -48,7 +48,7 @@ class Tuning:
 
     patience: float = float("inf")
     headroom: float = 0.0
-    slack: tuple[float, ...] = (0.0005, 0.0025, 0.0125, 0.05)
+    slack: tuple[float, ...] = (0.0005, 0.0025, 0.0125, 0.05, 0.2)
 
 
 def writing(on: Columns, used: Ints, reuse_copies: bool) -> Flags:
