@@ -233,9 +233,12 @@ void Engine::enter(Frame& f) {
 }
 
 void Engine::begin(Frame& f, const std::vector<Operand>& operands) {
-  // What this frame has pinned stays pinned and open until it ends, so nested calls mostly find nothing to do.
+  // What this frame has pinned stays pinned and open until it ends, so nested calls mostly find nothing to do. What
+  // was born in it gets its guard: a result that only nested calls see, such as one saved for the backward pass, may
+  // have to leave before the next op uses it.
   const bool known = std::all_of(operands.begin(), operands.end(), [&](const Operand& operand) {
-    return !operand.write && operand.block->frame.load(std::memory_order_relaxed) == &f;
+    const Block& block = *operand.block;
+    return !operand.write && block.frame.load(std::memory_order_relaxed) == &f && (block.guarded || block.exempt);
   });
   const bool begins = accelerator_ != nullptr && f.depth == 1 && active() && !forked_;
   if (known && !begins) return;

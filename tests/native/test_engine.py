@@ -56,6 +56,17 @@ def test_a_result_that_is_only_viewed_can_leave(engine: nn.Module) -> None:
     assert [result[-1].item() for result in results] == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_result_that_only_nested_calls_see_can_leave(engine: nn.Module) -> None:
+    """As what cross_entropy saves: the result of the log_softmax that it calls."""
+    logits = torch.randn(512, 512, requires_grad=True)
+    targets = torch.zeros(512, dtype=torch.long)
+    # Each saves 1 MiB, of 8 in all.
+    losses = [nn.functional.cross_entropy(logits * number, targets) for number in range(1, 13)]
+    assert used() <= 8 * MIB
+    sum(losses).backward()  # type: ignore[union-attr]
+    assert logits.grad is not None
+
+
 def test_views_share_one_storage_and_their_making_fetches_nothing(engine: nn.Module) -> None:
     tensor = torch.randn(256, 256)
     view = tensor.t()[3:7]
