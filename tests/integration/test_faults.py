@@ -261,6 +261,44 @@ def test_training_goes_on_after_an_exception_in_the_middle_of_a_backward(spill: 
     assert digests(ours.model, ours.optimizer) == digests(theirs.model, theirs.optimizer)
 
 
+@pytest.mark.parametrize("make_trouble", [raise_value_error, interrupt])
+@pytest.mark.parametrize("at_step", [1, 4], ids=["profiling", "planned"])
+def test_training_goes_on_after_an_exception_in_the_middle_of_the_optimizers_step(
+    at_step: int, make_trouble: Callable[[], None], spill: str
+) -> None:
+    def run(training: Training) -> None:
+        training.run(at_step)
+        group = training.optimizer.param_groups[0]
+        parameters = group["params"]
+        group["params"] = TroubledList(parameters, make_trouble)
+        with pytest.raises((ValueError, KeyboardInterrupt)):
+            training.step()
+        group["params"] = parameters
+        training.optimizer.zero_grad()
+        training.run(6)
+
+    theirs = Training(LLAMA)
+    run(theirs)
+    with offloaded(Training(LLAMA), half(spill), spill) as ours:
+        run(ours)
+        report = teraio.report(ours.model)
+    assert ours.outcome.losses == theirs.outcome.losses
+    assert digests(ours.model, ours.optimizer) == digests(theirs.model, theirs.optimizer)
+    assert report.steps[-1].drift_ops == 0
+
+
+class TroubledList(list[torch.Tensor]):
+    """Parameters that an optimizer doesn't get to the end of."""
+
+    def __init__(self, items: list[torch.Tensor], make_trouble: Callable[[], None]) -> None:
+        super().__init__(items)
+        self.make_trouble = make_trouble
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        yield from list.__getitem__(self, slice(0, 3))
+        self.make_trouble()
+
+
 # ------------------------------------------------------------ faults of files
 
 

@@ -184,6 +184,59 @@ def test_code_without_ops_gets_an_error_not_garbage(engine: nn.Module) -> None:
         assert raw(tensor)[0] == 1
 
 
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr], ids=str)
+def test_the_parts_of_a_sparse_tensor_move_and_come_back(
+    layout: torch.layout, engine: nn.Module
+) -> None:
+    dense = torch.randn(256, 256).relu()
+    sparse = dense.to_sparse(layout=layout)
+    values = sparse.values()
+    assert send_away(values) == 1
+    assert state(values) == "away"
+    assert torch.equal(sparse.to_dense(), dense)
+    send_away(values)
+    sparse.mul_(2)
+    send_away(values)
+    assert torch.equal(sparse.to_dense(), 2 * dense)
+
+
+def test_an_uncoalesced_sparse_tensor_is_read_where_its_parts_are_away(engine: nn.Module) -> None:
+    dense = torch.randn(256, 256).relu()
+    coo = dense.to_sparse()
+    indices, values = coo.indices().clone(), coo.values().clone()
+    again = torch.sparse_coo_tensor(indices, values, dense.shape)
+    assert send_away(indices, values) == 2
+    assert torch.equal(again.coalesce().to_dense(), dense)
+
+
+def test_a_storage_can_get_another_size(engine: nn.Module) -> None:
+    tensor = torch.randn(64 * KIB)
+    expected = tensor.clone()
+    storage = tensor.untyped_storage()
+    send_away(tensor)
+    storage.resize_(2 * storage.nbytes())
+    assert torch.equal(tensor, expected)
+    send_away(tensor)
+    storage.resize_(0)
+    storage.resize_(expected.nbytes)
+    tensor.copy_(expected)
+    send_away(tensor)
+    assert torch.equal(tensor, expected)
+
+
+def test_memory_that_is_shared_with_other_processes_is_no_longer_teraios(engine: nn.Module) -> None:
+    tensor = torch.randn(64 * KIB)
+    expected = tensor.clone()
+    before = used()
+    send_away(tensor)
+    assert not tensor.is_shared()
+    tensor.share_memory_()
+    assert tensor.is_shared()
+    assert torch.equal(tensor, expected)
+    assert state(tensor) == "foreign"
+    assert used() == before - tensor.nbytes
+
+
 def test_other_threads_reach_everything(engine: nn.Module) -> None:
     tensors = [torch.full((256 * KIB,), float(i)) for i in range(24)]
     wrong: list[int] = []
