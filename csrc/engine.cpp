@@ -669,13 +669,15 @@ std::string Engine::describe_guard(const Block* block) const {
 
 std::string Engine::over_budget(uint64_t nbytes) const {
   const Frame& f = frame();
-  uint64_t pinned = 0;
-  for (const auto& entry : f.pinned) pinned += entry.block->memory != nullptr ? entry.block->nbytes : 0;
+  uint64_t pinned = 0, missing = 0;
+  for (const auto& entry : f.pinned) (entry.block->memory != nullptr ? pinned : missing) += entry.block->nbytes;
+  nbytes = std::max(nbytes, missing);  // all operands that are still to come, not only the first of them
   const std::string op = f.depth > 0 && f.name < op_names_.size() ? "op " + op_names_[f.name] : "an allocation";
   return op + " needs " + mib(nbytes) + " more, holds " + mib(pinned) + " of operands and results, and " +
          mib(used() - pinned) + " beside it can't leave memory now; the budget is " + mib(budget_) +
          ". Pass memory_budget=" + std::to_string(used() + nbytes) +
-         " or more (the least that this op works with), or make the op smaller, with a smaller batch for example.";
+         " or more (the least for what the op has asked for so far), or make it smaller, with a smaller batch for "
+         "example.";
 }
 
 void Engine::after_fork_in_child() {
