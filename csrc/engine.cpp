@@ -23,6 +23,8 @@ std::string mib(uint64_t nbytes) {
 }
 
 constexpr size_t kStallsKept = 32;
+// A budget that an error names is above what was lacking by this part of it: small allocations differ each time.
+constexpr uint64_t kSlackShare = 16;
 
 std::vector<Stall> longest(std::vector<Stall> stalls) {
   std::stable_sort(stalls.begin(), stalls.end(), [](const Stall& a, const Stall& b) { return a.ns > b.ns; });
@@ -672,12 +674,13 @@ std::string Engine::over_budget(uint64_t nbytes) const {
   uint64_t pinned = 0, missing = 0;
   for (const auto& entry : f.pinned) (entry.block->memory != nullptr ? pinned : missing) += entry.block->nbytes;
   nbytes = std::max(nbytes, missing);  // all operands that are still to come, not only the first of them
+  const uint64_t least = used() + nbytes;
   const std::string op = f.depth > 0 && f.name < op_names_.size() ? "op " + op_names_[f.name] : "an allocation";
   return op + " needs " + mib(nbytes) + " more, holds " + mib(pinned) + " of operands and results, and " +
          mib(used() - pinned) + " beside it can't leave memory now; the budget is " + mib(budget_) +
-         ". Pass memory_budget=" + std::to_string(used() + nbytes) +
-         " or more (the least for what the op has asked for so far), or make it smaller, with a smaller batch for "
-         "example.";
+         ". Pass memory_budget=" + std::to_string(least + least / kSlackShare) +
+         " or more, which is a little above what the op has asked for so far, or make it smaller, with a smaller batch "
+         "for example.";
 }
 
 void Engine::after_fork_in_child() {

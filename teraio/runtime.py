@@ -511,7 +511,7 @@ class Runtime:
             if least <= most:
                 raise
             # Of the budget, a part may be set aside from what storages may take.
-            whole = math.ceil(least * self.budget_bytes / most)
+            whole = math.ceil(least * self.budget_bytes / most / (1 - _PLAN_RESERVE))
             raise errors.BudgetError(
                 f"{error}. Pass memory_budget={whole} or more, or make that op smaller, with a "
                 "smaller batch for example."

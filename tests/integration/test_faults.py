@@ -179,6 +179,26 @@ def test_a_budget_below_the_largest_op_says_the_least_that_works(spill: str) -> 
     assert digest(model.weight) == weights
 
 
+def test_budgets_that_errors_name_lead_to_one_that_works_in_a_few_tries(spill: str) -> None:
+    def named_by_error(budget: int) -> int | None:
+        training = Training(LLAMA)
+        try:
+            with offloaded(training, budget, spill):
+                training.run(4)
+        except RuntimeError as error:
+            return int(re.findall(r"memory_budget=(\d+)", str(error))[0])
+        assert training.outcome.losses == plain(LLAMA).losses[:4]
+        return None
+
+    budget: int | None = 1 << 20
+    tries = 0
+    while budget is not None:
+        budget = named_by_error(budget)
+        gc.collect()
+        tries += 1
+    assert tries <= 10
+
+
 def test_a_budget_that_not_even_one_parameter_fits_is_refused_at_once(spill: str) -> None:
     model = torch.nn.Linear(1024, 1024)
     with pytest.raises(teraio.BudgetError, match=r"memory_budget=\d+"):
