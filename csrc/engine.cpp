@@ -23,6 +23,8 @@ std::string mib(uint64_t nbytes) {
 }
 
 constexpr size_t kStallsKept = 32;
+// A budget that an error names is above what was lacking by this part of it: small allocations differ each time.
+constexpr uint64_t kSlackShare = 16;
 
 std::vector<Stall> longest(std::vector<Stall> stalls) {
   std::stable_sort(stalls.begin(), stalls.end(), [](const Stall& a, const Stall& b) { return a.ns > b.ns; });
@@ -233,9 +235,12 @@ void Engine::enter(Frame& f) {
 }
 
 void Engine::begin(Frame& f, const std::vector<Operand>& operands) {
-  // What this frame has pinned stays pinned and open until it ends, so nested calls mostly find nothing to do.
+  // What this frame has pinned stays pinned and open until it ends, so nested calls mostly find nothing to do. What
+  // was born in it gets its guard: a result that only nested calls see, such as one saved for the backward pass, may
+  // have to leave before the next op uses it.
   const bool known = std::all_of(operands.begin(), operands.end(), [&](const Operand& operand) {
-    return !operand.write && operand.block->frame.load(std::memory_order_relaxed) == &f;
+    const Block& block = *operand.block;
+    return !operand.write && block.frame.load(std::memory_order_relaxed) == &f && (block.guarded || block.exempt);
   });
   const bool begins = accelerator_ != nullptr && f.depth == 1 && active() && !forked_;
   if (known && !begins) return;
@@ -666,13 +671,16 @@ std::string Engine::describe_guard(const Block* block) const {
 
 std::string Engine::over_budget(uint64_t nbytes) const {
   const Frame& f = frame();
-  uint64_t pinned = 0;
-  for (const auto& entry : f.pinned) pinned += entry.block->memory != nullptr ? entry.block->nbytes : 0;
+  uint64_t pinned = 0, missing = 0;
+  for (const auto& entry : f.pinned) (entry.block->memory != nullptr ? pinned : missing) += entry.block->nbytes;
+  nbytes = std::max(nbytes, missing);  // all operands that are still to come, not only the first of them
+  const uint64_t least = used() + nbytes;
   const std::string op = f.depth > 0 && f.name < op_names_.size() ? "op " + op_names_[f.name] : "an allocation";
   return op + " needs " + mib(nbytes) + " more, holds " + mib(pinned) + " of operands and results, and " +
          mib(used() - pinned) + " beside it can't leave memory now; the budget is " + mib(budget_) +
-         ". Pass memory_budget=" + std::to_string(used() + nbytes) +
-         " or more (the least that this op works with), or make the op smaller, with a smaller batch for example.";
+         ". Pass memory_budget=" + std::to_string(least + least / kSlackShare) +
+         " or more, which is a little above what the op has asked for so far, or make it smaller, with a smaller batch "
+         "for example.";
 }
 
 void Engine::after_fork_in_child() {

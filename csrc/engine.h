@@ -49,7 +49,7 @@ struct Frame {
   int depth = 0;
   bool entered = false;   // the engine counts it among the threads that may pin
   bool training = false;  // this thread's ops are what the trace and the plan are about
-  bool opaque = false;    // an operand hides its storages (sparse, mkldnn)
+  bool opaque = false;    // an operand hides its storages (mkldnn)
   uint32_t name = 0;
   std::vector<Pinned> pinned;
   int64_t logical_begin = 0;

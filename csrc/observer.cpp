@@ -1,9 +1,14 @@
 #include "observer.h"
 
+#include <ATen/NestedTensorImpl.h>
 #include <ATen/SequenceNumber.h>
+#include <ATen/SparseCsrTensorImpl.h>
+#include <ATen/SparseTensorImpl.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/function_schema.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/quantized/QTensorImpl.h>
+#include <ATen/quantized/Quantizer.h>
 #include <ATen/record_function.h>
 #include <torch/csrc/autograd/function.h>
 
@@ -115,12 +120,45 @@ Block* add(std::vector<Operand>& operands, c10::StorageImpl* storage, bool data,
   return block;
 }
 
+void add(std::vector<Operand>& operands, Frame& frame, const at::Tensor& tensor, bool data, bool write);
+
+// The tensors that a sparse one, which has no storage of its own, is made of.
+bool add_parts(std::vector<Operand>& operands, Frame& frame, at::TensorImpl* sparse, bool data, bool write) {
+  if (const auto* coo = dynamic_cast<at::SparseTensorImpl*>(sparse)) {
+    for (const at::Tensor& part : {coo->indices(), coo->values()}) add(operands, frame, part, data, write);
+    return true;
+  }
+  if (const auto* compressed = dynamic_cast<at::SparseCsrTensorImpl*>(sparse)) {
+    for (const at::Tensor& part : {compressed->compressed_indices(), compressed->plain_indices(), compressed->values()}) {
+      add(operands, frame, part, data, write);
+    }
+    return true;
+  }
+  return false;
+}
+
+// What a tensor has beside its storage: scales of each channel, sizes of each component.
+void add_companions(std::vector<Operand>& operands, Frame& frame, const at::Tensor& tensor) {
+  if (tensor.is_quantized()) {
+    const auto quantizer = at::get_qtensorimpl(tensor)->quantizer();
+    if (const auto* channels = dynamic_cast<at::PerChannelAffineQuantizer*>(quantizer.get())) {
+      for (const at::Tensor& part : {channels->scales(), channels->zero_points()}) add(operands, frame, part, true, false);
+    }
+  } else if (const auto* nested = dynamic_cast<at::native::NestedTensorImpl*>(tensor.unsafeGetTensorImpl())) {
+    for (const at::Tensor& part : {nested->get_nested_sizes(), nested->get_nested_strides(), nested->get_storage_offsets()}) {
+      add(operands, frame, part, true, false);
+    }
+  }
+}
+
 void add(std::vector<Operand>& operands, Frame& frame, const at::Tensor& tensor, bool data, bool write) {
   if (!tensor.defined()) return;
   if (!tensor.has_storage()) {
-    frame.opaque = frame.opaque || tensor.layout() != at::kStrided;
+    if (tensor.layout() == at::kStrided) return;
+    if (!add_parts(operands, frame, tensor.unsafeGetTensorImpl(), data, write)) frame.opaque = true;
     return;
   }
+  if (tensor.is_quantized() || tensor.is_nested()) add_companions(operands, frame, tensor);
   Block* block = add(operands, tensor.storage().unsafeGetStorageImpl(), data, write);
   if (block != nullptr) block->note_dtype(tensor.scalar_type());
 }
@@ -304,6 +342,7 @@ void mark_training_thread() {
 
 void enter_module(uint32_t module) {
   mark_training_thread();
+  in_optimizer = false;  // a closure of the step computes, or the step before has ended in an exception
   modules().stack.push_back(module);
   modules().note();
   const bool in_backward = static_cast<bool>(torch::autograd::get_current_node());

@@ -7,6 +7,7 @@ one memory; further models join it. Must not know: how plans are found or how da
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 import weakref
@@ -35,7 +36,7 @@ from teraio.engine.module_hooks import ModuleHooks
 from teraio.engine.participants import Participants, tensors_of
 from teraio.engine.places import Places
 from teraio.engine.progress import Progress
-from teraio.planner import ideal_s, replayed
+from teraio.planner import ideal_s, least_budget, replayed
 from teraio.planner import plan as make_plan
 from teraio.profiler.hardware import (
     HostSpeed,
@@ -65,7 +66,8 @@ _FRAGMENTATION_SHARE = 1 / 16
 MIN_STORAGE_BYTES = 16 << 10
 # A list op gets at most this part of the budget at once.
 _LIST_OP_SHARE = 8
-# The plan keeps this part of the budget free for what differs from iteration to iteration.
+# The plan keeps this part of the budget free for what differs from iteration to iteration, or as
+# much of it as the largest op leaves.
 _PLAN_RESERVE = 0.01
 # Another profile is due when more ops than this part were not foreseen, so many times in a row.
 _DRIFT_SHARE = 0.02
@@ -499,9 +501,21 @@ class Runtime:
 
     def _follow_plan(self, recorded: Recorded) -> None:
         begin = time.perf_counter()
-        budget = int(self._counted_bytes * (1 - _PLAN_RESERVE))
+        least, most = least_budget(recorded.trace), self._counted_bytes
+        budget = max(int(most * (1 - _PLAN_RESERVE)), min(least, most))
         _C.release_free_pages()  # planning takes memory too, and the budget may be all there is
-        plan = make_plan(recorded.trace, replace(self.hardware, budget_bytes=budget), self._options)
+        hardware = replace(self.hardware, budget_bytes=budget)
+        try:
+            plan = make_plan(recorded.trace, hardware, self._options)
+        except errors.BudgetError as error:
+            if least <= most:
+                raise
+            # Of the budget, a part may be set aside from what storages may take.
+            whole = math.ceil(least * self.budget_bytes / most / (1 - _PLAN_RESERVE))
+            raise errors.BudgetError(
+                f"{error}. Pass memory_budget={whole} or more, or make that op smaller, with a "
+                "smaller batch for example."
+            ) from None
         log.info(
             "planned in %.2f s: %d moves, %d results made again, %s to write and %s to read per "
             "iteration, spill space %s; predicted %.3f s per iteration, ideal %.3f s (%.0f %%)",

@@ -32,6 +32,13 @@ def install() -> None:
     _replace(torch.UntypedStorage, "data_ptr", functools.partial(_gives_address, lent=False))
     _replace(torch.UntypedStorage, "__getitem__", _held)
     _replace(torch.UntypedStorage, "__setitem__", functools.partial(_held, written=True))
+    for name in ("is_shared", "_write_file"):
+        _replace(torch.UntypedStorage, name, _held)
+    # From then on its memory is another one, which teraio may not own.
+    for name in ("resize_", "_share_fd_cpu_", "_share_filename_cpu_"):
+        _replace(torch.UntypedStorage, name, functools.partial(_held, written=True))
+    for name in ("_byteswap", "_set_from_file", "fill_"):
+        _replace(torch.UntypedStorage, name, functools.partial(_held, written=True))
     # Copies from its argument (deep copies of tensors do): looks at both addresses first.
     _replace(torch.UntypedStorage, "copy_", functools.partial(_held, written=True))
     _replace(torch.UntypedStorage, "copy_", functools.partial(_held, argument=1))

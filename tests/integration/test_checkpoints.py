@@ -20,6 +20,7 @@ import safetensors.torch
 import torch
 import transformers
 from torch import nn
+from torch.distributed import checkpoint
 
 import teraio
 from teraio.engine.testing import send_away, state
@@ -144,6 +145,14 @@ def test_torch_save_writes_what_torch_load_gives_back(pair: Pair) -> None:
     pair.go_on()
 
 
+def test_the_format_before_zip_files_can_be_written_too(pair: Pair) -> None:
+    file = io.BytesIO()
+    torch.save(pair.ours.model.state_dict(), file, _use_new_zipfile_serialization=False)
+    file.seek(0)
+    assert_same(dict(torch.load(file)), pair.theirs.weights)
+    pair.go_on()
+
+
 def test_a_whole_model_can_be_pickled(pair: Pair) -> None:
     model = torch.load(saved(pair.ours.model), weights_only=False)
     assert_same(dict(model.state_dict()), pair.theirs.weights)
@@ -171,6 +180,32 @@ def test_safetensors_writes_one_file_after_the_other_within_the_budget(
     for number, layer in enumerate(layers):
         read = safetensors.torch.load_file(tmp_path / f"{number}")
         assert torch.equal(read["weight"], layer.weight)
+
+
+def test_save_model_of_safetensors_writes_the_same_weights(tied_pair: Pair, tmp_path: Path) -> None:
+    safetensors.torch.save_model(tied_pair.ours.model, str(tmp_path / "model.safetensors"))
+    loaded = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    for key, value in loaded.items():
+        assert torch.equal(value, tied_pair.theirs.weights[key]), key
+    del loaded
+    safetensors.torch.load_model(tied_pair.ours.model, tmp_path / "model.safetensors")
+    tied_pair.go_on()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:torch.distributed.*")
+def test_a_distributed_checkpoint_can_be_written_and_read(pair: Pair, tmp_path: Path) -> None:
+    model, optimizer = pair.ours.model, pair.ours.optimizer
+    states = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    checkpoint.save(states, checkpoint_id=tmp_path, no_dist=True)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    checkpoint.load(states, checkpoint_id=tmp_path, no_dist=True)  # into the tensors themselves
+    optimizer.load_state_dict(states["optimizer"])
+    assert_same(dict(model.state_dict()), pair.theirs.weights)
+    assert_same(optimizer.state_dict(), pair.theirs.states)
+    del states
+    pair.go_on()
 
 
 def test_save_pretrained_writes_the_same_weights(tied_pair: Pair, tmp_path: Path) -> None:

@@ -179,6 +179,26 @@ def test_a_budget_below_the_largest_op_says_the_least_that_works(spill: str) -> 
     assert digest(model.weight) == weights
 
 
+def test_budgets_that_errors_name_lead_to_one_that_works_in_a_few_tries(spill: str) -> None:
+    def named_by_error(budget: int) -> int | None:
+        training = Training(LLAMA)
+        try:
+            with offloaded(training, budget, spill):
+                training.run(4)
+        except RuntimeError as error:
+            return int(re.findall(r"memory_budget=(\d+)", str(error))[0])
+        assert training.outcome.losses == plain(LLAMA).losses[:4]
+        return None
+
+    budget: int | None = 1 << 20
+    tries = 0
+    while budget is not None:
+        budget = named_by_error(budget)
+        gc.collect()
+        tries += 1
+    assert tries <= 10
+
+
 def test_a_budget_that_not_even_one_parameter_fits_is_refused_at_once(spill: str) -> None:
     model = torch.nn.Linear(1024, 1024)
     with pytest.raises(teraio.BudgetError, match=r"memory_budget=\d+"):
@@ -259,6 +279,44 @@ def test_training_goes_on_after_an_exception_in_the_middle_of_a_backward(spill: 
         run(ours)
     assert ours.outcome.losses == theirs.outcome.losses
     assert digests(ours.model, ours.optimizer) == digests(theirs.model, theirs.optimizer)
+
+
+@pytest.mark.parametrize("make_trouble", [raise_value_error, interrupt])
+@pytest.mark.parametrize("at_step", [1, 4], ids=["profiling", "planned"])
+def test_training_goes_on_after_an_exception_in_the_middle_of_the_optimizers_step(
+    at_step: int, make_trouble: Callable[[], None], spill: str
+) -> None:
+    def run(training: Training) -> None:
+        training.run(at_step)
+        group = training.optimizer.param_groups[0]
+        parameters = group["params"]
+        group["params"] = TroubledList(parameters, make_trouble)
+        with pytest.raises((ValueError, KeyboardInterrupt)):
+            training.step()
+        group["params"] = parameters
+        training.optimizer.zero_grad()
+        training.run(6)
+
+    theirs = Training(LLAMA)
+    run(theirs)
+    with offloaded(Training(LLAMA), half(spill), spill) as ours:
+        run(ours)
+        report = teraio.report(ours.model)
+    assert ours.outcome.losses == theirs.outcome.losses
+    assert digests(ours.model, ours.optimizer) == digests(theirs.model, theirs.optimizer)
+    assert report.steps[-1].drift_ops == 0
+
+
+class TroubledList(list[torch.Tensor]):
+    """Parameters that an optimizer doesn't get to the end of."""
+
+    def __init__(self, items: list[torch.Tensor], make_trouble: Callable[[], None]) -> None:
+        super().__init__(items)
+        self.make_trouble = make_trouble
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        yield from list.__getitem__(self, slice(0, 3))
+        self.make_trouble()
 
 
 # ------------------------------------------------------------ faults of files

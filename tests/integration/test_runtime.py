@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 import teraio
+from teraio import api, runtime
 from teraio.engine.testing import stress
+from tests.integration.training import Case, Training, plain
 
 
 class SlowAtTimes(nn.Module):
@@ -122,3 +124,27 @@ def test_a_step_report_names_the_ops_that_waited_and_for_what(spill: str) -> Non
         assert stall.op <= len(report.trace.ops)
         if stall.waits_for == "data" and stall.storage is not None:
             assert stall.op in report.trace.storages[stall.storage].uses
+
+
+def test_what_a_plan_keeps_free_gives_way_to_the_largest_op(
+    spill: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "_PLAN_RESERVE", 0.99)
+    training = Training(Case("llama"))
+    teraio.offload(training.model, memory_budget=16 << 20, ssd=[spill])
+    training.run(4)
+    report = teraio.report(training.model)
+    assert report.plan is not None
+    teraio.restore(training.model)
+    assert training.outcome.losses == plain(Case("llama")).losses[:4]
+
+
+def test_a_budget_below_the_largest_op_of_the_profile_says_which_one_works(
+    spill: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = Training(Case("llama"))
+    teraio.offload(training.model, memory_budget=16 << 20, ssd=[spill])
+    monkeypatch.setattr(api._runtime, "_counted_bytes", 1 << 20)
+    with pytest.raises(teraio.BudgetError, match=r"op \d+ \(aten::.*memory_budget=\d+"):
+        training.run(2)
+    teraio.restore(training.model)

@@ -56,6 +56,17 @@ def test_a_result_that_is_only_viewed_can_leave(engine: nn.Module) -> None:
     assert [result[-1].item() for result in results] == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_result_that_only_nested_calls_see_can_leave(engine: nn.Module) -> None:
+    """As what cross_entropy saves: the result of the log_softmax that it calls."""
+    logits = torch.randn(512, 512, requires_grad=True)
+    targets = torch.zeros(512, dtype=torch.long)
+    # Each saves 1 MiB, of 8 in all.
+    losses = [nn.functional.cross_entropy(logits * number, targets) for number in range(1, 13)]
+    assert used() <= 8 * MIB
+    sum(losses).backward()  # type: ignore[union-attr]
+    assert logits.grad is not None
+
+
 def test_views_share_one_storage_and_their_making_fetches_nothing(engine: nn.Module) -> None:
     tensor = torch.randn(256, 256)
     view = tensor.t()[3:7]
@@ -171,6 +182,59 @@ def test_code_without_ops_gets_an_error_not_garbage(engine: nn.Module) -> None:
         raw(tensor)
     with teraio.resident(tensor):
         assert raw(tensor)[0] == 1
+
+
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr], ids=str)
+def test_the_parts_of_a_sparse_tensor_move_and_come_back(
+    layout: torch.layout, engine: nn.Module
+) -> None:
+    dense = torch.randn(256, 256).relu()
+    sparse = dense.to_sparse(layout=layout)
+    values = sparse.values()
+    assert send_away(values) == 1
+    assert state(values) == "away"
+    assert torch.equal(sparse.to_dense(), dense)
+    send_away(values)
+    sparse.mul_(2)
+    send_away(values)
+    assert torch.equal(sparse.to_dense(), 2 * dense)
+
+
+def test_an_uncoalesced_sparse_tensor_is_read_where_its_parts_are_away(engine: nn.Module) -> None:
+    dense = torch.randn(256, 256).relu()
+    coo = dense.to_sparse()
+    indices, values = coo.indices().clone(), coo.values().clone()
+    again = torch.sparse_coo_tensor(indices, values, dense.shape)
+    assert send_away(indices, values) == 2
+    assert torch.equal(again.coalesce().to_dense(), dense)
+
+
+def test_a_storage_can_get_another_size(engine: nn.Module) -> None:
+    tensor = torch.randn(64 * KIB)
+    expected = tensor.clone()
+    storage = tensor.untyped_storage()
+    send_away(tensor)
+    storage.resize_(2 * storage.nbytes())
+    assert torch.equal(tensor, expected)
+    send_away(tensor)
+    storage.resize_(0)
+    storage.resize_(expected.nbytes)
+    tensor.copy_(expected)
+    send_away(tensor)
+    assert torch.equal(tensor, expected)
+
+
+def test_memory_that_is_shared_with_other_processes_is_no_longer_teraios(engine: nn.Module) -> None:
+    tensor = torch.randn(64 * KIB)
+    expected = tensor.clone()
+    before = used()
+    send_away(tensor)
+    assert not tensor.is_shared()
+    tensor.share_memory_()
+    assert tensor.is_shared()
+    assert torch.equal(tensor, expected)
+    assert state(tensor) == "foreign"
+    assert used() == before - tensor.nbytes
 
 
 def test_other_threads_reach_everything(engine: nn.Module) -> None:
