@@ -374,6 +374,10 @@ PYBIND11_MODULE(_C, m) {
     follow({std::move(op_names), std::move(modules), std::move(phases), std::move(needs)}, actions, births, uses, persistent,
            std::move(codecs), anchors, bound, again);
   });
+  m.def("expect_moves", [](bool any) {
+    engine().expect_moves(any);
+    observer::mode_changed();
+  });
   m.def("unfollow", [] {
     engine().unfollow();
     observer::mode_changed();

@@ -59,7 +59,7 @@ void Engine::start(std::unique_ptr<SpillSpace> spill, std::unique_ptr<HostTier> 
   stats_ = {};
   stats_.peak_bytes = used();
   iteration_begin_ns_ = now_ns();
-  active_ = true;
+  active_ = expects_moves_ = true;
   closing_ = false;
   mode_changed();
 }
@@ -215,6 +215,14 @@ void Engine::shut(Block* block, c10::StorageImpl* storage) {
   block->guarded = true;
   guard::set_message(*storage, describe_guard(block));
   if (block->pins == 0) guard::close(*storage);
+}
+
+void Engine::let_leave(const std::vector<Operand>& results) {
+  const Lock lock(*this);
+  for (const Operand& result : results) {
+    link(result.block, result.storage);
+    shut(result.block, result.storage);
+  }
 }
 
 void Engine::unpin(Block* block) {
@@ -448,7 +456,7 @@ IterationStats Engine::end_iteration() {
 
 void Engine::mode_changed() {
   watching_ = recording_ || schedule_;
-  wants_results_ = recording_ || (schedule_ && !schedule_->repeats.empty());
+  wants_results_ = watching_ || (active_ && expects_moves_);
   measuring_ = active_ && accelerator_ != nullptr && (recording_ || !schedule_);
 }
 
@@ -506,6 +514,12 @@ void Engine::follow(std::unique_ptr<Schedule> schedule, const std::vector<std::p
 void Engine::unfollow() {
   const Lock lock(*this);
   unfollow_locked();
+  mode_changed();
+}
+
+void Engine::expect_moves(bool any) {
+  const Lock lock(*this);
+  expects_moves_ = any;
   mode_changed();
 }
 

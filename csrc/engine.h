@@ -156,8 +156,10 @@ class Engine {
   template <class PlaceOf>
   void end(Frame& frame, PlaceOf&& place_of);
 
-  // Whether results are looked at: for the recording, or because the plan runs ops again.
+  // Whether results are looked at: they may have to leave before another op uses them.
   bool wants_results() const { return wants_results_.load(std::memory_order_relaxed); }
+  // From now on the results of the frame's op may leave once it has ended.
+  void let_leave(const std::vector<Operand>& results);
   // Whether the plan will run the op that begins again, or the recording wants to know if it could.
   bool wants_recipe(const Frame& frame);
 
@@ -170,6 +172,8 @@ class Engine {
   Recording take_recording();
   void follow(std::unique_ptr<Schedule> schedule, const std::vector<std::pair<int32_t, uint64_t>>& bound);
   void unfollow();
+  // Whether anything may have to leave; not where iterations fit the budget. Then results are not looked at.
+  void expect_moves(bool any);
   void reserve_spill(uint64_t nbytes);
   // Encodes what the plan doesn't know on its way to the spill space; 0: as it is.
   void encode_by_default(CodecNumber codec);
@@ -384,6 +388,7 @@ class Engine {
   uint64_t iteration_ = 1;
   std::atomic<bool> watching_{false};   // ops are recorded or followed
   std::atomic<bool> wants_results_{false};
+  bool expects_moves_ = true;
   std::atomic<bool> measuring_{false};  // what each op needs on the device
   uint32_t last_backward_module_ = kNoModule;
   std::unordered_map<uint64_t, uint32_t> occurrences_;

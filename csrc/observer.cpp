@@ -97,6 +97,7 @@ const OpInfo& info_of(const c10::FunctionSchema& schema) {
 // when an op first has it as an operand or as its result.
 enum class Births { kAllocator, kDevice, kMeta };
 Births births = Births::kAllocator;
+bool with_results = false;  // whether the callback is given the results of ops
 
 // [Note: ops of the meta device]
 // There an op that is one kernel elsewhere may be made of others: Python functions that find out the shapes, with
@@ -246,6 +247,34 @@ void take_recipe(const at::RecordFunction& op, const c10::OperatorHandle& repeat
   }
 }
 
+// [Note: results that autograd keeps]
+// An op that autograd records may make what only its backward reads: a mask, indices, statistics. No other op has
+// that as an operand until then, so it is from the results that its storage is known, and that it may leave. Results
+// of other ops wait for the op that uses them: foreign code may make memory by an op and fill it by itself.
+void let_results_leave(const at::RecordFunction& op, Frame& frame) {
+  static thread_local std::vector<Operand> results;
+  results.clear();
+  bool recorded = false;
+  const auto add_result = [&](const at::Tensor& tensor) {
+    recorded = recorded || (tensor.defined() && tensor.requires_grad());
+    add(results, frame, tensor, false, false);
+  };
+  for (const c10::IValue& value : op.outputs()) {
+    if (value.isTensor()) {
+      add_result(value.toTensor());
+    } else if (value.isTensorList()) {
+      for (const at::Tensor& tensor : value.toTensorVector()) add_result(tensor);
+    }
+  }
+  if (!recorded) return;
+  const auto other = [&frame](const Operand& result) {
+    const Block& block = *result.block;
+    return block.frame.load(std::memory_order_relaxed) != &frame || block.guarded || block.exempt;
+  };
+  results.erase(std::remove_if(results.begin(), results.end(), other), results.end());
+  if (!results.empty()) Engine::instance().let_leave(results);
+}
+
 // The op's result, if the op can be run again and has just made it.
 void note_result(const at::RecordFunction& op, Frame& frame) {
   if (!frame.recipe || op.outputs().size() != 1 || !op.outputs()[0].isTensor()) return;
@@ -293,6 +322,7 @@ void on_end(const at::RecordFunction& op, at::ObserverContext* /*context*/) {
   if (births == Births::kDevice) {
     for (const c10::IValue& value : op.outputs()) note_births(value);
   }
+  if (with_results && births != Births::kMeta) let_results_leave(op, frame);
   if (--frame.depth > 0) return;
   if (Engine::instance().wants_results()) note_result(op, frame);
   if (calls::logging() && Engine::instance().counts(frame)) frame.calls = calls::take_pattern();
@@ -301,7 +331,6 @@ void on_end(const at::RecordFunction& op, at::ObserverContext* /*context*/) {
 
 at::CallbackHandle handle = 0;
 bool enabled = false;
-bool with_results = false;
 
 void add_callback() {
   with_results = births != Births::kAllocator || Engine::instance().wants_results();

@@ -455,6 +455,7 @@ class Runtime:
         self._telemetry.begin()
         self._profiled = self._profile_iterations - iterations
         _C.unfollow()
+        _C.expect_moves(True)
         _C.record(False)
         self._module_hooks.add()
         self._progress.start(self._profiled)
@@ -542,6 +543,7 @@ class Runtime:
             _C.record(self._timed < _TIMED_ITERATIONS)
         else:
             self._module_hooks.remove()  # all fits: nothing to follow
+            _C.expect_moves(False)
         _C.release_free_pages()
 
     def _watch_time(self, step: StepReport) -> None:
