@@ -155,6 +155,10 @@ class Engine {
   // `place` is asked only for ops that count.
   template <class PlaceOf>
   void end(Frame& frame, PlaceOf&& place_of);
+  // The running op gives these to the program: they may leave once it has ended, without having been an operand first.
+  void give(Frame& frame, const std::vector<Operand>& results);
+  // Throws why the operands of the op could not be made resident, if so: BudgetError or SpillError.
+  static void raise_if_failed(const Frame& frame);
 
   // Whether results are looked at: for the recording, or because the plan runs ops again.
   bool wants_results() const { return wants_results_.load(std::memory_order_relaxed); }
@@ -250,7 +254,6 @@ class Engine {
     uint64_t data_bytes;
   };
 
-  static void raise_if_failed(const Frame& frame);
   void enter(Frame& frame);
   void pin(Frame& frame, const Operand& operand);
   void open(Block* block, c10::StorageImpl* storage);

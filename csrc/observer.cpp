@@ -261,6 +261,12 @@ void on_end(const at::RecordFunction& op, at::ObserverContext* /*context*/) {
   Engine::instance().end(frame, place_of_op);
 }
 
+thread_local int graph_depth = 0;
+
+void leave(Frame& frame) {
+  if (--frame.depth == 0) Engine::instance().end(frame, place_of_op);
+}
+
 at::CallbackHandle handle = 0;
 bool enabled = false;
 bool with_results = false;
@@ -296,6 +302,39 @@ void disable() {
   enabled = false;
   births = Births::kAllocator;
 }
+
+void begin_graph(const std::string& name, const std::vector<GraphInput>& inputs) {
+  Frame& frame = Engine::frame();
+  if (frame.depth++ == 0) {
+    frame.name = Engine::instance().intern(name);
+    if (!frame.training && torch::autograd::get_current_node()) frame.training = true;
+  }
+  std::vector<Operand> operands;
+  for (const GraphInput& input : inputs) add(operands, frame, *input.tensor, true, input.written);
+  Engine::instance().begin(frame, operands);
+  try {
+    Engine::raise_if_failed(frame);
+  } catch (...) {
+    leave(frame);
+    throw;
+  }
+  ++graph_depth;
+}
+
+void end_graph(const std::vector<const at::Tensor*>& results, bool reuses_inputs) {
+  Frame& frame = Engine::frame();
+  std::vector<Operand> given;
+  for (const at::Tensor* result : results) add(given, frame, *result, true, false);
+  for (const Frame::Pinned& pinned : frame.pinned) {
+    if (!reuses_inputs || pinned.born) continue;
+    for (Operand& result : given) result.write = result.write || result.block == pinned.block;
+  }
+  Engine::instance().give(frame, given);
+  --graph_depth;
+  leave(frame);
+}
+
+bool in_graph() { return graph_depth > 0; }
 
 void mark_training_thread() {
   Engine::frame().training = true;

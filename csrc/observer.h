@@ -2,7 +2,11 @@
 // In: PyTorch's dispatcher calling. Out: frames with operands for the engine, and where in the program they are.
 // Must not know: memory, I/O, plans.
 #pragma once
+#include <ATen/core/Tensor.h>
+
 #include <cstdint>
+#include <string>
+#include <vector>
 
 namespace teraio::observer {
 
@@ -11,6 +15,22 @@ void enable(bool meta = false);
 void disable();
 // The engine has begun or ended to want results of ops; call it whenever it records or follows a plan, or no longer.
 void mode_changed();
+
+// [Note: compiled graphs]
+// What torch.compile makes of a graph runs fused kernels that the dispatcher never sees. So whoever calls such a graph
+// says when it begins and ends, and one call counts as one op: the tensors it gets are operands, nested ops are part of
+// it, and what it makes is there until it ends. A graph may give up operands before its end, while they are pinned.
+struct GraphInput {
+  const at::Tensor* tensor;
+  bool written;
+};
+// An op of this name begins on this thread. Throws, with no op begun, if it can't have its inputs.
+void begin_graph(const std::string& name, const std::vector<GraphInput>& inputs);
+// It ends with these results, or with none if it failed. `reuses_inputs`: a result on the storage of an input has other
+// data than the input had.
+void end_graph(const std::vector<const at::Tensor*>& results, bool reuses_inputs);
+// Whether this thread runs a compiled graph.
+bool in_graph();
 
 // This thread's ops belong to training (a forward or optimizer hook ran on it).
 void mark_training_thread();

@@ -27,6 +27,7 @@ from teraio import errors, status
 from teraio.engine import list_ops, raw_access, schedule
 from teraio.engine.accelerator import accelerator_for
 from teraio.engine.backward_step import BackwardStep
+from teraio.engine.compiled_graphs import CompiledGraphs
 from teraio.engine.compression import Compression
 from teraio.engine.encoded_path import EncodedPath
 from teraio.engine.foreign import own_memory
@@ -129,6 +130,7 @@ class Runtime:
         self._closing: weakref.ref[torch.optim.Optimizer] | None = None
         self._live_at_start: list[tuple[int, int, bool]] = []
         self._module_hooks = ModuleHooks(self._module_ids)
+        self._compiled = CompiledGraphs()
         self._progress = Progress(profile_iterations)
         self._status = status.StatusFile()
         self._started_s = time.time()
@@ -176,6 +178,7 @@ class Runtime:
         )
         raw_access.install()
         list_ops.install(budget_bytes // _LIST_OP_SHARE)
+        self._compiled.install()
         self._optimizer_hooks = [
             register_optimizer_step_pre_hook(self._before_step),
             register_optimizer_step_post_hook(self._after_step),
@@ -319,6 +322,7 @@ class Runtime:
         self._module_hooks.remove()
         if self._backward_step is not None:
             self._backward_step.close()
+        self._compiled.uninstall()
         list_ops.uninstall()
         raw_access.uninstall()
         self._status.close()
@@ -490,7 +494,7 @@ class Runtime:
         self.phase = "run"
         self._progress.stop()
         if self._on_trace is not None:
-            self._module_hooks.remove()
+            self._places_are_known()
             self._on_trace()
             return
         self._timed = 0
@@ -527,8 +531,13 @@ class Runtime:
             schedule.follow(planned, plan, recorded.blocks, recorded.births, self._places, codecs)
             _C.record(self._timed < _TIMED_ITERATIONS)
         else:
-            self._module_hooks.remove()  # all fits: nothing to follow
+            self._places_are_known()  # all fits: nothing to follow
         _C.release_free_pages()
+
+    def _places_are_known(self) -> None:
+        # What was compiled with hooks would be compiled anew without them.
+        if not self._compiled.any_called:
+            self._module_hooks.remove()
 
     def _watch_time(self, step: StepReport) -> None:
         recorded = self.recorded

@@ -38,6 +38,8 @@ def uninstall() -> None:
 def _in_parts(op: Callable[..., Any], limit_bytes: int) -> Callable[..., Any]:
     @functools.wraps(op)
     def run(*args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return op(*args, **kwargs)
         values = [*args, *kwargs.values()]
         lists = [value for value in values if _is_tensor_list(value)]
         count = len(lists[0]) if lists else 0

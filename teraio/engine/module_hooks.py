@@ -40,6 +40,8 @@ class ModuleHooks:
         numbers, enter = self._numbers, _C.enter_module
 
         def hook(module: torch.nn.Module, _args: Any) -> None:
+            if torch.compiler.is_compiling():
+                return
             number = numbers.get(id(module))
             if number is not None:
                 enter(number)
@@ -50,6 +52,8 @@ class ModuleHooks:
         numbers, leave = self._numbers, _C.exit_module
 
         def hook(module: torch.nn.Module, _args: Any, _result: Any) -> None:
+            if torch.compiler.is_compiling():
+                return
             if id(module) in numbers:
                 leave()
 

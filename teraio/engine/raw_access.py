@@ -108,6 +108,8 @@ def _gives_address(original: Callable[..., Any], *, lent: bool) -> Callable[...,
     """
 
     def method(self: Any) -> Any:
+        if _C.in_graph():  # its kernels get addresses of what is pinned for it
+            return original(self)
         _C.publish(self, lent and not _borrowing.get())
         hold = _C.Hold(self, False)
         try:
