@@ -122,14 +122,15 @@ void stop(const std::optional<py::function>& before_memory_goes) {
 }
 
 // `inputs` may hold anything; the tensors among them are operands. The list may be emptied while the graph runs.
-void begin_graph(const std::string& name, const py::sequence& inputs, const std::vector<size_t>& written) {
+void begin_graph(const std::string& name, uint8_t kind, uint32_t module, const py::sequence& inputs,
+                 const std::vector<size_t>& written) {
   std::vector<observer::GraphInput> tensors;
   for (size_t i = 0; i < inputs.size(); ++i) {
     PyObject* input = py::object(inputs[i]).ptr();
     const bool writes = std::find(written.begin(), written.end(), i) != written.end();
     if (THPVariable_Check(input)) tensors.push_back({&THPVariable_Unpack(input), writes});
   }
-  observer::begin_graph(name, tensors);
+  observer::begin_graph(name, static_cast<observer::GraphKind>(kind), module, tensors);
 }
 
 void end_graph(const py::sequence& results, bool reuses_inputs) {
@@ -338,6 +339,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("adopt", &adopt);
   m.def("block_id", [](const py::handle& object) {
     return with_block(object, uint64_t{0}, [](Block* block, c10::StorageImpl*) { return block->id; });
+  });
+  m.def("name", [](const py::handle& object) {
+    return with_block(object, std::string(), [](Block* block, c10::StorageImpl*) { return block->name; });
   });
   m.def("state", [](const py::handle& object) -> std::string {
     return with_block(object, "foreign", [](Block* block, c10::StorageImpl*) {

@@ -24,8 +24,12 @@ struct GraphInput {
   const at::Tensor* tensor;
   bool written;
 };
-// An op of this name begins on this thread. Throws, with no op begun, if it can't have its inputs.
-void begin_graph(const std::string& name, const std::vector<GraphInput>& inputs);
+// A graph of this name begins on this thread. Hooks of modules are not called within what is compiled, so `module` is
+// where it belongs, kNoModule if only the modules that run say so. Throws, with no op begun, if it can't have its
+// inputs.
+constexpr uint32_t kNoModule = ~uint32_t{0};
+enum class GraphKind : uint8_t { kForward, kBackward, kInference };
+void begin_graph(const std::string& name, GraphKind kind, uint32_t module, const std::vector<GraphInput>& inputs);
 // It ends with these results, or with none if it failed. `reuses_inputs`: a result on the storage of an input has other
 // data than the input had.
 void end_graph(const std::vector<const at::Tensor*>& results, bool reuses_inputs);
@@ -35,7 +39,7 @@ bool in_graph();
 // This thread's ops belong to training (a forward or optimizer hook ran on it).
 void mark_training_thread();
 void enter_module(uint32_t module);
-void exit_module();
+void exit_module(uint32_t module);
 void begin_optimizer();
 void end_optimizer();
 // Forgets what backward ops belong to which module; at the end of an iteration.

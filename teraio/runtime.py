@@ -27,7 +27,7 @@ from teraio import errors, status
 from teraio.engine import list_ops, raw_access, schedule
 from teraio.engine.accelerator import accelerator_for
 from teraio.engine.backward_step import BackwardStep
-from teraio.engine.compiled_graphs import CompiledGraphs
+from teraio.engine.compiled_graphs import CompiledGraphs, explained
 from teraio.engine.compression import Compression
 from teraio.engine.encoded_path import EncodedPath
 from teraio.engine.foreign import own_memory
@@ -125,12 +125,13 @@ class Runtime:
         self._places = Places()
         self._participants = Participants()
         self._module_ids: dict[int, int] = {}
+        self._module_paths: dict[str, int] = {}  # as names of parameters begin
         self._strangers = 0  # steps of optimizers that have nothing of the models
         self._backward_step: BackwardStep | None = None
         self._closing: weakref.ref[torch.optim.Optimizer] | None = None
         self._live_at_start: list[tuple[int, int, bool]] = []
         self._module_hooks = ModuleHooks(self._module_ids)
-        self._compiled = CompiledGraphs()
+        self._compiled = CompiledGraphs(self._module_paths)
         self._progress = Progress(profile_iterations)
         self._status = status.StatusFile()
         self._started_s = time.time()
@@ -230,9 +231,9 @@ class Runtime:
         if stored is not None or lacks_data(model) or (to_device and is_elsewhere(model, device)):
             materialize(model, device, stored, lambda new, name: self._adopt({prefix + name: new}))
         for name, module in model.named_modules():
-            self._module_ids[id(module)] = self._places.add_module(
-                prefix + (name or _root_name(model))
-            )
+            number = self._places.add_module(prefix + (name or _root_name(model)))
+            self._module_ids[id(module)] = number
+            self._module_paths[(prefix + name).rstrip(".")] = number
         names = self._participants.name_parameters(model, prefix)
         if optimizer_in_backward:
             self._backward_step = self._backward_step or BackwardStep()
@@ -361,6 +362,8 @@ class Runtime:
         yield
         self._end_iteration()
 
+    # A step may be compiled, but not these. (What it takes, optimizers have loaded already.)
+    @torch._disable_dynamo
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         participants = self._participants
         if not participants.trains(optimizer):
@@ -375,6 +378,7 @@ class Runtime:
         if self.phase == "profile":
             participants.note_gradients(optimizer, used)
 
+    @torch._disable_dynamo
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if not self._participants.trains(optimizer):
             return
@@ -505,7 +509,9 @@ class Runtime:
         begin = time.perf_counter()
         budget = int(self._counted_bytes * (1 - _PLAN_RESERVE))
         _C.release_free_pages()  # planning takes memory too, and the budget may be all there is
-        plan = make_plan(recorded.trace, replace(self.hardware, budget_bytes=budget), self._options)
+        target = replace(self.hardware, budget_bytes=budget)
+        with explained():
+            plan = make_plan(recorded.trace, target, self._options)
         log.info(
             "planned in %.2f s: %d moves, %d results made again, %s to write and %s to read per "
             "iteration, spill space %s; predicted %.3f s per iteration, ideal %.3f s (%.0f %%)",

@@ -13,23 +13,30 @@ import importlib.util
 import itertools
 import sys
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+import torch
+
 import teraio._C as _C
+from teraio.engine.places import NO_MODULE
 from teraio.errors import BudgetError, ConfigurationError
 
+# The native enum GraphKind.
+_FORWARD, _BACKWARD, _INFERENCE = range(3)
+_KINDS = ("forward", "backward", "inference")
 _REMEDY = (
-    "All that a compiled graph uses must be in memory at once: compile smaller parts, each layer by "
-    "itself (`for layer in model.layers: layer.compile()`)."
+    "All that a compiled graph uses must be in memory at once: compile smaller parts, each layer "
+    "by itself (`for layer in model.layers: layer.compile()`)."
 )
 _NO_CUDA_GRAPHS = (
-    'torch.compile(mode="reduce-overhead") and "max-autotune" run CUDA graphs, which use the memory '
-    "that tensors had as they were captured, and teraio moves tensors. Compile with mode="
-    '"default" or "max-autotune-no-cudagraphs".'
+    'torch.compile(mode="reduce-overhead") and mode="max-autotune" run CUDA graphs, which go on '
+    "using the memory that tensors had as they were captured, but teraio moves tensors. Compile "
+    'with mode="default" or mode="max-autotune-no-cudagraphs".'
 )
 
 
@@ -39,8 +46,10 @@ class CompiledGraphs:
     Nothing of the compiler is loaded by it: a program that never compiles pays nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, modules: Mapping[str, int]) -> None:
+        """``modules`` are their numbers by what names of their parameters begin with."""
         self.any_called = False
+        self._modules = modules
         self._names: dict[int, str] = {}  # by id()
         self._numbers = itertools.count()
         self._originals: list[tuple[type, str, Any]] = []
@@ -81,17 +90,17 @@ class CompiledGraphs:
     def _call(self, original: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
         def call(graph: Any, inputs: Sequence[Any]) -> Any:
             self.any_called = True
+            kind, written = _kind(graph), list(graph.mutated_input_idxs)
+            # A backward graph may take over the memory of activations that nobody needs any more;
+            # inductor doesn't count these among the inputs that it mutates.
+            reuses_inputs = kind == _BACKWARD
             results: Sequence[Any] = ()
-            try:
-                _C.begin_graph(self._name(graph), inputs, list(graph.mutated_input_idxs))
+            with explained():
+                _C.begin_graph(self._name(graph), kind, self._module(inputs), inputs, written)
                 try:
                     results = original(graph, inputs)
                 finally:
-                    # A backward graph may take over the memory of activations that nobody needs
-                    # any more, which inductor does not count among the inputs that it mutates.
-                    _C.end_graph(results, _is_backward(graph))
-            except BudgetError as error:
-                raise BudgetError(f"{error} {_REMEDY}") from error
+                    _C.end_graph(results, reuses_inputs)
             return results
 
         return call
@@ -106,20 +115,39 @@ class CompiledGraphs:
         key = id(graph)
         name = self._names.get(key)
         if name is None:
-            name = f"compiled::{_kind(graph)}_{next(self._numbers)}"
+            name = f"compiled::{_KINDS[_kind(graph)]}_{next(self._numbers)}"
             self._names[key] = name
             weakref.finalize(graph, self._names.pop, key, None).atexit = False
         return name
 
+    def _module(self, inputs: Sequence[Any]) -> int:
+        """The number of the innermost module that has all parameters among the inputs."""
+        names = (_C.name(value) for value in inputs if isinstance(value, torch.Tensor))
+        paths = [name.partition(":")[0].split(".")[:-1] for name in names if name]
+        if not paths:
+            return NO_MODULE
+        # What the first and the last in order have in common, those between have as well.
+        pairs = zip(min(paths), max(paths), strict=False)
+        shared = itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)
+        return self._modules.get(".".join(part for part, _ in shared), NO_MODULE)
 
-def _is_backward(graph: Any) -> bool:
-    return bool(graph.fx_kwargs.get("is_backward", True))
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """A BudgetError of a compiled graph says what can be done about it."""
+    try:
+        yield
+    except BudgetError as error:
+        if "compiled::" not in str(error):
+            raise
+        raise BudgetError(f"{str(error).rstrip('.')}. {_REMEDY}") from error
 
 
-def _kind(graph: Any) -> str:
-    if _is_backward(graph):
-        return "backward"
-    return "inference" if graph.fx_kwargs.get("is_inference") else "forward"
+def _kind(graph: Any) -> int:
+    kinds = graph.fx_kwargs
+    if kinds.get("is_backward", True):  # what may be one is treated as one
+        return _BACKWARD
+    return _INFERENCE if kinds.get("is_inference") else _FORWARD
 
 
 class _WhenLoaded(MetaPathFinder):

@@ -6,6 +6,7 @@ traces.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,6 +26,10 @@ class ModuleHooks:
     def add(self) -> None:
         """From now on the observer knows; nothing changes if it does already."""
         if not self._hooks:
+            # Dynamo's warning; what torch.compile wraps around a module has no number here.
+            warnings.filterwarnings(
+                "ignore", r"Using `torch\.compile\(module\)` when there are global"
+            )
             self._hooks = [
                 register_module_forward_pre_hook(self._enter_hook()),
                 register_module_forward_hook(self._exit_hook(), always_call=True),
@@ -35,6 +40,9 @@ class ModuleHooks:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+
+    # In what is compiled, the compiler would call them as it compiles: the graph itself tells then
+    # where it belongs (see compiled_graphs.py).
 
     def _enter_hook(self) -> Callable[[torch.nn.Module, Any], None]:
         numbers, enter = self._numbers, _C.enter_module
@@ -54,7 +62,8 @@ class ModuleHooks:
         def hook(module: torch.nn.Module, _args: Any, _result: Any) -> None:
             if torch.compiler.is_compiling():
                 return
-            if id(module) in numbers:
-                leave()
+            number = numbers.get(id(module))
+            if number is not None:
+                leave(number)
 
         return hook
