@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch._compile import _disable_dynamo
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
@@ -363,7 +364,7 @@ class Runtime:
         self._end_iteration()
 
     # A step may be compiled, but not these. (What it takes, optimizers have loaded already.)
-    @torch._disable_dynamo
+    @_disable_dynamo
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         participants = self._participants
         if not participants.trains(optimizer):
@@ -378,7 +379,7 @@ class Runtime:
         if self.phase == "profile":
             participants.note_gradients(optimizer, used)
 
-    @torch._disable_dynamo
+    @_disable_dynamo
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if not self._participants.trains(optimizer):
             return

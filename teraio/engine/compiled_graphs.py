@@ -9,14 +9,11 @@ announced. Must not know: plans, budgets.
 from __future__ import annotations
 
 import functools
-import importlib.util
 import itertools
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
@@ -24,6 +21,7 @@ import torch
 
 import teraio._C as _C
 from teraio.engine.places import NO_MODULE
+from teraio.engine.when_loaded import WhenLoaded
 from teraio.errors import BudgetError, ConfigurationError
 
 # The native enum GraphKind.
@@ -53,7 +51,7 @@ class CompiledGraphs:
         self._names: dict[int, str] = {}  # by id()
         self._numbers = itertools.count()
         self._originals: list[tuple[type, str, Any]] = []
-        self._awaited: list[_WhenLoaded] = []
+        self._awaited: list[WhenLoaded] = []
 
     def install(self) -> None:
         """Every call from now on counts, of graphs compiled before as well."""
@@ -82,10 +80,15 @@ class CompiledGraphs:
             self._originals.append((cls, method, original))
             setattr(cls, method, functools.wraps(original)(wrapper(original)))
 
+        @contextmanager
+        def replace_after(loaded: ModuleType) -> Iterator[None]:
+            yield
+            replace(loaded)
+
         if module in sys.modules:
             replace(sys.modules[module])
         else:
-            self._awaited.append(_WhenLoaded(module, replace))
+            self._awaited.append(WhenLoaded(module, replace_after))
 
     def _call(self, original: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
         def call(graph: Any, inputs: Sequence[Any]) -> Any:
@@ -148,36 +151,3 @@ def _kind(graph: Any) -> int:
     if kinds.get("is_backward", True):  # what may be one is treated as one
         return _BACKWARD
     return _INFERENCE if kinds.get("is_inference") else _FORWARD
-
-
-class _WhenLoaded(MetaPathFinder):
-    """Calls ``action`` with a module once the program has loaded it."""
-
-    def __init__(self, module: str, action: Callable[[ModuleType], None]) -> None:
-        self._module = module
-        self._action = action
-        sys.meta_path.insert(0, self)
-
-    def give_up(self) -> None:
-        """Forget about it; does nothing once the module is loaded."""
-        if self in sys.meta_path:
-            sys.meta_path.remove(self)
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        """Python's question where a module is: others know, and this one comes after them."""
-        if fullname != self._module:
-            return None
-        self.give_up()
-        spec = importlib.util.find_spec(fullname)
-        if spec is None or spec.loader is None:
-            return spec
-        load = spec.loader.exec_module
-
-        def load_and_tell(module: ModuleType) -> None:
-            load(module)
-            self._action(module)
-
-        spec.loader.exec_module = load_and_tell  # type: ignore[method-assign]
-        return spec

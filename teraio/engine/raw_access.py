@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
+from torch._compile import _disable_dynamo
 
 import teraio._C as _C
 
@@ -57,7 +58,9 @@ def uninstall() -> None:
 def _replace(owner: Any, name: str, wrapper: Callable[..., Callable[..., Any]]) -> None:
     original = getattr(owner, name)
     _originals.append((owner, name, owner.__dict__.get(name)))
-    setattr(owner, name, functools.wraps(original)(wrapper(original)))
+    # Dynamo must not compile the wrapper. (What keeps it off, optimizers have loaded already.)
+    method = _disable_dynamo(wrapper(original))
+    setattr(owner, name, functools.wraps(original)(method))
 
 
 def _held(
