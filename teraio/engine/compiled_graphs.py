@@ -93,7 +93,8 @@ class CompiledGraphs:
     def _call(self, original: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
         def call(graph: Any, inputs: Sequence[Any]) -> Any:
             self.any_called = True
-            kind, written = _kind(graph), list(graph.mutated_input_idxs)
+            kind = _kind(graph)
+            written = list(getattr(graph, "mutated_input_idxs", range(len(inputs))))
             # A backward graph may take over the memory of activations that nobody needs any more;
             # inductor doesn't count these among the inputs that it mutates.
             reuses_inputs = kind == _BACKWARD
@@ -147,7 +148,7 @@ def explained() -> Iterator[None]:
 
 
 def _kind(graph: Any) -> int:
-    kinds = graph.fx_kwargs
+    kinds = getattr(graph, "fx_kwargs", {})
     if kinds.get("is_backward", True):  # what may be one is treated as one
         return _BACKWARD
     return _INFERENCE if kinds.get("is_inference") else _FORWARD

@@ -151,10 +151,10 @@ def test_a_compiled_model_trains_equally_under_a_budget_by_a_plan(
 
 
 class Block(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.up = nn.Linear(128, 256)
-        self.down = nn.Linear(256, 128)
+        self.up = nn.Linear(width, 2 * width)
+        self.down = nn.Linear(2 * width, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + self.down(torch.relu(self.up(x)))
@@ -170,10 +170,11 @@ class BreakingBlock(Block):
 class Blocks(nn.Module):
     """Four blocks. (Of an ``nn.Sequential``, dynamo makes a graph for each child.)"""
 
-    def __init__(self, block: type[Block] = Block) -> None:
+    def __init__(self, block: type[Block] = Block, width: int = 128) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.blocks = nn.ModuleList(block() for _ in range(4))
+        self.width = width
+        self.blocks = nn.ModuleList(block(width) for _ in range(4))
         self.optimizer = torch.optim.AdamW(self.parameters(), lr=1e-2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -187,7 +188,7 @@ def train(model: Blocks, call: Callable[[torch.Tensor], torch.Tensor], steps: in
     data = torch.Generator().manual_seed(1)
     losses = []
     for _ in range(steps):
-        loss = call(torch.randn(32, 128, generator=data)).square().mean()
+        loss = call(torch.randn(32, model.width, generator=data)).square().mean()
         loss.backward()
         model.optimizer.step()
         model.optimizer.zero_grad()
