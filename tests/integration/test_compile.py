@@ -121,7 +121,6 @@ def unlimited_peak(program: Program, spill: str) -> int:
         (Program("llama", "model"), False),
         (Program("llama", "layers"), False),
         (Program("llama", "layers"), True),
-        (Program("gpt2", "model", frozenset({"dropout"})), True),
         (Program("gpt2", "layers", frozenset({"dropout", "evaluate", "last_batch"})), False),
         (Program("gpt2", "layers", frozenset({"autocast", "checkpointing", "clip"})), False),
     ],
