@@ -7,6 +7,7 @@
 
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <memory>
 #include <string>
 #include <unordered_map>
@@ -118,6 +119,26 @@ void stop(const std::optional<py::function>& before_memory_goes) {
     const py::gil_scoped_acquire gil;
     if (before_memory_goes) (*before_memory_goes)();
   });
+}
+
+// `inputs` may hold anything; the tensors among them are operands. The list may be emptied while the graph runs.
+void begin_graph(const std::string& name, uint8_t kind, uint32_t module, const py::sequence& inputs,
+                 const std::vector<size_t>& written) {
+  std::vector<observer::GraphInput> tensors;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    PyObject* input = py::object(inputs[i]).ptr();
+    const bool writes = std::find(written.begin(), written.end(), i) != written.end();
+    if (THPVariable_Check(input)) tensors.push_back({&THPVariable_Unpack(input), writes});
+  }
+  observer::begin_graph(name, static_cast<observer::GraphKind>(kind), module, tensors);
+}
+
+void end_graph(const py::sequence& results, bool reuses_inputs) {
+  std::vector<const at::Tensor*> tensors;
+  for (const py::handle result : results) {
+    if (THPVariable_Check(result.ptr())) tensors.push_back(&THPVariable_Unpack(result.ptr()));
+  }
+  observer::end_graph(tensors, reuses_inputs);
 }
 
 bool adopt(const py::handle& object, std::string name) {
@@ -319,6 +340,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("block_id", [](const py::handle& object) {
     return with_block(object, uint64_t{0}, [](Block* block, c10::StorageImpl*) { return block->id; });
   });
+  m.def("name", [](const py::handle& object) {
+    return with_block(object, std::string(), [](Block* block, c10::StorageImpl*) { return block->name; });
+  });
   m.def("state", [](const py::handle& object) -> std::string {
     return with_block(object, "foreign", [](Block* block, c10::StorageImpl*) {
       return state_name(engine().state_of(block));
@@ -353,6 +377,9 @@ PYBIND11_MODULE(_C, m) {
     return result;
   });
 
+  m.def("begin_graph", &begin_graph);
+  m.def("end_graph", &end_graph);
+  m.def("in_graph", &observer::in_graph);
   m.def("mark_training_thread", &observer::mark_training_thread);
   m.def("enter_module", &observer::enter_module);
   m.def("exit_module", &observer::exit_module);

@@ -217,14 +217,6 @@ void Engine::shut(Block* block, c10::StorageImpl* storage) {
   if (block->pins == 0) guard::close(*storage);
 }
 
-void Engine::let_leave(const std::vector<Operand>& results) {
-  const Lock lock(*this);
-  for (const Operand& result : results) {
-    link(result.block, result.storage);
-    shut(result.block, result.storage);
-  }
-}
-
 void Engine::unpin(Block* block) {
   --block->pins;
   block->frame = nullptr;
@@ -322,6 +314,15 @@ void Engine::make_resident(Frame& f, Lock& lock) {
   }
 }
 
+void Engine::give(Frame& f, const std::vector<Operand>& results) {
+  const Lock lock(*this);
+  for (const Operand& result : results) {
+    link(result.block, result.storage);
+    if (result.write) pin(f, result);
+    shut(result.block, result.storage);
+  }
+}
+
 bool Engine::counts(const Frame& f) const { return f.training && !f.apart && watching_ && !f.pinned.empty(); }
 
 void Engine::end_op(Frame& f, const std::optional<Place>& place) {
@@ -363,7 +364,7 @@ void Engine::count_use(Frame& f, const Place& place) {
     const auto op = static_cast<uint32_t>(recording_->ops.size());
     int64_t born = 0;
     for (const auto& pinned : f.pinned) {
-      if (pinned.block->dead) continue;
+      if (pinned.block->dead && pinned.born) continue;  // it came and went within the op
       if (pinned.born) {
         born += static_cast<int64_t>(pinned.block->nbytes);
         recording_->births.push_back({pinned.block->id, pinned.block->nbytes, op});
@@ -456,6 +457,7 @@ IterationStats Engine::end_iteration() {
 
 void Engine::mode_changed() {
   watching_ = recording_ || schedule_;
+  wants_recipes_ = recording_ || (schedule_ && !schedule_->repeats.empty());
   wants_results_ = watching_ || (active_ && expects_moves_);
   measuring_ = active_ && accelerator_ != nullptr && (recording_ || !schedule_);
 }

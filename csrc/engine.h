@@ -155,11 +155,13 @@ class Engine {
   // `place` is asked only for ops that count.
   template <class PlaceOf>
   void end(Frame& frame, PlaceOf&& place_of);
+  // The running op gives these to the program: they may leave once it has ended, without having been an operand first.
+  void give(Frame& frame, const std::vector<Operand>& results);
+  // Throws why the operands of the op could not be made resident, if so: BudgetError or SpillError.
+  static void raise_if_failed(const Frame& frame);
 
   // Whether results are looked at: they may have to leave before another op uses them.
   bool wants_results() const { return wants_results_.load(std::memory_order_relaxed); }
-  // From now on the results of the frame's op may leave once it has ended.
-  void let_leave(const std::vector<Operand>& results);
   // Whether the plan will run the op that begins again, or the recording wants to know if it could.
   bool wants_recipe(const Frame& frame);
 
@@ -254,7 +256,6 @@ class Engine {
     uint64_t data_bytes;
   };
 
-  static void raise_if_failed(const Frame& frame);
   void enter(Frame& frame);
   void pin(Frame& frame, const Operand& operand);
   void open(Block* block, c10::StorageImpl* storage);
@@ -388,6 +389,7 @@ class Engine {
   uint64_t iteration_ = 1;
   std::atomic<bool> watching_{false};   // ops are recorded or followed
   std::atomic<bool> wants_results_{false};
+  std::atomic<bool> wants_recipes_{false};
   bool expects_moves_ = true;
   std::atomic<bool> measuring_{false};  // what each op needs on the device
   uint32_t last_backward_module_ = kNoModule;

@@ -47,7 +47,7 @@ Engine::OwnFrame::OwnFrame() : outer_(own_frame) {
 Engine::OwnFrame::~OwnFrame() { own_frame = outer_; }
 
 bool Engine::wants_recipe(const Frame& f) {
-  if (!wants_results() || !f.training || f.apart) return false;
+  if (!wants_recipes_.load(std::memory_order_relaxed) || !f.training || f.apart) return false;
   const Lock lock(*this);
   return recording_ || (schedule_ && schedule_->repeats_next(f.name));
 }

@@ -41,8 +41,6 @@ template struct Reach<&at::RecordFunction::fn_>;
 namespace teraio::observer {
 namespace {
 
-constexpr uint32_t kNoModule = ~uint32_t{0};
-
 // What an operator's schema says about its operands.
 struct OpInfo {
   const c10::Argument* arguments = nullptr;
@@ -222,14 +220,26 @@ std::atomic<ModuleMap*> forward_modules{nullptr};
 // A step runs on one thread; in the backward pass others may compute meanwhile.
 thread_local bool in_optimizer = false;
 
+thread_local int graph_depth = 0;
+thread_local uint32_t graph_module = kNoModule;  // that the running graph belongs to
+
 Place place_of_op() {
   if (in_optimizer) return {Phase::kOptimizer, kNoModule};
   if (const auto node = torch::autograd::get_current_node()) {
+    if (graph_module != kNoModule) return {Phase::kBackward, graph_module};
     const ModuleMap* map = forward_modules.load();
     return {Phase::kBackward, map == nullptr ? kNoModule : map->module_of(node->sequence_nr())};
   }
+  if (graph_module != kNoModule) return {Phase::kForward, graph_module};
   const auto& stack = modules().stack;
   return stack.empty() ? Place{Phase::kOther, kNoModule} : Place{Phase::kForward, stack.back()};
+}
+
+// A module begins here, which is a place to be found again.
+void note_module(uint32_t module, bool with_grad) {
+  const bool in_backward = static_cast<bool>(torch::autograd::get_current_node());
+  const AnchorKind kind = in_backward ? kRecomputeAnchor : with_grad ? kForwardAnchor : kNoGradAnchor;
+  Engine::instance().anchor(anchor_key(kind, module));
 }
 
 void end_kernel(const at::RecordFunction& op, const c10::FunctionSchema& schema) {
@@ -272,7 +282,7 @@ void let_results_leave(const at::RecordFunction& op, Frame& frame) {
     return block.frame.load(std::memory_order_relaxed) != &frame || block.guarded || block.exempt;
   };
   results.erase(std::remove_if(results.begin(), results.end(), other), results.end());
-  if (!results.empty()) Engine::instance().let_leave(results);
+  if (!results.empty()) Engine::instance().give(frame, results);
 }
 
 // The op's result, if the op can be run again and has just made it.
@@ -329,6 +339,12 @@ void on_end(const at::RecordFunction& op, at::ObserverContext* /*context*/) {
   Engine::instance().end(frame, place_of_op);
 }
 
+void leave(Frame& frame) {
+  if (--frame.depth > 0) return;
+  Engine::instance().end(frame, place_of_op);
+  graph_module = kNoModule;
+}
+
 at::CallbackHandle handle = 0;
 bool enabled = false;
 
@@ -364,6 +380,46 @@ void disable() {
   births = Births::kAllocator;
 }
 
+void begin_graph(const std::string& name, GraphKind kind, uint32_t module, const std::vector<GraphInput>& inputs) {
+  Frame& frame = Engine::frame();
+  if (frame.depth++ == 0) {
+    frame.name = Engine::instance().intern(name);
+    graph_module = in_optimizer ? kNoModule : module;
+    const auto& running = modules().stack;
+    if (graph_module != kNoModule && kind != GraphKind::kBackward) {
+      mark_training_thread();
+      const bool entered = std::find(running.begin(), running.end(), module) != running.end();
+      if (!entered) note_module(module, kind == GraphKind::kForward);
+    }
+    if (!frame.training && torch::autograd::get_current_node()) frame.training = true;
+  }
+  std::vector<Operand> operands;
+  for (const GraphInput& input : inputs) add(operands, frame, *input.tensor, true, input.written);
+  Engine::instance().begin(frame, operands);
+  try {
+    Engine::raise_if_failed(frame);
+  } catch (...) {
+    leave(frame);
+    throw;
+  }
+  ++graph_depth;
+}
+
+void end_graph(const std::vector<const at::Tensor*>& results, bool reuses_inputs) {
+  Frame& frame = Engine::frame();
+  std::vector<Operand> given;
+  for (const at::Tensor* result : results) add(given, frame, *result, true, false);
+  for (const Frame::Pinned& pinned : frame.pinned) {
+    if (!reuses_inputs || pinned.born) continue;
+    for (Operand& result : given) result.write = result.write || result.block == pinned.block;
+  }
+  Engine::instance().give(frame, given);
+  --graph_depth;
+  leave(frame);
+}
+
+bool in_graph() { return graph_depth > 0; }
+
 void mark_training_thread() {
   Engine::frame().training = true;
   forward_modules = &modules();
@@ -374,16 +430,14 @@ void enter_module(uint32_t module) {
   in_optimizer = false;  // a closure of the step computes, or the step before has ended in an exception
   modules().stack.push_back(module);
   modules().note();
-  const bool in_backward = static_cast<bool>(torch::autograd::get_current_node());
-  const AnchorKind kind = in_backward                    ? kRecomputeAnchor
-                          : at::GradMode::is_enabled() ? kForwardAnchor
-                                                         : kNoGradAnchor;
-  Engine::instance().anchor(anchor_key(kind, module));
+  note_module(module, at::GradMode::is_enabled());
 }
 
-void exit_module() {
+void exit_module(uint32_t module) {
   auto& map = modules();
-  if (!map.stack.empty()) map.stack.pop_back();
+  // Where a compiler takes over or gives up in the middle of a module, only one of its two hooks may be called.
+  const auto entered = std::find(map.stack.rbegin(), map.stack.rend(), module);
+  if (entered != map.stack.rend()) map.stack.erase(std::prev(entered.base()), map.stack.end());
   map.note();
 }
 

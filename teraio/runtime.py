@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch._compile import _disable_dynamo
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
@@ -28,6 +29,7 @@ from teraio import errors, status
 from teraio.engine import list_ops, raw_access, schedule
 from teraio.engine.accelerator import accelerator_for
 from teraio.engine.backward_step import BackwardStep
+from teraio.engine.compiled_graphs import CompiledGraphs, explained
 from teraio.engine.compression import Compression
 from teraio.engine.encoded_path import EncodedPath
 from teraio.engine.foreign import own_memory
@@ -126,11 +128,13 @@ class Runtime:
         self._places = Places()
         self._participants = Participants()
         self._module_ids: dict[int, int] = {}
+        self._module_paths: dict[str, int] = {}  # as names of parameters begin
         self._strangers = 0  # steps of optimizers that have nothing of the models
         self._backward_step: BackwardStep | None = None
         self._closing: weakref.ref[torch.optim.Optimizer] | None = None
         self._live_at_start: list[tuple[int, int, bool]] = []
         self._module_hooks = ModuleHooks(self._module_ids)
+        self._compiled = CompiledGraphs(self._module_paths)
         self._progress = Progress(profile_iterations)
         self._status = status.StatusFile()
         self._started_s = time.time()
@@ -178,6 +182,7 @@ class Runtime:
         )
         raw_access.install()
         list_ops.install(budget_bytes // _LIST_OP_SHARE)
+        self._compiled.install()
         self._optimizer_hooks = [
             register_optimizer_step_pre_hook(self._before_step),
             register_optimizer_step_post_hook(self._after_step),
@@ -229,9 +234,9 @@ class Runtime:
         if stored is not None or lacks_data(model) or (to_device and is_elsewhere(model, device)):
             materialize(model, device, stored, lambda new, name: self._adopt({prefix + name: new}))
         for name, module in model.named_modules():
-            self._module_ids[id(module)] = self._places.add_module(
-                prefix + (name or _root_name(model))
-            )
+            number = self._places.add_module(prefix + (name or _root_name(model)))
+            self._module_ids[id(module)] = number
+            self._module_paths[(prefix + name).rstrip(".")] = number
         names = self._participants.name_parameters(model, prefix)
         if optimizer_in_backward:
             self._backward_step = self._backward_step or BackwardStep()
@@ -321,6 +326,7 @@ class Runtime:
         self._module_hooks.remove()
         if self._backward_step is not None:
             self._backward_step.close()
+        self._compiled.uninstall()
         list_ops.uninstall()
         raw_access.uninstall()
         self._status.close()
@@ -359,6 +365,8 @@ class Runtime:
         yield
         self._end_iteration()
 
+    # A step may be compiled, but not these. (What it takes, optimizers have loaded already.)
+    @_disable_dynamo
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         participants = self._participants
         if not participants.trains(optimizer):
@@ -373,6 +381,7 @@ class Runtime:
         if self.phase == "profile":
             participants.note_gradients(optimizer, used)
 
+    @_disable_dynamo
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if not self._participants.trains(optimizer):
             return
@@ -493,7 +502,7 @@ class Runtime:
         self.phase = "run"
         self._progress.stop()
         if self._on_trace is not None:
-            self._module_hooks.remove()
+            self._places_are_known()
             self._on_trace()
             return
         self._timed = 0
@@ -505,9 +514,10 @@ class Runtime:
         least, most = least_budget(recorded.trace), self._counted_bytes
         budget = max(int(most * (1 - _PLAN_RESERVE)), min(least, most))
         _C.release_free_pages()  # planning takes memory too, and the budget may be all there is
-        hardware = replace(self.hardware, budget_bytes=budget)
+        target = replace(self.hardware, budget_bytes=budget)
         try:
-            plan = make_plan(recorded.trace, hardware, self._options)
+            with explained():
+                plan = make_plan(recorded.trace, target, self._options)
         except errors.BudgetError as error:
             if least <= most:
                 raise
@@ -542,9 +552,14 @@ class Runtime:
             schedule.follow(planned, plan, recorded.blocks, recorded.births, self._places, codecs)
             _C.record(self._timed < _TIMED_ITERATIONS)
         else:
-            self._module_hooks.remove()  # all fits: nothing to follow
+            self._places_are_known()  # all fits: nothing to follow
             _C.expect_moves(False)
         _C.release_free_pages()
+
+    def _places_are_known(self) -> None:
+        # What was compiled with hooks would be compiled anew without them.
+        if not self._compiled.any_called:
+            self._module_hooks.remove()
 
     def _watch_time(self, step: StepReport) -> None:
         recorded = self.recorded

@@ -9,13 +9,19 @@ In: a limit in bytes. Out: patched functions of the torch module. Must not know:
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 import torch
 
+from teraio.engine.when_loaded import WhenLoaded
+
 _PREFIXES = ("_foreach_", "_fused_adam", "_fused_sgd", "_fused_adagrad", "_amp_foreach_")
 _originals: dict[str, Callable[..., Any]] = {}
+_awaited: list[WhenLoaded] = []
 
 
 def install(limit_bytes: int) -> None:
@@ -26,18 +32,37 @@ def install(limit_bytes: int) -> None:
         if name.startswith(_PREFIXES):
             _originals[name] = getattr(torch, name)
             setattr(torch, name, _in_parts(_originals[name], limit_bytes))
+    if "torch._dynamo" not in sys.modules:
+        _awaited.append(WhenLoaded("torch._dynamo", _with_originals))
 
 
 def uninstall() -> None:
     """Puts the original functions back."""
+    while _awaited:
+        _awaited.pop().give_up()
     for name, original in _originals.items():
         setattr(torch, name, original)
     _originals.clear()
 
 
+@contextmanager
+def _with_originals(_dynamo: ModuleType) -> Iterator[None]:
+    # What dynamo knows of torch's functions it keeps by the objects that it found as it was loaded.
+    patched = {name: getattr(torch, name) for name in _originals}
+    for name, original in _originals.items():
+        setattr(torch, name, original)
+    try:
+        yield
+    finally:
+        for name, function in patched.items():
+            setattr(torch, name, function)
+
+
 def _in_parts(op: Callable[..., Any], limit_bytes: int) -> Callable[..., Any]:
     @functools.wraps(op)
     def run(*args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return op(*args, **kwargs)
         values = [*args, *kwargs.values()]
         lists = [value for value in values if _is_tensor_list(value)]
         count = len(lists[0]) if lists else 0

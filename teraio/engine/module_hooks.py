@@ -6,6 +6,7 @@ traces.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,6 +26,10 @@ class ModuleHooks:
     def add(self) -> None:
         """From now on the observer knows; nothing changes if it does already."""
         if not self._hooks:
+            # Dynamo's warning; what torch.compile wraps around a module has no number here.
+            warnings.filterwarnings(
+                "ignore", r"Using `torch\.compile\(module\)` when there are global"
+            )
             self._hooks = [
                 register_module_forward_pre_hook(self._enter_hook()),
                 register_module_forward_hook(self._exit_hook(), always_call=True),
@@ -36,10 +41,15 @@ class ModuleHooks:
             hook.remove()
         self._hooks = []
 
+    # In what is compiled, the compiler would call them as it compiles: the graph itself tells then
+    # where it belongs (see compiled_graphs.py).
+
     def _enter_hook(self) -> Callable[[torch.nn.Module, Any], None]:
         numbers, enter = self._numbers, _C.enter_module
 
         def hook(module: torch.nn.Module, _args: Any) -> None:
+            if torch.compiler.is_compiling():
+                return
             number = numbers.get(id(module))
             if number is not None:
                 enter(number)
@@ -50,7 +60,10 @@ class ModuleHooks:
         numbers, leave = self._numbers, _C.exit_module
 
         def hook(module: torch.nn.Module, _args: Any, _result: Any) -> None:
-            if id(module) in numbers:
-                leave()
+            if torch.compiler.is_compiling():
+                return
+            number = numbers.get(id(module))
+            if number is not None:
+                leave(number)
 
         return hook

@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
+from torch._compile import _disable_dynamo
 
 import teraio._C as _C
 
@@ -64,7 +65,9 @@ def uninstall() -> None:
 def _replace(owner: Any, name: str, wrapper: Callable[..., Callable[..., Any]]) -> None:
     original = getattr(owner, name)
     _originals.append((owner, name, owner.__dict__.get(name)))
-    setattr(owner, name, functools.wraps(original)(wrapper(original)))
+    # Dynamo must not compile the wrapper. (What keeps it off, optimizers have loaded already.)
+    method = _disable_dynamo(wrapper(original))
+    setattr(owner, name, functools.wraps(original)(method))
 
 
 def _held(
@@ -115,6 +118,8 @@ def _gives_address(original: Callable[..., Any], *, lent: bool) -> Callable[...,
     """
 
     def method(self: Any) -> Any:
+        if _C.in_graph():  # its kernels get addresses of what is pinned for it
+            return original(self)
         _C.publish(self, lent and not _borrowing.get())
         hold = _C.Hold(self, False)
         try:

@@ -61,7 +61,7 @@ def make_llama(features: frozenset[str]) -> torch.nn.Module:
     config = transformers.LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=192,
-        num_hidden_layers=4,
+        num_hidden_layers=2 if "shallow" in features else 4,
         intermediate_size=512,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -80,7 +80,7 @@ def make_gpt2(features: frozenset[str]) -> torch.nn.Module:
     config = transformers.GPT2Config(
         vocab_size=VOCABULARY,
         n_embd=192,
-        n_layer=4,
+        n_layer=2 if "shallow" in features else 4,
         n_head=4,
         n_positions=256,
         resid_pdrop=dropout,

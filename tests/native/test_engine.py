@@ -7,7 +7,7 @@ import gc
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -65,6 +65,21 @@ def test_a_result_that_only_nested_calls_see_can_leave(engine: nn.Module) -> Non
     assert used() <= 8 * MIB
     sum(losses).backward()  # type: ignore[union-attr]
     assert logits.grad is not None
+
+
+@pytest.mark.parametrize(
+    ("op", "argument"), [(nn.functional.max_pool2d, 2), (nn.functional.dropout, 0.5)]
+)
+def test_a_result_that_only_the_backward_pass_reads_can_leave(
+    engine: nn.Module, op: Callable[[torch.Tensor, float], torch.Tensor], argument: float
+) -> None:
+    """Indices and masks."""
+    images = torch.randn(8, 16, 64, 64, requires_grad=True)
+    # Each saves at least 0.5 MiB, of 8 in all.
+    sums = [op(images * number, argument).sum() for number in range(1, 25)]
+    assert used() <= 8 * MIB
+    sum(sums).backward()  # type: ignore[union-attr]
+    assert images.grad is not None
 
 
 def test_views_share_one_storage_and_their_making_fetches_nothing(engine: nn.Module) -> None:
