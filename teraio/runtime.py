@@ -176,7 +176,9 @@ class Runtime:
         if self._accelerator is not None:
             self._accelerator.lock_pages(_C.staging_memory())
         host = self._measure_host(host_bytes) if host_bytes else None
-        self.hardware: Hardware = hardware(budget_bytes, speeds, weights, host)
+        self.hardware: Hardware = hardware(
+            budget_bytes, speeds, weights, host, self._spill.file_bytes()
+        )
         self._telemetry = sampler_for(
             device, self._accelerator.gpu_uuid if self._accelerator else None, self._folders
         )

@@ -60,19 +60,23 @@ def hardware(
     speeds: Sequence[FolderSpeed],
     weights: Sequence[int],
     host: HostSpeed | None = None,
+    file_bytes: Sequence[int] | None = None,
 ) -> Hardware:
     """The budget, one SSD tier striped over the folders, and host memory where it is a tier.
 
-    A stripe is as fast as its slowest part.
+    A stripe is as fast as its slowest part. ``file_bytes`` is what spill files take in each folder
+    already, which is room too.
     """
     total = sum(weights)
+    taken = file_bytes or [0] * len(speeds)
+    room = [free_bytes(speed.folder) + own for speed, own in zip(speeds, taken, strict=True)]
 
     def striped(rates: Sequence[float]) -> float:
         return min(rate * total / weight for rate, weight in zip(rates, weights, strict=True))
 
     tier = Tier(
         name="ssd",
-        capacity_bytes=int(striped([free_bytes(speed.folder) for speed in speeds])),
+        capacity_bytes=int(striped(room)),
         read_bytes_per_s=striped([speed.read_bytes_per_s for speed in speeds]),
         write_bytes_per_s=striped([speed.write_bytes_per_s for speed in speeds]),
         mixed_bytes_per_s=striped([speed.mixed_bytes_per_s for speed in speeds]),

@@ -33,6 +33,7 @@ MEASURED_BYTES = 128 << 20
 # Of the native part when it stages; and two buffers for each of the two threads that measure.
 _REQUEST_BYTES = 8 << 20
 _STAGING_BYTES = 4 * _REQUEST_BYTES
+_BLOCK_BYTES = 512  # of st_blocks, whatever the file system's are
 
 DIRECT = "direct I/O from host memory"
 BUFFERED = "buffered I/O from host memory"
@@ -58,6 +59,10 @@ class Spill:
         self.speeds: list[FolderSpeed] = []
         self.kvikio: KvikioPath | None = None  # what moves memory of a GPU, if that is kvikio
         self.owned = ExitStack()  # what the native part uses and Python must close
+
+    def file_bytes(self) -> list[int]:
+        """What the file in each folder takes of its drive."""
+        return [os.fstat(fd).st_blocks * _BLOCK_BYTES for fd in self.fds]
 
     def close(self) -> None:
         """Gives back everything that the engine did not take over."""

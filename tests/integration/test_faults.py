@@ -135,6 +135,19 @@ def test_a_drive_that_is_too_small_is_refused_before_the_first_step(tmp_path: Pa
         teraio.offload(model, memory_budget=20 << 20, ssd=[folder], allow_tmpfs=True)
 
 
+def test_what_the_run_has_reserved_is_room_for_its_plan(tmp_path: Path) -> None:
+    model = torch.nn.Sequential(*(torch.nn.Linear(1024, 1024) for _ in range(4)))
+    whole = 256 << 20
+    options = ("-t", "tmpfs", "-o", f"size={whole}", "tmpfs")
+    with mounted(tmp_path / "small", *options) as folder:
+        teraio.offload(model, memory_budget=30 << 20, ssd=[folder], allow_tmpfs=True)
+        try:
+            (tier,) = teraio.report(model).hardware.tiers
+            assert tier.capacity_bytes == pytest.approx(whole, rel=0.01)
+        finally:
+            teraio.restore(model)
+
+
 @pytest.mark.parametrize("budget", ["much", "-1GiB", 0, -5, "10 parsecs", 1.5])
 def test_a_budget_that_is_no_size_is_refused(budget: object, spill: str) -> None:
     refused(teraio.ConfigurationError, "memory_budget", memory_budget=budget, ssd=[spill])
