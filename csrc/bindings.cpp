@@ -121,24 +121,34 @@ void stop(const std::optional<py::function>& before_memory_goes) {
   });
 }
 
-// `inputs` may hold anything; the tensors among them are operands. The list may be emptied while the graph runs.
-void begin_graph(const std::string& name, uint8_t kind, uint32_t module, const py::sequence& inputs,
-                 const std::vector<size_t>& written) {
+// Gives `call(inputs)`, as one op. Its operands are `constants`, and the tensors among `inputs`, which may hold anything
+// and may be emptied by the call; those at `written` are written to. Whatever ends the call ends the op.
+py::object run_graph(const py::object& call, const py::sequence& inputs, const py::sequence& constants,
+                     const std::string& name, uint8_t kind, uint32_t module, const std::vector<size_t>& written,
+                     bool reuses_inputs) {
+  std::vector<bool> writes(inputs.size());
+  for (const size_t i : written) {
+    if (i < writes.size()) writes[i] = true;
+  }
+  std::vector<py::object> held;  // until the op has begun
   std::vector<observer::GraphInput> tensors;
-  for (size_t i = 0; i < inputs.size(); ++i) {
-    PyObject* input = py::object(inputs[i]).ptr();
-    const bool writes = std::find(written.begin(), written.end(), i) != written.end();
-    if (THPVariable_Check(input)) tensors.push_back({&THPVariable_Unpack(input), writes});
+  for (size_t i = 0; i < writes.size(); ++i) {
+    held.emplace_back(inputs[i]);
+    PyObject* input = held.back().ptr();
+    if (THPVariable_Check(input)) tensors.push_back({&THPVariable_Unpack(input), writes[i]});
   }
-  observer::begin_graph(name, static_cast<observer::GraphKind>(kind), module, tensors);
-}
-
-void end_graph(const py::sequence& results, bool reuses_inputs) {
-  std::vector<const at::Tensor*> tensors;
+  for (const py::handle constant : constants) {
+    if (THPVariable_Check(constant.ptr())) tensors.push_back({&THPVariable_Unpack(constant.ptr()), false});
+  }
+  observer::Graph running(name, static_cast<observer::GraphKind>(kind), module, tensors);
+  held.clear();
+  py::object results = call(inputs);
+  std::vector<const at::Tensor*> given;
   for (const py::handle result : results) {
-    if (THPVariable_Check(result.ptr())) tensors.push_back(&THPVariable_Unpack(result.ptr()));
+    if (THPVariable_Check(result.ptr())) given.push_back(&THPVariable_Unpack(result.ptr()));
   }
-  observer::end_graph(tensors, reuses_inputs);
+  running.give(given, reuses_inputs);
+  return results;
 }
 
 bool adopt(const py::handle& object, std::string name) {
@@ -377,8 +387,7 @@ PYBIND11_MODULE(_C, m) {
     return result;
   });
 
-  m.def("begin_graph", &begin_graph);
-  m.def("end_graph", &end_graph);
+  m.def("run_graph", &run_graph);
   m.def("in_graph", &observer::in_graph);
   m.def("mark_training_thread", &observer::mark_training_thread);
   m.def("enter_module", &observer::enter_module);

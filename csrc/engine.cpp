@@ -334,7 +334,8 @@ void Engine::end_op(Frame& f, const std::optional<Place>& place) {
   f.entered = false;
   if (place) count_use(f, *place);
   for (const auto& pinned : f.pinned) {
-    if (f.opaque && !pinned.block->dead) {
+    const bool hidden = f.opaque || (f.nested && pinned.block->dtype == c10::ScalarType::Long);
+    if (hidden && !pinned.block->dead) {
       pinned.block->exempt = true;
       if (c10::StorageImpl* storage = owner(pinned.block)) guard::open(*storage);
     }
@@ -342,7 +343,7 @@ void Engine::end_op(Frame& f, const std::optional<Place>& place) {
     unpin(pinned.block);
   }
   f.pinned.clear();
-  f.opaque = f.waited = false;
+  f.opaque = f.nested = f.waited = false;
   f.stream.reset();
   f.also_stream.reset();
   f.resumed.reset();

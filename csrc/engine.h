@@ -50,6 +50,7 @@ struct Frame {
   bool entered = false;   // the engine counts it among the threads that may pin
   bool training = false;  // this thread's ops are what the trace and the plan are about
   bool opaque = false;    // an operand hides its storages (mkldnn)
+  bool nested = false;    // it deals with nested tensors; PyTorch looks at their sizes without an op
   uint32_t name = 0;
   std::vector<Pinned> pinned;
   int64_t logical_begin = 0;
@@ -420,7 +421,7 @@ template <class PlaceOf>
 void Engine::end(Frame& frame, PlaceOf&& place_of) {
   const bool untouched = !frame.entered && frame.pinned.empty();
   if (untouched && !any_done_.load(std::memory_order_relaxed)) {
-    frame.opaque = false;
+    frame.opaque = frame.nested = false;
     frame.made = nullptr;
     frame.recipe.reset();
     return;

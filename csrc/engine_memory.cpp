@@ -298,7 +298,12 @@ bool Engine::free_memory() {
   try {
     Lock lock(*this);
     beside_ = allocated.current - static_cast<int64_t>(used_.load());
-    const uint64_t need = round_up(std::max(need_of(f), uint64_t{kHugePage}), kHugePage);
+    uint64_t need = need_of(f);
+    if (f.taking == 0 && f.stream) {  // a part of it the op has taken already
+      const int64_t taken = std::max<int64_t>(0, allocated.current - f.allocated_before);
+      need -= std::min(need, static_cast<uint64_t>(taken));
+    }
+    need = round_up(std::max(need, uint64_t{kHugePage}), kHugePage);
     if (static_cast<uint64_t>(allocated.reserved) + need > limit_) {
       drain();
       freed = !garbage_.empty();

@@ -13,7 +13,8 @@
 #include <torch/csrc/autograd/function.h>
 
 #include <algorithm>
-#include <atomic>
+#include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -46,6 +47,7 @@ struct OpInfo {
   const c10::Argument* arguments = nullptr;
   uint32_t id = 0;
   std::optional<c10::OperatorHandle> repeatable;  // it can be run again, see [Note: recipes]
+  bool nested = false;        // it makes nested tensors of others
   bool kernel = false;        // it is implemented per device, not by calls of other ops
   std::vector<bool> written;  // per argument
   std::vector<bool> viewed;   // per argument: the result is another view of it, its data is not touched
@@ -62,6 +64,7 @@ OpInfo describe(const c10::FunctionSchema& schema) {
   const auto op = c10::Dispatcher::singleton().findOp(schema.operator_name());
   info.kernel = !op || !op->hasKernelForDispatchKey(c10::DispatchKey::CompositeImplicitAutograd);
   if (op && Recipe::possible(*op)) info.repeatable = op;
+  info.nested = schema.name().find("nested") != std::string::npos;
   for (const auto& argument : schema.arguments()) {
     const auto* alias = argument.alias_info();
     info.written.push_back((alias != nullptr && alias->isWrite()) || writes_undeclared(schema.name()));
@@ -138,12 +141,13 @@ bool add_parts(std::vector<Operand>& operands, Frame& frame, at::TensorImpl* spa
 
 // What a tensor has beside its storage: scales of each channel, sizes of each component.
 void add_companions(std::vector<Operand>& operands, Frame& frame, const at::Tensor& tensor) {
-  if (tensor.is_quantized()) {
-    const auto quantizer = at::get_qtensorimpl(tensor)->quantizer();
+  if (const auto* quantized = dynamic_cast<at::QTensorImpl*>(tensor.unsafeGetTensorImpl())) {
+    const auto quantizer = const_cast<at::QTensorImpl*>(quantized)->quantizer();
     if (const auto* channels = dynamic_cast<at::PerChannelAffineQuantizer*>(quantizer.get())) {
       for (const at::Tensor& part : {channels->scales(), channels->zero_points()}) add(operands, frame, part, true, false);
     }
   } else if (const auto* nested = dynamic_cast<at::native::NestedTensorImpl*>(tensor.unsafeGetTensorImpl())) {
+    frame.nested = true;
     for (const at::Tensor& part : {nested->get_nested_sizes(), nested->get_nested_strides(), nested->get_storage_offsets()}) {
       add(operands, frame, part, true, false);
     }
@@ -191,32 +195,64 @@ struct ModuleMap {
     uint64_t sequence;
     uint32_t module;
   };
-  std::vector<uint32_t> stack;
-  std::vector<Entry> entries;
+  std::vector<uint32_t> stack;  // of its own thread
 
   void note() {
     const uint64_t sequence = at::sequence_number::peek();
     const uint32_t module = stack.empty() ? kNoModule : stack.back();
-    if (!entries.empty() && entries.back().sequence == sequence) {
-      entries.back().module = module;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!entries_.empty() && entries_.back().sequence == sequence) {
+      entries_.back().module = module;
     } else {
-      entries.push_back({sequence, module});
+      entries_.push_back({sequence, module});
     }
   }
   uint32_t module_of(uint64_t sequence) const {
-    const auto after = std::upper_bound(entries.begin(), entries.end(), sequence,
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto after = std::upper_bound(entries_.begin(), entries_.end(), sequence,
                                         [](uint64_t s, const Entry& entry) { return s < entry.sequence; });
-    return after == entries.begin() ? kNoModule : std::prev(after)->module;
+    return after == entries_.begin() ? kNoModule : std::prev(after)->module;
   }
+  void forget() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    entries_.clear();
+  }
+
+ private:
+  std::vector<Entry> entries_;
+  mutable std::mutex mutex_;
 };
 
-ModuleMap& modules() {
-  static thread_local ModuleMap map;
+const std::shared_ptr<ModuleMap>& shared_modules() {
+  static thread_local const auto map = std::make_shared<ModuleMap>();
   return map;
 }
 
-// Backward may run on threads of autograd's own; they read the map of the thread that ran the forward.
-std::atomic<ModuleMap*> forward_modules{nullptr};
+ModuleMap& modules() { return *shared_modules(); }
+
+// Backward may run on threads of autograd's own; they read the map of the thread that ran the forward, which may have
+// ended since.
+class ForwardModules {
+ public:
+  void set(const std::shared_ptr<ModuleMap>& map) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    map_ = map;
+  }
+  uint32_t module_of(uint64_t sequence) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return map_ ? map_->module_of(sequence) : kNoModule;
+  }
+
+ private:
+  std::shared_ptr<ModuleMap> map_;
+  std::mutex mutex_;
+};
+
+ForwardModules& forward_modules() {
+  static auto* made = new ForwardModules;  // leaked: threads may outlive static destruction
+  return *made;
+}
+
 // A step runs on one thread; in the backward pass others may compute meanwhile.
 thread_local bool in_optimizer = false;
 
@@ -227,8 +263,7 @@ Place place_of_op() {
   if (in_optimizer) return {Phase::kOptimizer, kNoModule};
   if (const auto node = torch::autograd::get_current_node()) {
     if (graph_module != kNoModule) return {Phase::kBackward, graph_module};
-    const ModuleMap* map = forward_modules.load();
-    return {Phase::kBackward, map == nullptr ? kNoModule : map->module_of(node->sequence_nr())};
+    return {Phase::kBackward, forward_modules().module_of(node->sequence_nr())};
   }
   if (graph_module != kNoModule) return {Phase::kForward, graph_module};
   const auto& stack = modules().stack;
@@ -264,6 +299,7 @@ void take_recipe(const at::RecordFunction& op, const c10::OperatorHandle& repeat
 void let_results_leave(const at::RecordFunction& op, Frame& frame) {
   static thread_local std::vector<Operand> results;
   results.clear();
+  const bool opaque = frame.opaque;  // of operands; what hides in a result can't leave anyway
   bool recorded = false;
   const auto add_result = [&](const at::Tensor& tensor) {
     recorded = recorded || (tensor.defined() && tensor.requires_grad());
@@ -276,6 +312,7 @@ void let_results_leave(const at::RecordFunction& op, Frame& frame) {
       for (const at::Tensor& tensor : value.toTensorVector()) add_result(tensor);
     }
   }
+  frame.opaque = opaque;
   if (!recorded) return;
   const auto other = [&frame](const Operand& result) {
     const Block& block = *result.block;
@@ -302,6 +339,7 @@ std::unique_ptr<at::ObserverContext> on_start(const at::RecordFunction& op) {
   if (schema == nullptr) return nullptr;
   Frame& frame = Engine::frame();
   const OpInfo& info = info_of(*schema);
+  frame.nested = frame.nested || info.nested;
   if (frame.depth++ == 0) {
     frame.name = info.id;
     if (!frame.training && torch::autograd::get_current_node()) frame.training = true;
@@ -328,21 +366,20 @@ void on_end(const at::RecordFunction& op, at::ObserverContext* /*context*/) {
   const c10::FunctionSchema* schema = schema_of(op);
   if (schema == nullptr) return;
   Frame& frame = Engine::frame();
-  if (kernel_depth == frame.depth) end_kernel(op, *schema);
-  if (births == Births::kDevice) {
-    for (const c10::IValue& value : op.outputs()) note_births(value);
+  const bool wants_results = Engine::instance().wants_results();
+  try {
+    if (kernel_depth == frame.depth) end_kernel(op, *schema);
+    if (births == Births::kDevice) {
+      for (const c10::IValue& value : op.outputs()) note_births(value);
+    }
+    if (wants_results && births != Births::kMeta) let_results_leave(op, frame);
+  } catch (const std::exception&) {
+    // No memory to note them: such results stay. The op must end all the same, for PyTorch swallows what is thrown.
   }
-  if (with_results && births != Births::kMeta) let_results_leave(op, frame);
   if (--frame.depth > 0) return;
-  if (Engine::instance().wants_results()) note_result(op, frame);
+  if (wants_results) note_result(op, frame);
   if (calls::logging() && Engine::instance().counts(frame)) frame.calls = calls::take_pattern();
   Engine::instance().end(frame, place_of_op);
-}
-
-void leave(Frame& frame) {
-  if (--frame.depth > 0) return;
-  Engine::instance().end(frame, place_of_op);
-  graph_module = kNoModule;
 }
 
 at::CallbackHandle handle = 0;
@@ -380,32 +417,35 @@ void disable() {
   births = Births::kAllocator;
 }
 
-void begin_graph(const std::string& name, GraphKind kind, uint32_t module, const std::vector<GraphInput>& inputs) {
+Graph::Graph(const std::string& name, GraphKind kind, uint32_t module, const std::vector<GraphInput>& inputs) {
   Frame& frame = Engine::frame();
-  if (frame.depth++ == 0) {
-    frame.name = Engine::instance().intern(name);
-    graph_module = in_optimizer ? kNoModule : module;
-    const auto& running = modules().stack;
-    if (graph_module != kNoModule && kind != GraphKind::kBackward) {
-      mark_training_thread();
-      const bool entered = std::find(running.begin(), running.end(), module) != running.end();
-      if (!entered) note_module(module, kind == GraphKind::kForward);
-    }
-    if (!frame.training && torch::autograd::get_current_node()) frame.training = true;
-  }
-  std::vector<Operand> operands;
-  for (const GraphInput& input : inputs) add(operands, frame, *input.tensor, true, input.written);
-  Engine::instance().begin(frame, operands);
+  ++frame.depth;
+  ++graph_depth;
   try {
+    if (frame.depth == 1) {
+      frame.name = Engine::instance().intern(name);
+      graph_module = in_optimizer ? kNoModule : module;
+      const auto& running = modules().stack;
+      if (graph_module != kNoModule && kind != GraphKind::kBackward) {
+        mark_training_thread();
+        const bool entered = std::find(running.begin(), running.end(), module) != running.end();
+        if (!entered) note_module(module, kind == GraphKind::kForward);
+      }
+      if (!frame.training && torch::autograd::get_current_node()) frame.training = true;
+    }
+    std::vector<Operand> operands;
+    for (const GraphInput& input : inputs) add(operands, frame, *input.tensor, true, input.written);
+    Engine::instance().begin(frame, operands);
     Engine::raise_if_failed(frame);
   } catch (...) {
-    leave(frame);
+    leave();
     throw;
   }
-  ++graph_depth;
 }
 
-void end_graph(const std::vector<const at::Tensor*>& results, bool reuses_inputs) {
+Graph::~Graph() { leave(); }
+
+void Graph::give(const std::vector<const at::Tensor*>& results, bool reuses_inputs) {
   Frame& frame = Engine::frame();
   std::vector<Operand> given;
   for (const at::Tensor* result : results) add(given, frame, *result, true, false);
@@ -414,15 +454,21 @@ void end_graph(const std::vector<const at::Tensor*>& results, bool reuses_inputs
     for (Operand& result : given) result.write = result.write || result.block == pinned.block;
   }
   Engine::instance().give(frame, given);
+}
+
+void Graph::leave() {
+  Frame& frame = Engine::frame();
   --graph_depth;
-  leave(frame);
+  if (--frame.depth > 0) return;
+  Engine::instance().end(frame, place_of_op);
+  graph_module = kNoModule;
 }
 
 bool in_graph() { return graph_depth > 0; }
 
 void mark_training_thread() {
   Engine::frame().training = true;
-  forward_modules = &modules();
+  forward_modules().set(shared_modules());
 }
 
 void enter_module(uint32_t module) {
@@ -451,6 +497,6 @@ void begin_optimizer() {
 
 void end_optimizer() { in_optimizer = false; }
 
-void end_iteration() { modules().entries.clear(); }
+void end_iteration() { modules().forget(); }
 
 }  // namespace teraio::observer

@@ -29,10 +29,19 @@ struct GraphInput {
 // inputs.
 constexpr uint32_t kNoModule = ~uint32_t{0};
 enum class GraphKind : uint8_t { kForward, kBackward, kInference };
-void begin_graph(const std::string& name, GraphKind kind, uint32_t module, const std::vector<GraphInput>& inputs);
-// It ends with these results, or with none if it failed. `reuses_inputs`: a result on the storage of an input has other
-// data than the input had.
-void end_graph(const std::vector<const at::Tensor*>& results, bool reuses_inputs);
+class Graph {
+ public:
+  Graph(const std::string& name, GraphKind kind, uint32_t module, const std::vector<GraphInput>& inputs);
+  ~Graph();  // it ends
+  Graph(const Graph&) = delete;
+  Graph& operator=(const Graph&) = delete;
+  // What it gives to the program; nothing if it fails. `reuses_inputs`: a result on the storage of an input has other
+  // data than the input had.
+  void give(const std::vector<const at::Tensor*>& results, bool reuses_inputs);
+
+ private:
+  static void leave();
+};
 // Whether this thread runs a compiled graph.
 bool in_graph();
 

@@ -328,15 +328,16 @@ class Runtime:
         self._module_hooks.remove()
         if self._backward_step is not None:
             self._backward_step.close()
-        self._compiled.uninstall()
         list_ops.uninstall()
-        raw_access.uninstall()
         self._status.close()
         if self._accelerator is not None:
             self._accelerator.limit_memory(None)
         try:
             _C.stop(self._accelerator.unlock_pages if self._accelerator else None)
         finally:
+            # Until then other threads may meet storages that are away.
+            self._compiled.uninstall()
+            raw_access.uninstall()
             self._close_spill()
         log.info("closed: everything is back in memory")
 

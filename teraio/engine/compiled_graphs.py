@@ -94,18 +94,19 @@ class CompiledGraphs:
         def call(graph: Any, inputs: Sequence[Any]) -> Any:
             self.any_called = True
             kind = _kind(graph)
-            written = list(getattr(graph, "mutated_input_idxs", range(len(inputs))))
-            # A backward graph may take over the memory of activations that nobody needs any more;
-            # inductor doesn't count these among the inputs that it mutates.
-            reuses_inputs = kind == _BACKWARD
-            results: Sequence[Any] = ()
             with explained():
-                _C.begin_graph(self._name(graph), kind, self._module(inputs), inputs, written)
-                try:
-                    results = original(graph, inputs)
-                finally:
-                    _C.end_graph(results, reuses_inputs)
-            return results
+                return _C.run_graph(
+                    functools.partial(original, graph),
+                    inputs,
+                    list((getattr(graph, "constants", None) or {}).values()),
+                    self._name(graph, kind),
+                    kind,
+                    self._module(inputs),  # layers of one kind may share their graph
+                    list(getattr(graph, "mutated_input_idxs", range(len(inputs)))),
+                    # A backward graph may take over the memory of activations that nobody needs
+                    # any more; inductor doesn't count these among the inputs that it mutates.
+                    kind == _BACKWARD,
+                )
 
         return call
 
@@ -115,12 +116,11 @@ class CompiledGraphs:
 
         return refuse
 
-    def _name(self, graph: Any) -> str:
+    def _name(self, graph: Any, kind: int) -> str:
         key = id(graph)
         name = self._names.get(key)
         if name is None:
-            name = f"compiled::{_KINDS[_kind(graph)]}_{next(self._numbers)}"
-            self._names[key] = name
+            name = self._names[key] = f"compiled::{_KINDS[kind]}_{next(self._numbers)}"
             weakref.finalize(graph, self._names.pop, key, None).atexit = False
         return name
 

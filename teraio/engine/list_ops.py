@@ -54,8 +54,8 @@ def _with_originals(_dynamo: ModuleType) -> Iterator[None]:
     try:
         yield
     finally:
-        for name, function in patched.items():
-            setattr(torch, name, function)
+        for name in _originals:  # none if the run has ended meanwhile
+            setattr(torch, name, patched[name])
 
 
 def _in_parts(op: Callable[..., Any], limit_bytes: int) -> Callable[..., Any]:

@@ -118,7 +118,8 @@ def _gives_address(original: Callable[..., Any], *, lent: bool) -> Callable[...,
     """
 
     def method(self: Any) -> Any:
-        if _C.in_graph():  # its kernels get addresses of what is pinned for it
+        # The launcher of a graph's kernels gets addresses of what is pinned for the graph.
+        if self.device.type != "cpu" and _C.in_graph():
             return original(self)
         _C.publish(self, lent and not _borrowing.get())
         hold = _C.Hold(self, False)

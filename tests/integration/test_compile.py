@@ -298,6 +298,26 @@ def test_an_error_within_a_graph_leaves_a_run_that_goes_on(spill: str) -> None:
     assert digests(model, model.optimizer) == digests(plain, plain.optimizer)
 
 
+class TableBlock(Block):
+    """Has a constant, which inductor keeps beside the graph's inputs."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        table = torch.tensor([float(i % 7) for i in range(6400)])
+        return super().forward(x) + table.mean() * table[0]
+
+
+def test_constants_of_a_graph_are_there_when_it_runs(spill: str) -> None:
+    plain = Blocks(TableBlock)
+    plain.compile()
+    expected = train(plain, plain, 4)
+    forget_compiled()
+    model = Blocks(TableBlock)
+    teraio.offload(model, memory_budget=NO_LIMIT, ssd=[spill])
+    model.compile()
+    assert train(model, model, 4) == expected
+    teraio.restore(model)
+
+
 def test_a_compiled_optimizer_step_gives_the_same_bits_and_ends_iterations(spill: str) -> None:
     def compile_step(model: Blocks) -> Blocks:
         model.optimizer.step = torch.compile(model.optimizer.step)  # type: ignore[method-assign]
@@ -341,6 +361,19 @@ def test_cuda_graphs_are_refused_with_the_modes_that_work(spill: str) -> None:
         manager._run(None, [], None)  # type: ignore[arg-type]
     teraio.restore(model)
     assert manager._run is original
+
+
+def test_graphs_are_seen_where_somebody_has_looked_the_compiler_up_before(spill: str) -> None:
+    done = ended(
+        "import sys, importlib.util, torch, teraio;"
+        "model = torch.nn.Linear(256, 256);"
+        "teraio.offload(model, memory_budget=1 << 40, ssd=sys.argv[1]);"
+        "importlib.util.find_spec('torch._inductor.output_code');"
+        "import torch._inductor.output_code as code;"
+        "print(code.CompiledFxGraph.__call__.__code__.co_filename.endswith('compiled_graphs.py'))",
+        spill,
+    )
+    assert done.stdout.strip() == "True", done.stderr
 
 
 def test_a_program_that_never_compiles_loads_no_compiler(spill: str) -> None:

@@ -82,6 +82,37 @@ def test_a_result_that_only_the_backward_pass_reads_can_leave(
     assert images.grad is not None
 
 
+def test_sizes_of_a_nested_tensor_can_be_read_at_any_time(engine: nn.Module) -> None:
+    """Those of so many components are a storage that could move."""
+    nested = torch.nested.nested_tensor([torch.randn(4, 8) for _ in range(1200)])
+    doubled = nested * 2
+    assert doubled.is_contiguous()
+    assert doubled.size(0) == 1200
+    assert doubled.size(2) == 8
+    assert doubled.numel() == 1200 * 32
+
+
+def test_a_result_that_hides_its_memory_keeps_no_operand_from_leaving(engine: nn.Module) -> None:
+    tensor = torch.randn(256, 256)
+    tensor.add_(1)
+    hidden = tensor.to_mkldnn()
+    assert _C.send_away(tensor)
+    assert torch.equal(hidden.to_dense(), tensor)
+
+
+def test_an_interrupted_wait_of_a_graph_ends_its_op(engine: nn.Module) -> None:
+    tensor = torch.randn(256, 256)
+
+    def interrupted(_inputs: list[torch.Tensor]) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _C.run_graph(interrupted, [tensor], [], "graph", 0, 0xFFFFFFFF, [], False)
+    assert not _C.in_graph()
+    send_away(tensor)
+    assert state(tensor) == "away"
+
+
 def test_views_share_one_storage_and_their_making_fetches_nothing(engine: nn.Module) -> None:
     tensor = torch.randn(256, 256)
     view = tensor.t()[3:7]
