@@ -95,6 +95,11 @@ class SimModule(types.ModuleType):
         return torch.accelerator.current_stream()
 
     @staticmethod
+    def stream(stream: torch.Stream) -> torch.Stream:
+        """The context in which ``stream`` is the current one: streams are that themselves."""
+        return stream
+
+    @staticmethod
     def get_amp_supported_dtype() -> list[torch.dtype]:
         return [torch.bfloat16, torch.float16]
 
