@@ -20,16 +20,19 @@ _GROUP = "GPU"
 
 
 def checks(folders: Sequence[Path]) -> tuple[Check, ...]:
-    """All of them; without a driver the rest is not looked at."""
+    """All of them; without a driver only it and what is installed for GPUs."""
     driver = _driver()
-    if driver.status != "ok":
-        return (driver,)
-    return (
-        driver,
+    installed = (
         _cuda(),
         _package("Triton", "triton", "pip install triton: packing kernels need it."),
         _package("kvikio", "kvikio-cu13", "pip install kvikio-cu13", also="kvikio-cu12"),
         _package("NVML", "nvidia-ml-py", "pip install nvidia-ml-py: telemetry needs it."),
+    )
+    if driver.status != "ok":
+        return (driver, *installed)
+    return (
+        driver,
+        *installed,
         _system(),
         _cufile_config(),
         *(_folder(folder) for folder in folders if folder.is_dir()),
