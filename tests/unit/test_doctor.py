@@ -31,7 +31,8 @@ def test_this_machine_can_do_the_work(
     names = {check["name"] for check in found["checks"]}
     assert names >= {
         "PyTorch", "native part", "RAM", "control group", "locked memory", "NUMA", "file system",
-        "free space", "drive", "direct I/O", "speed", "driver", "CUDA in PyTorch", "Triton", "kvikio",
+        "free space", "drive", "direct I/O", "speed", "driver", "CUDA in PyTorch", "Triton",
+        "kvikio",
     }  # fmt: skip
     tier = load(tmp_path / "this.hardware", Hardware).tiers[0]
     assert tier.read_bytes_per_s > 0
