@@ -40,10 +40,13 @@ _TUNINGS = (
     Tuning(patience=10.0, headroom=0.03),
     Tuning(patience=10.0),
     Tuning(headroom=0.03),
+    Tuning(patience=10.0, headroom=0.06),
     Tuning(patience=3.0, headroom=0.06),
     Tuning(patience=2.0, headroom=0.07),
 )
 _QUICK_SLACK = (0.0025, 0.05)
+# So many of the best tries are made again with the stalls that they have shown.
+_AGAIN = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,16 +120,17 @@ class Search:
     def _variants(self, write_price: float) -> Iterator[Found]:
         seed, pace = self._seed(), self._pace()
         tunings = self._tunings()
-        best, best_tuning = None, tunings[0]
+        tried: list[tuple[Simulation, Tuning]] = []
         for tuning in tunings:
             found = self._attempt(seed, pace, tuning, write_price)
             yield found
-            if best is None or found.simulation.iteration_s < best.simulation.iteration_s:
-                best, best_tuning = found, tuning
-        if best is not None and self._options.improve and self._on.n <= VERY_MANY_OPS:
-            # While the device stalls the channels work on: plan with the time they really have.
-            op_s = self._on.duration_s + _stalled_s(best.simulation, self._on.n)
-            yield self._attempt(seed, op_s, best_tuning, write_price)
+            tried.append((found.simulation, tuning))
+        if not self._options.improve or self._on.n > VERY_MANY_OPS:
+            return
+        # While the device stalls the channels work on: plan with the time they really have.
+        for simulation, tuning in sorted(tried, key=lambda one: one[0].iteration_s)[:_AGAIN]:
+            op_s = self._on.duration_s + _stalled_s(simulation, self._on.n)
+            yield self._attempt(seed, op_s, tuning, write_price)
 
     def _tunings(self) -> Sequence[Tuning]:
         if self._on.n > VERY_MANY_OPS:
