@@ -57,10 +57,10 @@ struct Block {
   char* address = nullptr;  // where its memory always is, once somebody has asked for its address
   State state = State::kResident;
 
-  // The storage that owns the block, known from the first op that gets it as an operand. Weak: the storage
-  // owns the block, not the other way round.
+  // The storage that owns the block, known from the first op that gets it as an operand, or that gives it and is
+  // recorded by autograd. Weak: the storage owns the block, not the other way round.
   std::optional<c10::weak_intrusive_ptr<c10::StorageImpl>> storage;
-  std::atomic<bool> guarded{false};  // an op has used it: from then on its guard is closed between ops
+  std::atomic<bool> guarded{false};  // its storage is known: from then on its guard is closed between ops
   std::atomic<bool> exempt{false};   // an opaque tensor hides it, or a raw pointer into it is out: it never moves
   bool dead = false;      // its storage is gone; the block goes when nothing refers to it any more
   uint32_t pins = 0;      // ops and holders that need it in memory now

@@ -7,6 +7,7 @@ the same compiled program without teraio, plans that are followed, and errors th
 from __future__ import annotations
 
 import gc
+import subprocess
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -33,6 +34,16 @@ def forget_compiled() -> None:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     gc.collect()
+
+
+def ended_with_model(statements: str, spill: str) -> subprocess.CompletedProcess[str]:
+    """A program that offloads ``model`` and then runs the statements."""
+    return ended(
+        "import sys, torch, teraio;"
+        "model = torch.nn.Linear(256, 256); original = torch._foreach_add;"
+        "teraio.offload(model, memory_budget=1 << 40, ssd=sys.argv[1]);" + statements,
+        spill,
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -340,10 +351,7 @@ def test_a_compiled_optimizer_step_gives_the_same_bits_and_ends_iterations(spill
 
 
 def test_dynamo_meets_the_original_list_ops_however_late_it_is_loaded(spill: str) -> None:
-    done = ended(
-        "import sys, torch, teraio;"
-        "model = torch.nn.Linear(256, 256); original = torch._foreach_add;"
-        "teraio.offload(model, memory_budget=1 << 40, ssd=sys.argv[1]);"
+    done = ended_with_model(
         "patched = torch._foreach_add; import torch._dynamo.trace_rules as rules;"
         "known = rules.get_torch_obj_rule_map();"
         "print(original in known, patched in known, torch._foreach_add is patched)",
@@ -364,10 +372,8 @@ def test_cuda_graphs_are_refused_with_the_modes_that_work(spill: str) -> None:
 
 
 def test_graphs_are_seen_where_somebody_has_looked_the_compiler_up_before(spill: str) -> None:
-    done = ended(
-        "import sys, importlib.util, torch, teraio;"
-        "model = torch.nn.Linear(256, 256);"
-        "teraio.offload(model, memory_budget=1 << 40, ssd=sys.argv[1]);"
+    done = ended_with_model(
+        "import importlib.util;"
         "importlib.util.find_spec('torch._inductor.output_code');"
         "import torch._inductor.output_code as code;"
         "print(code.CompiledFxGraph.__call__.__code__.co_filename.endswith('compiled_graphs.py'))",
@@ -377,10 +383,7 @@ def test_graphs_are_seen_where_somebody_has_looked_the_compiler_up_before(spill:
 
 
 def test_a_program_that_never_compiles_loads_no_compiler(spill: str) -> None:
-    done = ended(
-        "import sys, torch, teraio;"
-        "model = torch.nn.Linear(256, 256);"
-        "teraio.offload(model, memory_budget=1 << 40, ssd=sys.argv[1]);"
+    done = ended_with_model(
         "model(torch.ones(2, 256)).sum().backward();"
         "teraio.restore(model);"
         "print([m for m in sys.modules if m.startswith(('torch._dynamo.', 'torch._inductor.'))],"
