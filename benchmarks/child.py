@@ -36,6 +36,11 @@ class Run:
         self._job = job
         if job.device == "cuda" and not torch.cuda.is_available():
             raise Unavailable("torch finds no CUDA device")
+        if job.device == "cuda":
+            # Kernels that add in any order give other bits each time. What they cost is the same
+            # for all; memory that nobody has written needs no filling.
+            torch.use_deterministic_algorithms(True)
+            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         self._start = starter(job.system)
         self._batches = Batches(SHAPES[job.shape], job.device)
         warm_up(job.device)

@@ -27,9 +27,10 @@ def new_model(shape: Shape) -> torch.nn.Module:
     return _llama(shape) if shape.family == "llama" else _gpt(shape)
 
 
-def fill(model: torch.nn.Module, hold: Hold | None = None) -> None:
+def fill(model: torch.nn.Module, source: str, hold: Hold | None = None) -> None:
     """Sets every matrix from a generator that its name seeds; vectors keep the values of new ones.
 
+    The generator is one of the device ``source``: other devices give other values.
     ``hold(parameter)`` is entered around the write, for systems that keep parameters elsewhere. The
     shape is taken inside, as it may be another outside.
     """
@@ -37,15 +38,19 @@ def fill(model: torch.nn.Module, hold: Hold | None = None) -> None:
         with (hold or nullcontext)(parameter), torch.no_grad():
             if parameter.dim() < 2:
                 continue
-            generator = torch.Generator().manual_seed(_SEED ^ zlib.crc32(name.encode()))
-            values = torch.randn(parameter.shape, generator=generator) * _SPREAD
+            generator = torch.Generator(source).manual_seed(_SEED ^ zlib.crc32(name.encode()))
+            values = torch.randn(parameter.shape, generator=generator, device=source) * _SPREAD
             parameter.copy_(values)
 
 
-def build_model(shape: Shape, dtype: str, device: str) -> torch.nn.Module:
-    model = new_model(shape)
-    fill(model)
-    return model.to(device=device, dtype=DTYPES[dtype])
+def build_model(
+    shape: Shape, dtype: str, device: str, source: str | None = None
+) -> torch.nn.Module:
+    """``source``: as in ``fill``, by default the model's device."""
+    with torch.device(device):
+        model = new_model(shape)
+    fill(model, source or device)
+    return model.to(DTYPES[dtype])
 
 
 class Batches:

@@ -6,12 +6,11 @@ In: nothing. Out: Origin. Must not know: what is measured.
 from __future__ import annotations
 
 import platform
-import subprocess
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 
-from benchmarks.machine import machine_name
+from benchmarks.machine import machine_name, output
 from benchmarks.worker import ROOT
 
 _PACKAGES = ("torch", "transformers", "deepspeed", "torchao", "numpy")
@@ -33,15 +32,6 @@ def origin() -> Origin:
         commit=_commit(),
         versions=_versions(),
     )
-
-
-def output(command: list[str]) -> str:
-    """What a program prints; nothing if it isn't there or fails."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.strip()
 
 
 def _commit() -> str:

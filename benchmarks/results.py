@@ -13,8 +13,9 @@ from pathlib import Path
 from benchmarks.codec import decode, encode
 from benchmarks.comparison import Compared, Results
 from benchmarks.control_group import why_not
+from benchmarks.machine import output
 from benchmarks.micro.findings import MicroResults
-from benchmarks.origin import origin, output
+from benchmarks.origin import origin
 from benchmarks.rotation import RESERVE_BYTES, RESERVE_PART, Place
 from benchmarks.verdict import LEAST_STEPS, TOLERANCES
 

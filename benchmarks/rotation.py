@@ -19,14 +19,18 @@ import psutil
 
 from benchmarks.comparison import IDEAL, Compared, Comparison, Entry, Result, Status
 from benchmarks.job import Job
+from benchmarks.machine import free_gpu_bytes
 from benchmarks.systems import Unavailable
 from benchmarks.worker import ANSWER_S, RunFailed, Worker
 
 # What a process of teraio holds beside tensors: threads, I/O buffers, freed blocks not yet reused.
 RESERVE_BYTES = 72 << 20
 RESERVE_PART = 0.04  # of the ideal run's peak, on top
-# Memory that has to be free before one more run is started, in peaks of the ideal run.
+# Memory that has to be free before one more run is started, in peaks of the ideal run: of host
+# memory, for a run on the CPU and for one on a GPU, and of the GPU's.
 _ROOM = 2.5
+_ROOM_BESIDE_GPU = 1.0
+_ROOM_ON_GPU = 1.25
 _PROCESS_BYTES = 1 << 30
 _GRACE_S = 60.0
 _NO_TIME = "no time was left"
@@ -104,8 +108,14 @@ class Rotation:
         return group
 
     def _has_room(self) -> bool:
-        wanted = _PROCESS_BYTES + _ROOM * self._ideal_peak
-        return int(psutil.virtual_memory().available) > wanted
+        free = int(psutil.virtual_memory().available) - _PROCESS_BYTES
+        if self._place.device == "cpu":
+            return free > _ROOM * self._ideal_peak
+        free_on_gpu = free_gpu_bytes() - _PROCESS_BYTES
+        return (
+            free > _ROOM_BESIDE_GPU * self._ideal_peak
+            and free_on_gpu > _ROOM_ON_GPU * self._ideal_peak
+        )
 
     def _started(self, entry: Entry) -> _Runner | None:
         """A run that has made its warm-up steps; None, with a note, if it can't."""

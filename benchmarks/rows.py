@@ -149,13 +149,19 @@ class Contest:
 
 def contests(found: Sequence[Row]) -> tuple[Contest, ...]:
     """One for each peer that counts."""
-    ours = [row for row in found if row.system == "teraio" and row.speed and not row.host_share]
+    ours = [row for row in found if row.system == "teraio" and row.speed]
     peers = [row for row in found if row.system not in ("teraio", "ideal") and row.speed]
     return tuple(Contest(peer=peer, ours=_fastest(_within(ours, peer))) for peer in peers if ours)
 
 
 def _within(ours: Sequence[Row], peer: Row) -> list[Row]:
-    return [row for row in ours if (row.peak_bytes or 0) <= (peer.peak_bytes or 0)]
+    """Those that take no more memory, and host memory only beside one that does."""
+    host = system_of(peer.system).in_host
+    return [
+        row
+        for row in ours
+        if (row.peak_bytes or 0) <= (peer.peak_bytes or 0) and (host or not row.host_share)
+    ]
 
 
 def _fastest(some: Sequence[Row]) -> Row | None:

@@ -35,7 +35,12 @@ def _few(shape: str, dtype: str, share: float) -> Comparison:
     return Comparison(shape=shape, dtype=dtype, entries=entries)
 
 
-_HOST = (Entry(system="teraio", share=0.5, host_share=0.5),)
+def _with_host(*shares: float) -> tuple[Entry, ...]:
+    """Host memory for all that can leave."""
+    return tuple(Entry(system="teraio", share=share, host_share=1 - share) for share in shares)
+
+
+_HOST = _with_host(0.5)
 _SWAP = (Entry(system="swap", share=0.5),)
 
 SUITES = {
@@ -83,19 +88,25 @@ SUITES = {
         ),
     ),
     "gpu": Suite(
-        line="1 billion parameters",
+        line="1 billion parameters beside systems in host memory; 100 million beside those on SSDs",
         device="cuda",
         minutes=8,
         comparisons=(
             Comparison(
                 shape="llama-1b",
                 dtype="bf16",
-                entries=(*_teraio(0.5), *_HOST, *_plain(*_DEEPSPEED[1:4], *_PYTORCH)),
+                entries=(
+                    *_with_host(0.5, 0.6, 0.4, 0.25),
+                    *_plain("zero3", "zero2", "checkpointing", "save-on-cpu", "fsdp"),
+                ),
             ),
             Comparison(
-                shape="gpt-1b",
-                dtype="fp32",
-                entries=(*_teraio(0.5), *_plain("infinity", "torchao")),
+                shape="llama-100m-batch8-seq1024",
+                dtype="bf16",
+                entries=(
+                    *_teraio(0.5, 0.6, 0.4, 0.25),
+                    *_plain("infinity", "infinity-optimizer"),
+                ),
             ),
         ),
     ),

@@ -161,8 +161,14 @@ def _check(job: Job) -> None:
 
 def _environment(job: Job) -> dict[str, str]:
     """Alike for all. Waiting threads of OpenMP must not spin: other runs have the turn."""
+    on_gpu = {
+        # Equal bits need it; and an allocator that can divide its memory holds less of it.
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+    }
     return {
         **os.environ,
+        **(on_gpu if job.device == "cuda" else {}),
         "OMP_NUM_THREADS": str(job.threads),
         "OMP_WAIT_POLICY": "PASSIVE",
         "KMP_BLOCKTIME": "0",

@@ -245,7 +245,7 @@ void Engine::begin(Frame& f, const std::vector<Operand>& operands) {
   const bool begins = accelerator_ != nullptr && f.depth == 1 && active() && !forked_;
   if (known && !begins) return;
   if (begins) look_at_device(f);
-  std::optional<GilRelease> gil;
+  GilRelease gil(std::defer_lock);
   Lock lock(*this);
   enter(f);
   if (!done_.empty()) drain();
@@ -264,7 +264,7 @@ void Engine::begin(Frame& f, const std::vector<Operand>& operands) {
   const bool cramped = begins && used() + need_of(f) > budget_;
   if ((!missing && !cramped && settled) || forked_) return;
   lock.unlock();
-  gil.emplace();
+  gil.release();
   lock.lock();
   if (missing || !settled) make_resident(f, lock);
   if (begins) make_room_for_results(f, lock);

@@ -31,11 +31,11 @@ Block* Engine::allocate(size_t nbytes, bool pin_to_frame) {
   raise_if_failed(f);
   auto block = std::make_unique<Block>();
   block->nbytes = block->data_bytes = round_up(nbytes, kPage);
-  std::optional<GilRelease> gil;
+  GilRelease gil(std::defer_lock);
   Lock lock(*this);
   if (active() && !forked_ && used() + block->nbytes > budget_) {
     lock.unlock();
-    gil.emplace();
+    gil.release();
     lock.lock();
     make_room(block->nbytes, lock);
   }

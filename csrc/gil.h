@@ -3,19 +3,27 @@
 #pragma once
 #include <Python.h>
 
+#include <mutex>
+
 namespace teraio {
 
 class GilRelease {
  public:
-  GilRelease() : state_(Py_IsInitialized() && PyGILState_Check() ? PyEval_SaveThread() : nullptr) {}
+  GilRelease() { release(); }
+  // Not yet; release() does.
+  explicit GilRelease(std::defer_lock_t) {}
   ~GilRelease() {
     if (state_ != nullptr) PyEval_RestoreThread(state_);
   }
   GilRelease(const GilRelease&) = delete;
   GilRelease& operator=(const GilRelease&) = delete;
 
+  void release() {
+    if (state_ == nullptr && Py_IsInitialized() && PyGILState_Check()) state_ = PyEval_SaveThread();
+  }
+
  private:
-  PyThreadState* state_;
+  PyThreadState* state_ = nullptr;
 };
 
 }  // namespace teraio

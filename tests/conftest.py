@@ -13,7 +13,12 @@ from hypothesis import settings
 from tests.required import promised
 
 # Triton looks when it is imported, and other libraries import it.
-if not promised("gpu"):
+if promised("gpu"):
+    # Equal bits need deterministic kernels, and budgets of some hundred megabytes an allocator that
+    # can divide what it has. Both are read when CUDA is first used.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+else:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # A run judges a change, so it must not depend on luck. `pytest --hypothesis-profile=default` looks

@@ -25,12 +25,14 @@ class System:
     """``start`` is ``module:function``. ``exact``: it claims the very bits of the ideal run.
 
     ``from_gpu``: it moves from a GPU to host memory, so without a GPU there is nothing it could do.
+    ``in_host``: what it moves rests in host memory, so teraio may use host memory beside it.
     """
 
     title: str
     start: str
     exact: bool = False
     from_gpu: bool = False
+    in_host: bool = False
 
 
 SYSTEMS = {
@@ -41,14 +43,19 @@ SYSTEMS = {
         "full activation checkpointing", "benchmarks.systems.eager:checkpointing"
     ),
     "save-on-cpu": System(
-        "torch save_on_cpu", "benchmarks.systems.eager:save_on_cpu", from_gpu=True
+        "torch save_on_cpu", "benchmarks.systems.eager:save_on_cpu", from_gpu=True, in_host=True
     ),
     "torchao": System(
-        "torchao CPUOffloadOptimizer", "benchmarks.systems.eager:torchao", from_gpu=True
+        "torchao CPUOffloadOptimizer",
+        "benchmarks.systems.eager:torchao",
+        from_gpu=True,
+        in_host=True,
     ),
-    "fsdp": System("FSDP2 CPUOffloadPolicy", "benchmarks.systems.sharded:fsdp", from_gpu=True),
-    "zero2": System("ZeRO-Offload, ZeRO-2", "benchmarks.systems.zero:zero2"),
-    "zero3": System("ZeRO-Offload, ZeRO-3", "benchmarks.systems.zero:zero3"),
+    "fsdp": System(
+        "FSDP2 CPUOffloadPolicy", "benchmarks.systems.sharded:fsdp", from_gpu=True, in_host=True
+    ),
+    "zero2": System("ZeRO-Offload, ZeRO-2", "benchmarks.systems.zero:zero2", in_host=True),
+    "zero3": System("ZeRO-Offload, ZeRO-3", "benchmarks.systems.zero:zero3", in_host=True),
     "infinity-optimizer": System(
         "ZeRO-Infinity, optimizer on NVMe", "benchmarks.systems.zero:infinity_optimizer"
     ),

@@ -32,7 +32,7 @@ def fsdp(job: Job) -> Training:
     distributed.init_process_group("cpu:gloo,cuda:nccl")
     mesh = init_device_mesh(job.device, (1,))
     # Its own recipe for bf16: sharded weights and the optimizer in fp32, computing in bf16.
-    model = build_model(SHAPES[job.shape], "fp32", "cpu")
+    model = build_model(SHAPES[job.shape], "fp32", "cpu", source=job.device)
     policy = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if job.dtype == "bf16" else None, reduce_dtype=torch.float32
     )

@@ -163,7 +163,7 @@ def _start(job: Job, zero: dict[str, Any]) -> Training:
     }
     deepspeed.init_distributed(dist_backend=get_accelerator().communication_backend_name())
     if zero["stage"] == 3:
-        model = _partitioned(shape, config)
+        model = _partitioned(shape, config, job.device)
         parameters = sum(one.ds_numel for one in model.parameters())  # type: ignore[attr-defined]
     else:
         model = build_model(shape, job.dtype, job.device)
@@ -174,10 +174,10 @@ def _start(job: Job, zero: dict[str, Any]) -> Training:
     return Zero(engine, parameters)
 
 
-def _partitioned(shape: Shape, config: dict[str, Any]) -> torch.nn.Module:
+def _partitioned(shape: Shape, config: dict[str, Any], device: str) -> torch.nn.Module:
     """Made parameter by parameter where it belongs, so that the whole model is never in memory."""
     # No dtype here: given one, DeepSpeed takes bf16 on the CPU whatever it says.
     with deepspeed.zero.Init(config_dict_or_path=config):
         model = new_model(shape)
-    fill(model, lambda one: deepspeed.zero.GatheredParameters([one], modifier_rank=0))
+    fill(model, device, lambda one: deepspeed.zero.GatheredParameters([one], modifier_rank=0))
     return model

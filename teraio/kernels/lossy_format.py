@@ -5,7 +5,7 @@ In: nothing. Out: constants. Must not know: torch, Triton.
 Minifloats: the values of a group are scaled by a power of two so that the largest finite magnitude
 lies in [128, 256). Its biased exponent as a float32 is the group's scale (a byte). Codes are the
 bits of a small float with 3 bits of mantissa: rounded to nearest even, saturating below 256, with
-denormals, an infinity and a NaN.
+denormals, an infinity and a NaN. The NaN has no sign: GPUs lose it when they convert from float16.
 
 int8: the scale is a float32, the group's largest finite magnitude / 127; the code is the value over
 it, rounded to nearest even.

@@ -15,6 +15,7 @@ import torch
 
 from tests.device.sim import SimModule, load
 from tests.integration.conftest import _no_run_left_over, spill
+from tests.required import promised
 
 __all__ = ["_no_run_left_over", "sim", "spill"]
 
@@ -22,8 +23,11 @@ HERE = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Autograd learns which devices there are at the first backward pass of the process."""
-    if any(HERE in item.path.parents for item in items):
+    """Autograd learns which devices there are at the first backward pass of the process.
+
+    It takes one accelerator for that of the process, so the simulated device can't be beside a GPU.
+    """
+    if not promised("gpu") and any(HERE in item.path.parents for item in items):
         with contextlib.suppress(RuntimeError):  # the tests that need the device will say it
             load()
 
@@ -31,6 +35,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def sim() -> Iterator[SimModule]:
     """The device as after loading: nothing in its memory, no delay, limit or callback, seed 0."""
+    if promised("gpu"):
+        pytest.skip("this process tests with a GPU")
     device = load()
     threads = torch.get_num_threads()
     swapping = torch.__future__.get_swap_module_params_on_conversion()

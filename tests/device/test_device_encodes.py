@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,7 +22,14 @@ from teraio.engine import encoded_path
 from teraio.engine.compression import compression
 from teraio.engine.testing import send_away, stress
 from teraio.kernels import implementation, pack, unpack
-from tests.device.test_offloading import accelerator, module_of, peak_bytes, plain, start_anew
+from tests.device.test_offloading import (
+    accelerator,
+    module_of,
+    peak_bytes,
+    placed,
+    plain,
+    start_anew,
+)
 from tests.integration.test_equal_results import assert_equal
 from tests.integration.training import Case, Training
 
@@ -37,7 +43,7 @@ CASES = [(Case("llama", steps=3), 60), (Case("gpt2", "sgd", frozenset({"clip"}),
 def test_lossless_training_is_equal_and_keeps_the_budget(
     case: Case, share: int, accelerator: str, spill: str
 ) -> None:
-    case = replace(case, device=accelerator)
+    case = placed(case, accelerator)
     expected, peak = plain(case)
     start_anew(accelerator)
     training = Training(case)

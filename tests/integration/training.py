@@ -28,13 +28,18 @@ Batch = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Case:
-    """One way to train. ``features`` are names that ``Training`` looks for."""
+    """One way to train. ``features`` are names that ``Training`` looks for.
+
+    ``scale`` widens the model, and the batch half as much: an allocator that takes 20 MiB at a time
+    can't keep the budgets of models as small as those for the CPU.
+    """
 
     model: str
     optimizer: str = "adamw"
     features: frozenset[str] = frozenset()
     steps: int = 10
     device: str = "cpu"
+    scale: int = 1
 
     def __str__(self) -> str:
         device = () if self.device == "cpu" else (self.device,)
@@ -57,12 +62,12 @@ class Outcome:
         return self.losses, self.extras, self.digests
 
 
-def make_llama(features: frozenset[str]) -> torch.nn.Module:
+def make_llama(features: frozenset[str], scale: int = 1) -> torch.nn.Module:
     config = transformers.LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=192,
+        hidden_size=192 * scale,
         num_hidden_layers=2 if "shallow" in features else 4,
-        intermediate_size=512,
+        intermediate_size=512 * scale,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=256,
@@ -75,11 +80,11 @@ def make_llama(features: frozenset[str]) -> torch.nn.Module:
     return transformers.LlamaForCausalLM(config)
 
 
-def make_gpt2(features: frozenset[str]) -> torch.nn.Module:
+def make_gpt2(features: frozenset[str], scale: int = 1) -> torch.nn.Module:
     dropout = 0.1 if "dropout" in features else 0.0
     config = transformers.GPT2Config(
         vocab_size=VOCABULARY,
-        n_embd=192,
+        n_embd=192 * scale,
         n_layer=2 if "shallow" in features else 4,
         n_head=4,
         n_positions=256,
@@ -93,12 +98,12 @@ def make_gpt2(features: frozenset[str]) -> torch.nn.Module:
     return transformers.GPT2LMHeadModel(config)
 
 
-def make_t5(features: frozenset[str]) -> torch.nn.Module:
+def make_t5(features: frozenset[str], scale: int = 1) -> torch.nn.Module:
     config = transformers.T5Config(
         vocab_size=VOCABULARY,
-        d_model=192,
-        d_kv=48,
-        d_ff=512,
+        d_model=192 * scale,
+        d_kv=48 * scale,
+        d_ff=512 * scale,
         num_layers=3,
         num_heads=4,
         dropout_rate=0.1 if "dropout" in features else 0.0,
@@ -109,12 +114,12 @@ def make_t5(features: frozenset[str]) -> torch.nn.Module:
     return transformers.T5ForConditionalGeneration(config)
 
 
-def make_mixtral(features: frozenset[str]) -> torch.nn.Module:
+def make_mixtral(features: frozenset[str], scale: int = 1) -> torch.nn.Module:
     config = transformers.MixtralConfig(
         vocab_size=VOCABULARY,
-        hidden_size=128,
+        hidden_size=128 * scale,
         num_hidden_layers=4,
-        intermediate_size=256,
+        intermediate_size=256 * scale,
         num_attention_heads=4,
         num_key_value_heads=2,
         num_local_experts=4,
@@ -129,12 +134,12 @@ def make_mixtral(features: frozenset[str]) -> torch.nn.Module:
     return transformers.MixtralForCausalLM(config)
 
 
-def make_vit(features: frozenset[str]) -> torch.nn.Module:
+def make_vit(features: frozenset[str], scale: int = 1) -> torch.nn.Module:
     config = transformers.ViTConfig(
-        hidden_size=192,
+        hidden_size=192 * scale,
         num_hidden_layers=4,
         num_attention_heads=4,
-        intermediate_size=512,
+        intermediate_size=512 * scale,
         image_size=64,
         patch_size=8,
         num_labels=10,
@@ -143,7 +148,7 @@ def make_vit(features: frozenset[str]) -> torch.nn.Module:
     return transformers.ViTForImageClassification(config)
 
 
-MODELS: dict[str, Callable[[frozenset[str]], torch.nn.Module]] = {
+MODELS: dict[str, Callable[[frozenset[str], int], torch.nn.Module]] = {
     "llama": make_llama,
     "gpt2": make_gpt2,
     "t5": make_t5,
@@ -191,7 +196,7 @@ class Training:
     def __init__(self, case: Case) -> None:
         self.case = case
         torch.manual_seed(0)
-        self.model = MODELS[case.model](case.features).train().to(case.device)
+        self.model = MODELS[case.model](case.features, case.scale).train().to(case.device)
         if "frozen" in case.features:
             self._freeze()
         if "checkpointing" in case.features:
@@ -249,7 +254,8 @@ class Training:
     def next_batch(self) -> Batch:
         # Epochs of five batches whose last one is smaller.
         last = "last_batch" in self.case.features and self.done % 5 == 4
-        return make_batch(self.case.model, 3 if last else 8, self.data)
+        size = max(1, self.case.scale // 2) * (3 if last else 8)
+        return make_batch(self.case.model, size, self.data)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if "autocast" in self.case.features:

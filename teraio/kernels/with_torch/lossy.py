@@ -68,9 +68,9 @@ def _encode_minifloat(kind: Minifloat, values: Tensor) -> tuple[Tensor, Tensor]:
     lost = magnitude > 0x7F800000
     if not kind.signed:
         lost = lost | (negative & (magnitude > 0))
-    codes = torch.where(lost, kind.nan, codes)
     if kind.signed:
         codes = codes | (negative.to(torch.int32) << 7)
+    codes = torch.where(lost, kind.nan, codes)
     return codes.to(torch.uint8), top.to(torch.uint8)
 
 

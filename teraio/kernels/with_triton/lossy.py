@@ -100,7 +100,7 @@ def encode_minifloats(
     code = tl.where(finite, code, INFINITY)
     code = tl.where(lost, NAN, code)
     if SIGNED:
-        code = code | ((bits >> 24) & 0x80)
+        code = tl.where(lost, code, code | ((bits >> 24) & 0x80))
     target = codes.to(tl.pointer_type(tl.uint8)) + at
     tl.store(target, code.to(tl.uint8), mask=at < count, cache_modifier=".cs")
     group = block * _ROWS + tl.arange(0, _ROWS)
