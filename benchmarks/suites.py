@@ -29,9 +29,9 @@ def _plain(*systems: str) -> tuple[Entry, ...]:
     return tuple(Entry(system=system) for system in systems)
 
 
-def _few(shape: str, dtype: str, share: float) -> Comparison:
+def _few(shape: str, dtype: str) -> Comparison:
     """What a curve over sizes, batches or sequences needs."""
-    entries = (*_teraio(share), *_plain("infinity"))
+    entries = (*_teraio(0.5), *_plain("infinity"), *_teraio(0.7))
     return Comparison(shape=shape, dtype=dtype, entries=entries)
 
 
@@ -80,11 +80,11 @@ SUITES = {
                     *_HOST,
                 ),
             ),
-            _few("llama-25m", "fp32", 0.5),
-            _few("gpt-100m", "fp32", 0.5),
-            _few("llama-100m", "bf16", 0.5),
-            _few("llama-100m-batch1", "fp32", 0.5),
-            _few("llama-100m-seq768", "fp32", 0.5),
+            _few("llama-25m", "fp32"),
+            _few("gpt-100m", "fp32"),
+            _few("llama-100m", "bf16"),
+            _few("llama-100m-batch1", "fp32"),
+            _few("llama-100m-seq768", "fp32"),
         ),
     ),
     "gpu": Suite(
@@ -132,10 +132,10 @@ SUITES = {
                 dtype="bf16",
                 entries=(*_teraio(0.7, 0.5, 0.35), *_HOST, *_plain(*_DEEPSPEED, *_PYTORCH)),
             ),
-            _few("llama-1b", "fp32", 0.5),
-            _few("llama-8b", "bf16", 0.5),
-            _few("llama-3b-batch2", "fp32", 0.5),
-            _few("llama-3b-seq4096", "fp32", 0.5),
+            _few("llama-1b", "fp32"),
+            _few("llama-8b", "bf16"),
+            _few("llama-3b-batch2", "fp32"),
+            _few("llama-3b-seq4096", "fp32"),
         ),
     ),
 }

@@ -245,7 +245,7 @@ using Action = std::tuple<int32_t, bool, uint8_t, int64_t>;
 using Again = std::tuple<uint32_t, int32_t, int32_t>;
 
 void follow(const PlanColumns& ops, const std::vector<std::vector<Action>>& actions, const std::vector<std::vector<int32_t>>& births, const std::vector<std::vector<uint32_t>>& uses,
-            const std::vector<bool>& persistent, std::vector<CodecNumber> codecs,
+            const std::vector<bool>& persistent, std::vector<uint64_t> sizes, std::vector<CodecNumber> codecs,
             const std::vector<std::tuple<uint64_t, uint32_t, uint32_t>>& anchors,
             const std::vector<std::pair<int32_t, uint64_t>>& bound, const std::vector<Again>& again) {
   auto schedule = std::make_unique<Schedule>();
@@ -272,6 +272,7 @@ void follow(const PlanColumns& ops, const std::vector<std::vector<Action>>& acti
     schedule->use_offsets.push_back(static_cast<uint32_t>(schedule->uses.size()));
   }
   schedule->persistent = persistent;
+  schedule->sizes = std::move(sizes);
   schedule->codecs = std::move(codecs);
   schedule->needs = ops.needs;
   for (const auto& [key, occurrence, op] : anchors) {
@@ -403,11 +404,12 @@ PYBIND11_MODULE(_C, m) {
                      std::vector<uint64_t> needs,
                      const std::vector<std::vector<Action>>& actions,
                      const std::vector<std::vector<int32_t>>& births, const std::vector<std::vector<uint32_t>>& uses,
-                     const std::vector<bool>& persistent, std::vector<CodecNumber> codecs,
+                     const std::vector<bool>& persistent, std::vector<uint64_t> sizes,
+                     std::vector<CodecNumber> codecs,
                      const std::vector<std::tuple<uint64_t, uint32_t, uint32_t>>& anchors,
                      const std::vector<std::pair<int32_t, uint64_t>>& bound, const std::vector<Again>& again) {
     follow({std::move(op_names), std::move(modules), std::move(phases), std::move(needs)}, actions, births, uses, persistent,
-           std::move(codecs), anchors, bound, again);
+           std::move(sizes), std::move(codecs), anchors, bound, again);
   });
   m.def("expect_moves", [](bool any) {
     engine().expect_moves(any);

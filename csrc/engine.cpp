@@ -507,9 +507,8 @@ void Engine::follow(std::unique_ptr<Schedule> schedule, const std::vector<std::p
   schedule_ = std::move(schedule);
   bound_.assign(schedule_->persistent.size(), nullptr);
   for (const auto& [storage, id] : bound) {
-    const auto found = place_of_block_.find(id);
-    if (found == place_of_block_.end()) continue;
-    if (!blocks_[found->second]->dead) bind(blocks_[found->second], storage);
+    Block* block = find_block(id);
+    if (block != nullptr && !block->dead) bind(block, storage);
   }
   mode_changed();
 }

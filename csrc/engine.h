@@ -314,6 +314,7 @@ class Engine {
   void mode_changed();
 
   void enroll(Block* block, Frame& frame, bool pin_to_frame);
+  Block* find_block(uint64_t id) const;  // nullptr for one that is no more
   void take_memory(Block* block);
   void take_device_memory(Block* block, Lock& lock);
   void give_memory(Block* block);

@@ -61,12 +61,12 @@ void Engine::fetch_now(Block* block, Lock& lock) {
       if (block->dropped()) {
         if (!block->recipe) throw SpillError(block->failure);  // it was lost as a run closed
         recompute(block, lock);
-        if (place_of_block_.count(id) == 0 || block->dead) return;
+        if (find_block(id) == nullptr || block->dead) return;
         continue;
       }
       if (tries++ == 2) throw SpillError(block->failure);
       make_room(block->nbytes, lock, block->trace_index);
-      if (place_of_block_.count(id) == 0 || block->dead) return;
+      if (find_block(id) == nullptr || block->dead) return;
       if (block->state == State::kAway && !start_coming(block, true, lock)) return;
       continue;
     }
@@ -75,7 +75,7 @@ void Engine::fetch_now(Block* block, Lock& lock) {
     waiting_threads_ += held_up;
     wait(lock, block->trace_index);
     waiting_threads_ -= held_up;
-    if (place_of_block_.count(id) == 0 || block->dead) return;
+    if (find_block(id) == nullptr || block->dead) return;
   }
 }
 
@@ -108,7 +108,19 @@ void Engine::make_room(uint64_t nbytes, Lock& lock, int32_t storage) {
 // What the plan knows of the op that begins, or else the most there has been, see [Note: what ops need].
 uint64_t Engine::need_of(const Frame& f) const {
   if (f.taking > 0) return f.taking;
-  if (schedule_ && !schedule_->lost()) return schedule_->need();
+  if (schedule_ && schedule_->expects(f.name)) {
+    // Operands that are larger than planned (another batch, tokens that a mixture of experts sends elsewhere) make
+    // results that are larger as well.
+    double growth = 1;
+    for (const auto& pinned : f.pinned) {
+      const Block* block = pinned.block;
+      if (block->trace_index < 0) continue;
+      const auto planned = static_cast<double>(schedule_->sizes[static_cast<size_t>(block->trace_index)]);
+      growth = std::max(growth, static_cast<double>(block->nbytes) / planned);
+    }
+    const uint64_t need = schedule_->need();
+    return growth == 1 ? need : std::min(static_cast<uint64_t>(growth * static_cast<double>(need)), budget_ / 2);
+  }
   uint64_t operands = 0;
   for (const auto& pinned : f.pinned) operands += pinned.block->nbytes;
   return std::min(std::max(headroom_.load(), operands), budget_ / 2);
@@ -152,10 +164,8 @@ Block* Engine::victim() {
     while (!victims_.empty()) {
       const Victim victim = victims_.back();
       victims_.pop_back();
-      const auto found = place_of_block_.find(victim.block);
-      if (found == place_of_block_.end()) continue;
-      Block* block = blocks_[found->second];
-      if (block->last_use == victim.last_use && can_leave(block)) return block;
+      Block* block = find_block(victim.block);
+      if (block != nullptr && block->last_use == victim.last_use && can_leave(block)) return block;
     }
     if (looked) return nullptr;
     find_victims();
@@ -387,8 +397,7 @@ void Engine::start_waiting_fetches(Lock& lock) {
   if (SpillSpace::on_io_thread()) return;
   while (!fetch_queue_.empty()) {
     const uint64_t id = fetch_queue_.front();
-    const auto found = place_of_block_.find(id);
-    Block* block = found == place_of_block_.end() ? nullptr : blocks_[found->second];
+    Block* block = find_block(id);
     if (block != nullptr && block->state == State::kLeaving) return;  // it can come when it has gone
     const bool comes = block != nullptr && block->state == State::kAway && !block->dropped() && !block->dead;
     if (comes && used() + block->nbytes > budget_) return;

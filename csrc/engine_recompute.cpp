@@ -58,11 +58,10 @@ void Engine::keep_recipe(Frame& f, int32_t storage) {
   if (!f.recipe || block == nullptr || block != f.made) return;
   std::vector<Block*> operands;
   for (const uint64_t id : f.recipe->operands()) {
-    const auto found = place_of_block_.find(id);
-    if (found == place_of_block_.end()) return;
-    operands.push_back(blocks_[found->second]);
+    Block* operand = find_block(id);
+    if (operand == nullptr) return;
+    operands.push_back(operand);
     // Somebody may write to such a one without an op.
-    const Block* operand = operands.back();
     if (operand->exempt || operand->holders > 0 || operand->published_iteration == iteration_) return;
   }
   for (Block* operand : operands) operand->dependents.push_back(block->id);
@@ -82,8 +81,8 @@ void Engine::forget_recipes() {
   for (Block* block : blocks_) {
     auto& dependents = block->dependents;
     const auto is_gone = [&](uint64_t id) {
-      const auto found = place_of_block_.find(id);
-      return found == place_of_block_.end() || !blocks_[found->second]->recipe;
+      const Block* dependent = find_block(id);
+      return dependent == nullptr || !dependent->recipe;
     };
     dependents.erase(std::remove_if(dependents.begin(), dependents.end(), is_gone), dependents.end());
   }
@@ -121,8 +120,8 @@ void Engine::keep_here(Block* made, Lock& lock) {
 void Engine::recompute(Block* block, Lock& lock) {
   const auto recipe = block->recipe;
   for (const uint64_t id : recipe->operands()) {
-    const auto found = place_of_block_.find(id);
-    if (found == place_of_block_.end() || blocks_[found->second]->dead) {
+    const Block* operand = find_block(id);
+    if (operand == nullptr || operand->dead) {
       throw SpillError("making " + describe(block) +
                        " again failed: the program has replaced the memory of a tensor it is made from. Pass "
                        "recompute=False to teraio.offload.");
@@ -194,8 +193,7 @@ void Engine::recompute(Block* block, Lock& lock) {
 // What was dropped and is made from this block is made again while it still can be.
 void Engine::settle(Block* block, Lock& lock) {
   while (!block->dependents.empty()) {
-    const auto found = place_of_block_.find(block->dependents.back());
-    Block* dependent = found == place_of_block_.end() ? nullptr : blocks_[found->second];
+    Block* dependent = find_block(block->dependents.back());
     if (dependent != nullptr && !dependent->dead && dependent->recipe) {
       if (dependent->dropped() || dependent->state == State::kComing) {
         fetch_now(dependent, lock);  // it may be gone then

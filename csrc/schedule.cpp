@@ -49,10 +49,6 @@ int64_t Schedule::due() {
   return -1;
 }
 
-bool Schedule::repeats_next(uint32_t name) const {
-  return !lost() && names[next_] == name && repeats.count(next_) > 0;
-}
-
 uint64_t Schedule::distance(int32_t storage) const {
   const auto s = static_cast<size_t>(storage);
   const auto begin = uses.begin() + use_offsets[s];

@@ -29,6 +29,7 @@ class Schedule {
   std::vector<uint32_t> use_offsets;
   std::vector<uint32_t> uses;
   std::vector<bool> persistent;
+  std::vector<uint64_t> sizes;      // bytes per storage
   std::vector<CodecNumber> codecs;  // per storage
   std::vector<uint64_t> needs;  // bytes that each op takes beside its operands
   // Ops whose result is made again in place of being kept, and the storage that it is; by storage, what it is then.
@@ -53,8 +54,10 @@ class Schedule {
   uint32_t position() const { return next_; }
   // Whether the program is somewhere that the plan doesn't know.
   bool lost() const { return lost_ || next_ >= size(); }
-  // Whether the op expected next has this name, and its result is made again.
-  bool repeats_next(uint32_t name) const;
+  // Whether the op expected next has this name.
+  bool expects(uint32_t name) const { return !lost() && names[next_] == name; }
+  // The same, and its result is made again.
+  bool repeats_next(uint32_t name) const { return expects(name) && repeats.count(next_) > 0; }
   // What the op that is expected next takes beside its operands.
   uint64_t need() const { return needs[next_]; }
 

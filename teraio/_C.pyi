@@ -111,6 +111,7 @@ def follow(
     births: Sequence[Sequence[int]],
     uses: Sequence[Sequence[int]],
     persistent: Sequence[bool],
+    sizes: Sequence[int],
     codecs: Sequence[int],
     anchors: Sequence[tuple[int, int, int]],
     bound: Iterable[tuple[int, int]],

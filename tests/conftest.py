@@ -14,10 +14,8 @@ from tests.required import promised
 
 # Triton looks when it is imported, and other libraries import it.
 if promised("gpu"):
-    # Equal bits need deterministic kernels, and budgets of some hundred megabytes an allocator that
-    # can divide what it has. Both are read when CUDA is first used.
+    # Equal bits need deterministic kernels. It is read when CUDA is first used.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":16:8")
-    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 else:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 

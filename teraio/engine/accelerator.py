@@ -104,12 +104,26 @@ class CudaAccelerator(Accelerator):
             )
         total = torch.cuda.get_device_properties(self.device).total_memory
         share = 1.0 if nbytes is None else min(1.0, nbytes / total)
-        if nbytes is not None and "expandable_segments:True" not in _allocator_settings():
-            log.info(
-                "PYTORCH_ALLOC_CONF=expandable_segments:True would let PyTorch's allocator use "
-                "more of the budget; set it before the program starts"
-            )
+        self._expand_segments(nbytes is not None)
         torch.cuda.set_per_process_memory_fraction(share, self.device)
+
+    def _expand_segments(self, expand: bool) -> None:
+        """Memory in pieces of fixed size is what most of a small budget can be lost to.
+
+        What the program's environment says of it is kept.
+        """
+        given = _allocator_settings()
+        change = getattr(torch._C, "_accelerator_setAllocatorSettings", None)
+        if "expandable_segments" in given or change is None:
+            return
+        try:
+            change(",".join(filter(None, (given, f"expandable_segments:{expand}"))))
+        except (RuntimeError, ValueError) as error:
+            log.warning(
+                "PyTorch's allocator can't use expandable segments (%s); it may lose a part of "
+                "the budget to memory in pieces of the wrong size",
+                error,
+            )
 
     def _register(self, address: int, nbytes: int) -> str:
         cudart: Any = torch.cuda.cudart
@@ -122,8 +136,9 @@ class CudaAccelerator(Accelerator):
 
 
 def _allocator_settings() -> str:
+    """Of the two names, PyTorch takes the newer one if both are set."""
     names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
-    return ",".join(os.environ.get(name, "") for name in names)
+    return next((os.environ[name] for name in names if os.environ.get(name)), "")
 
 
 def accelerator_for(device: torch.device) -> Accelerator | None:

@@ -59,6 +59,7 @@ def follow(
         births,
         [storage.uses for storage in trace.storages],
         [storage.persistent for storage in trace.storages],
+        [storage.nbytes for storage in trace.storages],
         codecs,
         [(places.anchor_key(anchor.key), anchor.occurrence, anchor.op) for anchor in trace.anchors],
         list(blocks.items()),

@@ -13,10 +13,11 @@ import torch
 from tests.device.sim import SimModule
 
 KIB = 1024
+UNIT = 2048 * KIB  # large enough for a segment of its own
 CALLBACK = ctypes.CFUNCTYPE(ctypes.c_bool)
 
 
-def block(nbytes: int = 64 * KIB, value: float = 1.0) -> torch.Tensor:
+def block(nbytes: int = UNIT, value: float = 1.0) -> torch.Tensor:
     return torch.full((nbytes // 4,), value, device="sim")
 
 
@@ -53,19 +54,19 @@ def test_a_freed_block_is_reused_at_once(sim: SimModule) -> None:
 
 
 def test_blocks_are_split_and_joined(sim: SimModule) -> None:
-    x = block(256 * KIB)
+    x = block(4 * UNIT)
     address = x.data_ptr()
     del x
-    parts = [block(64 * KIB) for _ in range(4)]
-    assert [part.data_ptr() - address for part in parts] == [i * 64 * KIB for i in range(4)]
-    assert sim.reserved() == 256 * KIB
+    parts = [block(UNIT) for _ in range(4)]
+    assert [part.data_ptr() - address for part in parts] == [i * UNIT for i in range(4)]
+    assert sim.reserved() == 4 * UNIT
     for index in (1, 3, 0, 2):
         parts[index] = torch.empty(0)
-    assert block(256 * KIB).data_ptr() == address
+    assert block(4 * UNIT).data_ptr() == address
 
 
 def test_fresh_memory_is_nan(sim: SimModule) -> None:
-    assert filled_with(torch.empty(64 * KIB, device="sim"), math.nan)
+    assert filled_with(torch.empty(UNIT, device="sim"), math.nan)
 
 
 def test_a_kernel_that_comes_after_the_free_sees_nan(sim: SimModule) -> None:
@@ -111,13 +112,13 @@ def test_another_stream_does_not_reuse_a_block(sim: SimModule) -> None:
 def test_counts_are_of_the_blocks_in_use(sim: SimModule) -> None:
     assert sim.allocated() == 0
     x, y = block(), block()
-    assert sim.allocated() == 128 * KIB
+    assert sim.allocated() == 2 * UNIT
     del x
-    assert (sim.allocated(), sim.peak()) == (64 * KIB, 128 * KIB)
+    assert (sim.allocated(), sim.peak()) == (UNIT, 2 * UNIT)
     sim.reset_peak()
-    assert sim.peak() == 64 * KIB
+    assert sim.peak() == UNIT
     del y
-    assert (sim.allocated(), sim.reserved()) == (0, 128 * KIB)
+    assert (sim.allocated(), sim.reserved()) == (0, 2 * UNIT)
     sim.empty_cache()
     assert sim.reserved() == 0
 
@@ -129,34 +130,34 @@ def test_pytorch_reads_the_counts_too(sim: SimModule) -> None:
 
 
 def test_what_the_device_has_does_not_depend_on_the_limit(sim: SimModule) -> None:
-    sim.set_memory_limit(256 * KIB)
+    sim.set_memory_limit(4 * UNIT)
     kept = block()
     free, total = sim.get_memory_info()
     assert (free + kept.nbytes, total) == (4 << 30, 4 << 30)
 
 
 def test_the_limit_is_kept(sim: SimModule) -> None:
-    sim.set_memory_limit(256 * KIB)
+    sim.set_memory_limit(4 * UNIT)
     kept = [block() for _ in range(3)]
     kept.append(block())
-    with pytest.raises(torch.OutOfMemoryError, match="the limit is 262144"):
+    with pytest.raises(torch.OutOfMemoryError, match="the limit is 8388608"):
         block()
     kept.pop()
     kept.append(block())
-    assert sim.reserved() == 256 * KIB
+    assert sim.reserved() == 4 * UNIT
 
 
 def test_cached_memory_is_given_up_before_the_limit_is_an_error(sim: SimModule) -> None:
-    sim.set_memory_limit(256 * KIB)
+    sim.set_memory_limit(4 * UNIT)
     with sim.Stream():
-        cached = block(192 * KIB)
+        cached = block(3 * UNIT)
     del cached
-    assert filled_with(block(128 * KIB), 1.0)
-    assert sim.reserved() == 128 * KIB
+    assert filled_with(block(2 * UNIT), 1.0)
+    assert sim.reserved() == 2 * UNIT
 
 
 def test_a_callback_may_free_memory_when_there_is_no_more(sim: SimModule) -> None:
-    sim.set_memory_limit(128 * KIB)
+    sim.set_memory_limit(2 * UNIT)
     kept = [block(), block()]
     calls = []
 
@@ -166,7 +167,7 @@ def test_a_callback_may_free_memory_when_there_is_no_more(sim: SimModule) -> Non
 
     with freeing(sim, free):
         x = block(value=3.0)
-        assert calls == [128 * KIB]
+        assert calls == [2 * UNIT]
         assert filled_with(x, 3.0)
         del x
         block()
@@ -174,7 +175,7 @@ def test_a_callback_may_free_memory_when_there_is_no_more(sim: SimModule) -> Non
 
 
 def test_a_callback_that_frees_nothing_ends_in_the_error(sim: SimModule) -> None:
-    sim.set_memory_limit(64 * KIB)
+    sim.set_memory_limit(UNIT)
     kept = block()
     with freeing(sim, lambda: False), pytest.raises(torch.OutOfMemoryError):
         block()
@@ -205,5 +206,5 @@ def test_a_storage_is_resized_in_stream_order(sim: SimModule) -> None:
     assert filled_with(x[: 16 * KIB], 4.0)
     x.untyped_storage().resize_(0)
     assert sim.allocated() == 0
-    x.untyped_storage().resize_(128 * KIB)
+    x.untyped_storage().resize_(2 * UNIT)
     assert filled_with(x, math.nan)

@@ -10,6 +10,8 @@ import torch
 
 import teraio
 from tests.device.sim import SimModule
+from tests.device.test_offloading import plain, start_anew
+from tests.integration.training import Case, Training, make_batch
 
 KIB, MIB = 1 << 10, 1 << 20
 BUDGET = 12 * MIB
@@ -35,3 +37,29 @@ def test_small_requests_are_served_where_only_large_pieces_are_free(
     assert part.nbytes + sum(tensor.nbytes for tensor in small) < BUDGET // 4
     teraio.restore(model)
     assert all(torch.equal(weight.cpu(), torch.ones(WEIGHT // 4)) for weight in model)
+
+
+def larger_batch(training: Training) -> str:
+    batch = make_batch("mixtral", 20, torch.Generator().manual_seed(5))
+    loss = training.model(**{name: tensor.to("sim") for name, tensor in batch.items()}).loss
+    loss.backward()
+    training.optimizer.zero_grad()
+    return float(loss.detach()).hex()
+
+
+def test_a_batch_that_is_larger_than_planned_is_served(sim: SimModule, spill: str) -> None:
+    case = Case("mixtral", steps=3, device="sim")
+    _, peak = plain(case)
+    theirs = Training(case)
+    theirs.run()
+    expected = larger_batch(theirs)
+    del theirs
+    start_anew("sim")
+    ours = Training(case)
+    budget = peak * 6 // 10
+    teraio.offload(ours.model, memory_budget=budget, ssd=spill)
+    ours.run()
+    assert teraio.report(ours.model).phase == "run"
+    assert larger_batch(ours) == expected
+    assert sim.reserved() <= budget
+    teraio.restore(ours.model)

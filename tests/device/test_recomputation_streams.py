@@ -63,12 +63,12 @@ def trained(sim: SimModule, spill: str | None) -> tuple[list[torch.Tensor], int]
     torch.manual_seed(0)
     model = Layers(sim, None if spill is None else sim.Stream()).to("sim")
     if spill is not None:
-        teraio.offload(model, memory_budget="3MiB", ssd=spill)
+        teraio.offload(model, memory_budget="24MiB", ssd=spill)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for step in range(STEPS):
         torch.manual_seed(step)
         sim.set_delay(DELAY_US if step >= STEPS - 2 else 0)
-        model(torch.randn(512, 128).to("sim")).mean().backward()
+        model(torch.randn(4096, 128).to("sim")).mean().backward()
         model.gates.clear()
         optimizer.step()
         optimizer.zero_grad()

@@ -363,6 +363,38 @@ def test_a_failed_write_is_an_error_and_loses_nothing(spill: str, tmp_path: Path
     assert digests(ours.model, ours.optimizer) == digests(theirs.model, theirs.optimizer)
 
 
+def test_a_drive_that_is_full_in_mid_run_is_an_error_and_loses_nothing(
+    spill: str, tmp_path: Path
+) -> None:
+    """Another program takes all that the spill files have not reserved; then a batch is larger."""
+
+    def larger_batch(training: Training) -> None:
+        batch = make_batch(LLAMA.model, 48, torch.Generator().manual_seed(5))
+        training.model(**batch).loss.backward()
+
+    theirs = Training(LLAMA)
+    theirs.run(4)
+    budget = unlimited_peak(LLAMA, spill) * 35 // 100
+    options = ("-t", "tmpfs", "-o", "size=256m", "tmpfs")
+    with mounted(tmp_path / "drive", *options) as drive:
+        ours = Training(LLAMA)
+        teraio.offload(ours.model, memory_budget=budget, ssd=drive, allow_tmpfs=True)
+        ours.run(4)
+        other = drive / "other"
+        other.write_bytes(bytes(shutil.disk_usage(drive).free))
+        with pytest.raises((teraio.SpillError, RuntimeError), match=r"(?i)no space left.*drive"):
+            larger_batch(ours)
+        other.unlink()
+        for training in (ours, theirs):
+            training.optimizer.zero_grad()
+            larger_batch(training)
+            training.optimizer.zero_grad()
+            training.run(3)
+        teraio.restore(ours.model)
+    assert ours.outcome.losses == theirs.outcome.losses
+    assert digests(ours.model, ours.optimizer) == digests(theirs.model, theirs.optimizer)
+
+
 def truncate_spill_files(spill: str) -> None:
     files = open_spill_files(spill)
     assert files
