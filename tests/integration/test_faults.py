@@ -374,7 +374,7 @@ def test_a_drive_that_is_full_in_mid_run_is_an_error_and_loses_nothing(
 
     theirs = Training(LLAMA)
     theirs.run(4)
-    budget = unlimited_peak(LLAMA, spill) * 35 // 100
+    budget = half(spill)
     options = ("-t", "tmpfs", "-o", "size=256m", "tmpfs")
     with mounted(tmp_path / "drive", *options) as drive:
         ours = Training(LLAMA)
