@@ -35,6 +35,8 @@ void copy(const at::Tensor& to, const at::Tensor& from, c10::Stream stream) {
   at::redispatch::copy_(kernels_of(stream.device()), target, from, /*non_blocking=*/true);
 }
 
+constexpr size_t kLeastRequest = 512;
+
 size_t aggregate() { return static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE); }
 
 }  // namespace
@@ -54,6 +56,18 @@ bool Accelerator::can_allocate(size_t nbytes) const {
   } catch (const c10::OutOfMemoryError&) {
     return false;
   }
+}
+
+bool Accelerator::can_allocate_up_to(size_t nbytes) const {
+  for (size_t size = nbytes; size >= kLeastRequest; size /= 2) {
+    if (!can_allocate(size)) return false;
+  }
+  // For one size the allocator may have given up what it had for another. Then it does so again.
+  const int64_t reserved = allocated().reserved;
+  for (size_t size = nbytes; size >= kLeastRequest; size /= 2) {
+    if (!can_allocate(size) || allocated().reserved != reserved) return false;
+  }
+  return true;
 }
 
 void Accelerator::keep_until_done(const at::DataPtr& memory, c10::Stream stream) const {

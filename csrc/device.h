@@ -34,8 +34,9 @@ class Accelerator {
   // Whether the allocator gave this memory, and gets it back from its deleter.
   bool owns(const at::DataPtr& memory) const { return memory.get_deleter() == allocator_->raw_deleter(); }
 
-  // Whether the allocator could give so much in one piece now; it may try hard to find out.
-  bool can_allocate(size_t nbytes) const;
+  // Whether the allocator could give so much in one piece now, or half of it, or a quarter and so on, whichever is asked
+  // for: small requests have memory of their own, and allocators differ in what is small. It tries hard.
+  bool can_allocate_up_to(size_t nbytes) const;
 
   // All that PyTorch's allocator has handed out on this device, the most since reset_peak(), and what it holds in all.
   struct Allocated {
@@ -57,6 +58,8 @@ class Accelerator {
   void poison(char* memory, size_t nbytes, c10::Stream stream) const;
 
  private:
+  bool can_allocate(size_t nbytes) const;
+
   c10::Device device_;
   c10::impl::VirtualGuardImpl guard_;
   c10::DeviceAllocator* allocator_;

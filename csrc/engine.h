@@ -275,6 +275,8 @@ class Engine {
   void make_room(uint64_t nbytes, Lock& lock, int32_t storage = -1);
   void make_room_for_results(const Frame& frame, Lock& lock);
   bool leave_natively(uint64_t nbytes, Lock& lock);
+  bool find_pieces(const Frame& frame, Lock& lock);
+  bool has_pieces(uint64_t nbytes, Lock& lock) const;
   uint64_t need_of(const Frame& frame) const;
   void wait(Lock& lock, int32_t storage = -1, bool memory = false);
   void note_stall(int32_t storage, bool memory, int64_t ns);

@@ -15,7 +15,6 @@
 namespace teraio {
 namespace {
 
-constexpr uint64_t kLeastRequest = 512;
 // What CUDA's allocator takes of the device for requests between 1 and 10 MiB, which share it.
 constexpr uint64_t kSharedSegment = uint64_t{20} << 20;
 
@@ -295,65 +294,61 @@ void Engine::note_need(Frame& f) {
 // Called by the device's allocator, which holds its lock, when it has no free memory that fits; how much it needs it
 // doesn't say. Nothing may be waited for here that may need Python's lock, because another thread may hold that and
 // wait for the allocator: what leaves from here is written by our own threads. Memory that is free in pieces too
-// small is of no use, so it is tried whether there are pieces of the size, its half and so on, until
-// there are or nothing can leave: small requests have segments of their own, and allocators differ in what is small.
-// Such a try takes CUDA's allocator milliseconds if it fails; so that is a stall, and each time more leaves.
+// small is of no use, so it is tried whether there are pieces that fit, until there are or nothing can leave. Such a
+// try takes CUDA's allocator milliseconds if it fails; so all this is a stall, and each time more leaves.
 bool Engine::free_memory() {
   Frame& f = frame();
   if (!active() || forked_ || f.freeing) return false;
-  const auto allocated = accelerator_->allocated();
   f.freeing = true;
-  bool freed = false;
   const int64_t begin = now_ns();
-  int64_t known_stall_ns = 0;
+  int64_t stall_ns = 0;
+  bool freed = false;
   try {
     Lock lock(*this);
-    known_stall_ns = stats_.stall_ns;
-    beside_ = allocated.current - static_cast<int64_t>(used_.load());
-    uint64_t need = need_of(f);
-    if (f.taking == 0 && f.stream) {  // a part of it the op has taken already
-      const int64_t taken = std::max<int64_t>(0, allocated.current - f.allocated_before);
-      need -= std::min(need, static_cast<uint64_t>(taken));
-    }
-    need = round_up(std::max(need, uint64_t{kHugePage}), kHugePage);
-    if (static_cast<uint64_t>(allocated.reserved) + need + kSharedSegment > limit_) {
-      drain();
-      const uint64_t wanted = used() + need;
-      uint64_t lacking = std::max(wanted - std::min(wanted, budget_.load()), need / 4);
-      const auto fits = [&] {
-        lock.unlock();
-        bool can = true;
-        for (uint64_t size = need; can && size >= kLeastRequest; size /= 2) can = accelerator_->can_allocate(size);
-        // For one size the allocator may have given up what it had for another. Then it does so again.
-        const int64_t reserved = accelerator_->allocated().reserved;
-        for (uint64_t size = need; can && size >= kLeastRequest; size /= 2) {
-          can = accelerator_->can_allocate(size) && accelerator_->allocated().reserved == reserved;
-        }
-        lock.lock();
-        return can;
-      };
-      uint64_t more = need / 4;
-      bool gone = !garbage_.empty();
-      for (; !(freed = fits()); lacking = more, more *= 2) {
-        if (leave_natively(lacking, lock)) {
-          gone = true;
-        } else if (in_flight_ > 0 && !spill_->needs_python()) {
-          wait(lock, -1, true);  // what is on its way may leave, or will have left, then
-        } else {
-          break;
-        }
-      }
-      freed = freed || gone;  // the op may want it in several pieces
-    }
+    stall_ns = stats_.stall_ns;
+    freed = find_pieces(f, lock);
   } catch (const std::exception&) {
     // A write that failed is reported when an op lacks its memory; here the allocator says that there is none.
   }
   if (f.training) {
     const Lock lock(*this);
-    note_stall(-1, true, now_ns() - begin - (stats_.stall_ns - known_stall_ns));
+    note_stall(-1, true, now_ns() - begin - (stats_.stall_ns - stall_ns));
   }
   f.freeing = false;
   return freed;
+}
+
+bool Engine::find_pieces(const Frame& f, Lock& lock) {
+  const auto allocated = accelerator_->allocated();
+  beside_ = allocated.current - static_cast<int64_t>(used_.load());
+  uint64_t need = need_of(f);
+  if (f.taking == 0 && f.stream) {  // a part of it the op has taken already
+    const int64_t taken = std::max<int64_t>(0, allocated.current - f.allocated_before);
+    need -= std::min(need, static_cast<uint64_t>(taken));
+  }
+  need = round_up(std::max(need, uint64_t{kHugePage}), kHugePage);
+  if (static_cast<uint64_t>(allocated.reserved) + need + kSharedSegment <= limit_) return false;
+  drain();
+  bool gone = !garbage_.empty();
+  const uint64_t wanted = used() + need;
+  uint64_t lacking = std::max(wanted - std::min(wanted, budget_.load()), need / 4);
+  for (uint64_t more = need / 4; !has_pieces(need, lock); lacking = more, more *= 2) {
+    if (leave_natively(lacking, lock)) {
+      gone = true;
+    } else if (in_flight_ > 0 && !spill_->needs_python()) {
+      wait(lock, -1, true);  // what is on its way may leave, or will have left, then
+    } else {
+      return gone;  // the op may want it in several pieces
+    }
+  }
+  return true;
+}
+
+bool Engine::has_pieces(uint64_t nbytes, Lock& lock) const {
+  lock.unlock();
+  const bool has = accelerator_->can_allocate_up_to(nbytes);
+  lock.lock();
+  return has;
 }
 
 }  // namespace teraio

@@ -88,6 +88,10 @@ class Accelerator:
 class CudaAccelerator(Accelerator):
     """A CUDA device. How its allocator calls us is in csrc/device.cpp."""
 
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self._before = 1.0  # the program's own part of the device's memory
+
     @property
     def gpu_uuid(self) -> str | None:
         return str(torch.cuda.get_device_properties(self.device).uuid)
@@ -102,9 +106,12 @@ class CudaAccelerator(Accelerator):
                 f"teraio can't hook the CUDA allocator of PyTorch {torch.__version__}. Use one of "
                 "the versions that the README names."
             )
-        total = torch.cuda.get_device_properties(self.device).total_memory
-        share = 1.0 if nbytes is None else min(1.0, nbytes / total)
         self._expand_segments(nbytes is not None)
+        if nbytes is None:
+            share = self._before
+        else:
+            self._before = torch.cuda.get_per_process_memory_fraction(self.device)
+            share = min(1.0, nbytes / torch.cuda.get_device_properties(self.device).total_memory)
         torch.cuda.set_per_process_memory_fraction(share, self.device)
 
     def _expand_segments(self, expand: bool) -> None:
