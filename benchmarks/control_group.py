@@ -1,10 +1,10 @@
-"""A limit on memory that the kernel keeps, with swap space behind it (cgroup v2).
+"""A limit on memory that the kernel keeps, with swap space behind it (control groups, cgroup).
 
 In: a process and bytes. Out: the process confined, or Unavailable with the reason. Must not know:
 what the process does.
 
 The limit counts what is allocated after the process has joined; what it held before stays with the
-group that it came from.
+group that it came from. Machines have control groups of version 2 or, older ones, of version 1.
 """
 
 from __future__ import annotations
@@ -15,20 +15,28 @@ from pathlib import Path
 from benchmarks.systems import Unavailable
 
 _MOUNT = Path("/sys/fs/cgroup")
+_GROUPS = Path("/proc/self/cgroup")
+_SWAPS = Path("/proc/swaps")
+_OF_VERSION_1, _OF_VERSION_2 = "memory.limit_in_bytes", "memory.max"
 
 
 class ControlGroup:
-    def __init__(self, pid: int, limit_bytes: int, *, mount: Path = _MOUNT) -> None:
+    def __init__(
+        self, pid: int, limit_bytes: int, *, mount: Path = _MOUNT, groups: Path = _GROUPS
+    ) -> None:
         """Raises Unavailable when this machine does not let us."""
-        reason = why_not(mount)
-        if reason:
-            raise Unavailable(reason)
-        own = own_group(mount)
+        own = own_group(mount, groups)
+        if own is None:
+            raise Unavailable(_NONE)
         self._folder = own / f"benchmark-{pid}"
+        limit = _OF_VERSION_2
         try:
-            _delegate_memory(own)
+            if (own / _OF_VERSION_1).exists():
+                limit = _OF_VERSION_1
+            else:
+                _delegate_memory(own)
             self._folder.mkdir()
-            (self._folder / "memory.max").write_text(str(limit_bytes))
+            (self._folder / limit).write_text(str(limit_bytes))
             (self._folder / "cgroup.procs").write_text(str(pid))
         except OSError as error:
             self.close()
@@ -40,25 +48,42 @@ class ControlGroup:
             self._folder.rmdir()
 
 
-def why_not(mount: Path = _MOUNT, swaps: Path = Path("/proc/swaps")) -> str | None:
+_NONE = "the machine has no control groups with a memory controller"
+
+
+def why_not(mount: Path = _MOUNT, groups: Path = _GROUPS, swaps: Path = _SWAPS) -> str | None:
     """Why no process can be confined here; None when it may work."""
-    try:
-        controllers = (mount / "cgroup.controllers").read_text().split()
-    except OSError:
-        return "the machine has no control groups of version 2 (no cgroup.controllers)"
-    if "memory" not in controllers:
-        return "the memory controller is not in control groups of version 2 here"
+    own = own_group(mount, groups)
+    if own is None:
+        return _NONE
     if len(swaps.read_text().splitlines()) < 2:
         return "no swap space is active (swapon)"
-    if not os.access(own_group(mount), os.W_OK):
-        return f"the control group {own_group(mount)} is not ours to divide; run under Delegate=yes"
+    if not os.access(own, os.W_OK):
+        return f"the control group {own} is not ours to divide; run under Delegate=yes"
     return None
 
 
-def own_group(mount: Path = _MOUNT, groups: Path = Path("/proc/self/cgroup")) -> Path:
-    """The folder of this process's group; its parent once we have moved into a leaf."""
-    line = next(one for one in groups.read_text().splitlines() if one.startswith("0::"))
-    folder = mount / line.removeprefix("0::").lstrip("/")
+def own_group(mount: Path = _MOUNT, groups: Path = _GROUPS) -> Path | None:
+    """The folder that limits this process's memory; its parent once we have moved into a leaf."""
+    try:
+        lines = [line.split(":", 2) for line in groups.read_text().splitlines()]
+    except OSError:
+        return None
+    for _, controllers, path in lines:
+        if "memory" in controllers.split(","):
+            return _folder(mount / "memory", path)
+    try:
+        controllers_of_2 = (mount / "cgroup.controllers").read_text().split()
+    except OSError:
+        return None
+    for number, _, path in lines:
+        if number == "0" and "memory" in controllers_of_2:
+            return _folder(mount, path)
+    return None
+
+
+def _folder(mount: Path, path: str) -> Path:
+    folder = mount / path.lstrip("/")
     return folder.parent if folder.name == "benchmark-parent" else folder
 
 

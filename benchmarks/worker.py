@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -131,6 +132,8 @@ class Worker:
         end = f"ended with status {status}"
         if self._silent:
             end = f"no answer within {self._answer_s:.0f} s"
+        elif self._group is not None and status == -signal.SIGKILL:
+            return "killed by the kernel, which found no memory within the limit, swap space or not"
         return f"{end}: {text}" if text else end
 
 

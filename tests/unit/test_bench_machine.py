@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import mmap
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks import control_group
 from benchmarks.control_group import ControlGroup, own_group, why_not
 from benchmarks.meters import HighWater, Sampler, process_traffic, resident_bytes
 from benchmarks.systems import Unavailable
@@ -53,41 +54,78 @@ def test_bytes_to_a_drive_are_counted(tmp_path: Path) -> None:
     assert 8 * MIB <= moved.written_bytes < 9 * MIB
 
 
-def fake_mount(folder: Path, controllers: str) -> Path:
-    (folder / "cgroup.controllers").write_text(controllers)
-    return folder
+# What the kernel tells of a process whose memory groups of version 1 limit, or of version 2.
+VERSION_1 = "4:memory:/service/run\n0::/\n"
+VERSION_2 = "0::/user.slice/run.scope\n"
+
+
+def described(folder: Path, groups: str, controllers: str | None = None) -> tuple[Path, Path]:
+    """A mount and a process's list of groups, for the functions that read them."""
+    if controllers is not None:
+        (folder / "cgroup.controllers").write_text(controllers)
+    (folder / "groups").write_text(groups)
+    return folder, folder / "groups"
 
 
 def test_a_machine_that_keeps_no_limit_says_why(tmp_path: Path) -> None:
     no_swap = tmp_path / "swaps"
     no_swap.write_text("Filename Type Size Used Priority\n")
-    assert "no cgroup.controllers" in str(why_not(tmp_path / "none"))
-    assert "memory controller" in str(why_not(fake_mount(tmp_path, "cpu io")))
-    assert "swap" in str(why_not(fake_mount(tmp_path, "cpu memory"), no_swap))
+    assert "memory controller" in str(why_not(*described(tmp_path, VERSION_2)))
+    assert "memory controller" in str(why_not(*described(tmp_path, VERSION_2, "cpu io")))
+    for groups in (VERSION_1, VERSION_2):
+        assert "swap" in str(why_not(*described(tmp_path, groups, "cpu memory"), no_swap))
 
 
 def test_without_control_groups_nobody_is_confined(tmp_path: Path) -> None:
+    mount, groups = described(tmp_path, VERSION_2)
     with pytest.raises(Unavailable, match="control groups"):
-        ControlGroup(1, MIB, mount=tmp_path)
+        ControlGroup(1, MIB, mount=mount, groups=groups)
 
 
-def test_a_confined_process_joins_a_group_of_its_own_with_the_limit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    own = tmp_path / "own"
-    own.mkdir()
+def test_a_confined_process_joins_a_group_of_its_own_with_the_limit(tmp_path: Path) -> None:
+    mount, groups = described(tmp_path, VERSION_2, "cpu memory")
+    own = mount / "user.slice" / "run.scope"
+    own.mkdir(parents=True)
     (own / "cgroup.subtree_control").write_text("cpu memory\n")
-    monkeypatch.setattr(control_group, "why_not", lambda mount: None)
-    monkeypatch.setattr(control_group, "own_group", lambda mount: own)
-    ControlGroup(4321, 7 * MIB, mount=tmp_path)
+    ControlGroup(4321, 7 * MIB, mount=mount, groups=groups)
     group = own / "benchmark-4321"
     assert (group / "memory.max").read_text() == str(7 * MIB)
     assert (group / "cgroup.procs").read_text() == "4321"
 
 
+def test_older_control_groups_serve_as_well(tmp_path: Path) -> None:
+    mount, groups = described(tmp_path, VERSION_1)
+    own = mount / "memory" / "service" / "run"
+    own.mkdir(parents=True)
+    (own / "memory.limit_in_bytes").write_text("9223372036854771712\n")
+    ControlGroup(4321, 7 * MIB, mount=mount, groups=groups)
+    group = own / "benchmark-4321"
+    assert (group / "memory.limit_in_bytes").read_text() == str(7 * MIB)
+    assert (group / "cgroup.procs").read_text() == "4321"
+
+
 def test_the_group_of_a_process_is_read_from_its_own_list(tmp_path: Path) -> None:
-    groups = tmp_path / "cgroup"
-    groups.write_text("4:memory:/other\n0::/user.slice/run.scope\n")
-    assert own_group(tmp_path, groups) == tmp_path / "user.slice" / "run.scope"
-    groups.write_text("0::/user.slice/run.scope/benchmark-parent\n")
-    assert own_group(tmp_path, groups) == tmp_path / "user.slice" / "run.scope"
+    run = tmp_path / "user.slice" / "run.scope"
+    for scope in ("run.scope", "run.scope/benchmark-parent"):
+        assert own_group(*described(tmp_path, f"0::/user.slice/{scope}\n", "memory")) == run
+    assert own_group(*described(tmp_path, VERSION_1)) == tmp_path / "memory" / "service" / "run"
+
+
+def test_a_process_over_the_limit_is_swapped_out() -> None:
+    reason = why_not()
+    if reason:
+        pytest.skip(reason)
+    program = (
+        "import sys; sys.stdin.readline(); kept = bytearray(160 << 20)\n"
+        "kept[::4096] = b'1' * len(kept[::4096])\n"
+        "print(open('/proc/self/status').read())"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        group = ControlGroup(process.pid, 64 * MIB)
+        status, _ = process.communicate("go\n")
+    group.close()
+    figures = dict(line.split(":", 1) for line in status.splitlines() if line)
+    assert process.returncode == 0
+    assert int(figures["VmSwap"].split()[0]) > 80 << 10  # KiB
