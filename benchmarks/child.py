@@ -34,9 +34,10 @@ class Run:
     def __init__(self, job: Job) -> None:
         torch.set_num_threads(job.threads)
         self._job = job
-        if job.device == "cuda" and not torch.cuda.is_available():
+        self._cuda = job.device == "cuda"
+        if self._cuda and not torch.cuda.is_available():
             raise Unavailable("torch finds no CUDA device")
-        if job.device == "cuda":
+        if self._cuda:
             # Kernels that add in any order give other bits each time. What they cost is the same
             # for all; memory that nobody has written needs no filling.
             torch.use_deterministic_algorithms(True)
@@ -44,7 +45,6 @@ class Run:
         self._start = starter(job.system)
         self._batches = Batches(SHAPES[job.shape], job.device)
         warm_up(job.device)
-        self._cuda = job.device == "cuda"
         self._energy = energy_meter(
             str(torch.cuda.get_device_properties(0).uuid) if self._cuda else None
         )

@@ -22,12 +22,19 @@ _OF_VERSION_1, _OF_VERSION_2 = "memory.limit_in_bytes", "memory.max"
 
 class ControlGroup:
     def __init__(
-        self, pid: int, limit_bytes: int, *, mount: Path = _MOUNT, groups: Path = _GROUPS
+        self,
+        pid: int,
+        limit_bytes: int,
+        *,
+        mount: Path = _MOUNT,
+        groups: Path = _GROUPS,
+        swaps: Path = _SWAPS,
     ) -> None:
         """Raises Unavailable when this machine does not let us."""
+        reason = why_not(mount, groups, swaps)
         own = own_group(mount, groups)
-        if own is None:
-            raise Unavailable(_NONE)
+        if reason or own is None:
+            raise Unavailable(reason)
         self._folder = own / f"benchmark-{pid}"
         limit = _OF_VERSION_2
         try:
@@ -48,14 +55,11 @@ class ControlGroup:
             self._folder.rmdir()
 
 
-_NONE = "the machine has no control groups with a memory controller"
-
-
 def why_not(mount: Path = _MOUNT, groups: Path = _GROUPS, swaps: Path = _SWAPS) -> str | None:
     """Why no process can be confined here; None when it may work."""
     own = own_group(mount, groups)
     if own is None:
-        return _NONE
+        return "the machine has no control groups with a memory controller"
     if len(swaps.read_text().splitlines()) < 2:
         return "no swap space is active (swapon)"
     if not os.access(own, os.W_OK):

@@ -67,9 +67,15 @@ def described(folder: Path, groups: str, controllers: str | None = None) -> tupl
     return folder, folder / "groups"
 
 
+def listed_swaps(folder: Path, *files: str) -> Path:
+    """What the kernel lists as swap space."""
+    swaps = folder / "swaps"
+    swaps.write_text("\n".join(("Filename Type Size Used Priority", *files)) + "\n")
+    return swaps
+
+
 def test_a_machine_that_keeps_no_limit_says_why(tmp_path: Path) -> None:
-    no_swap = tmp_path / "swaps"
-    no_swap.write_text("Filename Type Size Used Priority\n")
+    no_swap = listed_swaps(tmp_path)
     assert "memory controller" in str(why_not(*described(tmp_path, VERSION_2)))
     assert "memory controller" in str(why_not(*described(tmp_path, VERSION_2, "cpu io")))
     for groups in (VERSION_1, VERSION_2):
@@ -82,26 +88,32 @@ def test_without_control_groups_nobody_is_confined(tmp_path: Path) -> None:
         ControlGroup(1, MIB, mount=mount, groups=groups)
 
 
-def test_a_confined_process_joins_a_group_of_its_own_with_the_limit(tmp_path: Path) -> None:
-    mount, groups = described(tmp_path, VERSION_2, "cpu memory")
-    own = mount / "user.slice" / "run.scope"
+@pytest.mark.parametrize(
+    ("version", "folder", "limit", "present"),
+    [
+        (VERSION_1, "memory/service/run", "memory.limit_in_bytes", "memory.limit_in_bytes"),
+        (VERSION_2, "user.slice/run.scope", "memory.max", "cgroup.subtree_control"),
+    ],
+    ids=["version 1", "version 2"],
+)
+def test_a_confined_process_joins_a_group_of_its_own_with_the_limit(
+    version: str, folder: str, limit: str, present: str, tmp_path: Path
+) -> None:
+    mount, groups = described(tmp_path, version, "cpu memory")
+    own = mount / folder
     own.mkdir(parents=True)
-    (own / "cgroup.subtree_control").write_text("cpu memory\n")
-    ControlGroup(4321, 7 * MIB, mount=mount, groups=groups)
+    (own / present).write_text("cpu memory\n")
+    swaps = listed_swaps(tmp_path, "/swapfile file 1024 0 -2")
+    ControlGroup(4321, 7 * MIB, mount=mount, groups=groups, swaps=swaps)
     group = own / "benchmark-4321"
-    assert (group / "memory.max").read_text() == str(7 * MIB)
+    assert (group / limit).read_text() == str(7 * MIB)
     assert (group / "cgroup.procs").read_text() == "4321"
 
 
-def test_older_control_groups_serve_as_well(tmp_path: Path) -> None:
+def test_without_swap_space_nobody_is_confined(tmp_path: Path) -> None:
     mount, groups = described(tmp_path, VERSION_1)
-    own = mount / "memory" / "service" / "run"
-    own.mkdir(parents=True)
-    (own / "memory.limit_in_bytes").write_text("9223372036854771712\n")
-    ControlGroup(4321, 7 * MIB, mount=mount, groups=groups)
-    group = own / "benchmark-4321"
-    assert (group / "memory.limit_in_bytes").read_text() == str(7 * MIB)
-    assert (group / "cgroup.procs").read_text() == "4321"
+    with pytest.raises(Unavailable, match="swap"):
+        ControlGroup(1, MIB, mount=mount, groups=groups, swaps=listed_swaps(tmp_path))
 
 
 def test_the_group_of_a_process_is_read_from_its_own_list(tmp_path: Path) -> None:
