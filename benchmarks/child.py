@@ -22,7 +22,13 @@ import torch
 from benchmarks.codec import decode, encode
 from benchmarks.energy import energy_meter
 from benchmarks.job import Job, Outcome, Step
-from benchmarks.meters import drives_traffic, peak_meter, process_traffic, resident_bytes
+from benchmarks.meters import (
+    drives_traffic,
+    peak_meter,
+    process_traffic,
+    resident_bytes,
+    swap_traffic,
+)
 from benchmarks.models import Batches, warm_up
 from benchmarks.shapes import SHAPES
 from benchmarks.systems import Unavailable, starter
@@ -48,6 +54,7 @@ class Run:
         self._energy = energy_meter(
             str(torch.cuda.get_device_properties(0).uuid) if self._cuda else None
         )
+        self._traffic = swap_traffic if job.confined else process_traffic
         self._peak = peak_meter()
         self._peak.take()
         self._base_bytes = resident_bytes()
@@ -68,7 +75,7 @@ class Run:
         tokens = self._batches[len(self._steps)]
         if self._cuda:
             torch.cuda.reset_peak_memory_stats()
-        process, drive = process_traffic(), drives_traffic(self._job.ssd)
+        before, drive = self._traffic(), drives_traffic(self._job.ssd)
         joules = self._energy()
         wall, cpu = time.perf_counter(), time.process_time()
         loss = self._training.step(tokens)
@@ -76,7 +83,7 @@ class Run:
             torch.cuda.synchronize()
         wall_s, cpu_s = time.perf_counter() - wall, time.process_time() - cpu
         joules_now = self._energy()
-        moved = process_traffic().since(process)
+        moved = self._traffic().since(before)
         drive_now = drives_traffic(self._job.ssd)
         drive_moved = drive_now.since(drive) if drive_now and drive else None
         step = Step(

@@ -17,6 +17,7 @@ from benchmarks.systems import Unavailable
 _MOUNT = Path("/sys/fs/cgroup")
 _GROUPS = Path("/proc/self/cgroup")
 _SWAPS = Path("/proc/swaps")
+_PAGE_CLUSTER = Path("/proc/sys/vm/page-cluster")
 _OF_VERSION_1, _OF_VERSION_2 = "memory.limit_in_bytes", "memory.max"
 
 
@@ -65,6 +66,12 @@ def why_not(mount: Path = _MOUNT, groups: Path = _GROUPS, swaps: Path = _SWAPS) 
     if not os.access(own, os.W_OK):
         return f"the control group {own} is not ours to divide; run under Delegate=yes"
     return None
+
+
+def read_ahead_pages() -> int:
+    """How many pages the kernel reads from swap space at once. In a small group those that nobody
+    asked for can leave no room for those that are needed, and the kernel kills its process."""
+    return 1 << int(_PAGE_CLUSTER.read_text())
 
 
 def own_group(mount: Path = _MOUNT, groups: Path = _GROUPS) -> Path | None:

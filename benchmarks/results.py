@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.codec import decode, encode
 from benchmarks.comparison import Compared, Results
-from benchmarks.control_group import why_not
+from benchmarks.control_group import read_ahead_pages, why_not
 from benchmarks.machine import output
 from benchmarks.micro.findings import MicroResults
 from benchmarks.origin import origin
@@ -72,7 +72,7 @@ def _settings(place: Place) -> tuple[str, ...]:
         f"load average before {place.load_before:.1f}, at the end {os.getloadavg()[0]:.1f}",
         f"teraio's budget is the limit less {RESERVE_BYTES / 1e6:.0f} MB and "
         f"{RESERVE_PART:.0%} of the ideal run's peak, on the CPU",
-        f"control groups: {why_not() or 'in use'}",
+        f"kernel swap: {why_not() or f'{read_ahead_pages()} pages read at once'}",
         "losses may differ by "
         + ", ".join(f"{value:.0e} ({dtype})" for dtype, value in TOLERANCES.items())
         + "; not at all for teraio and kernel swap",

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from benchmarks.codec import decode, encode
-from benchmarks.control_group import ControlGroup, why_not
+from benchmarks.control_group import ControlGroup, read_ahead_pages, why_not
 from benchmarks.job import Job, Outcome, Step
 from benchmarks.systems import Unavailable, system_of
 
@@ -133,7 +133,10 @@ class Worker:
         if self._silent:
             end = f"no answer within {self._answer_s:.0f} s"
         elif self._group is not None and status == -signal.SIGKILL:
-            return "killed by the kernel, which found no memory within the limit, swap space or not"
+            return (
+                "killed by the kernel, which found no memory within the limit, swap space or not"
+                f" (it reads {read_ahead_pages()} pages ahead; sysctl vm.page-cluster=0 stops that)"
+            )
         return f"{end}: {text}" if text else end
 
 

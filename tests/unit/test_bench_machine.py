@@ -10,7 +10,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks.control_group import ControlGroup, own_group, why_not
-from benchmarks.meters import HighWater, Sampler, process_traffic, resident_bytes
+from benchmarks.meters import (
+    HighWater,
+    Sampler,
+    process_traffic,
+    resident_bytes,
+    swap_traffic,
+)
 from benchmarks.systems import Unavailable
 from teraio.engine.folders import file_system
 
@@ -132,6 +138,7 @@ def test_a_process_over_the_limit_is_swapped_out() -> None:
         "kept[::4096] = b'1' * len(kept[::4096])\n"
         "print(open('/proc/self/status').read())"
     )
+    before = swap_traffic()
     with subprocess.Popen(
         [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -141,3 +148,4 @@ def test_a_process_over_the_limit_is_swapped_out() -> None:
     figures = dict(line.split(":", 1) for line in status.splitlines() if line)
     assert process.returncode == 0
     assert int(figures["VmSwap"].split()[0]) > 80 << 10  # KiB
+    assert swap_traffic().since(before).written_bytes > 80 * MIB
