@@ -18,13 +18,15 @@ class Entry:
     """One row to be. ``share``: limit as a part of the ideal run's peak; None: no limit.
 
     ``host_share`` is host memory for teraio's tier in between, as a part of the same peak;
-    ``drives`` how many of the given folders it may use, all if None.
+    ``drives`` how many of the given folders it may use, all if None. ``in_backward``: teraio steps
+    each parameter in the backward pass.
     """
 
     system: str
     share: float | None = None
     host_share: float = 0.0
     drives: int | None = None
+    in_backward: bool = False
 
     @property
     def name(self) -> str:
@@ -32,7 +34,8 @@ class Entry:
         host = f" with host memory {self.host_share:.0%}" if self.host_share else ""
         several = "" if self.drives == 1 else "s"
         drives = "" if self.drives is None else f" on {self.drives} drive{several}"
-        return f"{self.system}{share}{host}{drives}"
+        stepping = " stepping in backward" if self.in_backward else ""
+        return f"{self.system}{share}{host}{drives}{stepping}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

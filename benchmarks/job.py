@@ -15,7 +15,7 @@ class Job:
     ``limit_bytes`` is the memory that the run may take of its device beyond what the process held
     before the model was built; the run is judged by it. ``budget_bytes`` is what teraio is told:
     less, as it counts tensors only. ``confined``: the limit is to be kept by a control group with
-    swap space behind it.
+    swap space behind it. ``in_backward``: teraio's ``optimizer_in_backward``.
     """
 
     name: str
@@ -27,6 +27,7 @@ class Job:
     limit_bytes: int | None = None
     budget_bytes: int | None = None
     host_bytes: int = 0
+    in_backward: bool = False
     confined: bool = False
     ssd: tuple[str, ...] = ()
 

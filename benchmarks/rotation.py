@@ -180,6 +180,7 @@ class Rotation:
             threads=place.threads,
             device=place.device,
             host_bytes=int(entry.host_share * self._ideal_peak),
+            in_backward=entry.in_backward,
             confined=entry.system == "swap",
             ssd=place.ssd[: entry.drives],
         )

@@ -59,6 +59,7 @@ class Row:
     share: float | None
     host_share: float
     drives: int | None
+    in_backward: bool
     limit_bytes: int | None
     peak_bytes: int | None
     host_peak_bytes: int | None
@@ -85,6 +86,7 @@ def _row(result: Result, ideal: Outcome | None, shape: Shape) -> Row:
         share=entry.share,
         host_share=entry.host_share,
         drives=entry.drives,
+        in_backward=entry.in_backward,
         limit_bytes=result.job.limit_bytes,
         peak_bytes=outcome.peak_bytes if outcome else None,
         host_peak_bytes=outcome.host_peak_bytes if outcome else None,

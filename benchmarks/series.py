@@ -71,7 +71,9 @@ def _over_drives(found: dict[str, tuple[Row, ...]]) -> dict[str, list[Point]]:
 
 
 def _ours(some: Iterable[Row]) -> list[Row]:
-    """teraio's, with all drives and without host memory."""
+    """teraio's, with all drives, without host memory, with an ordinary step."""
     return [
-        row for row in some if row.system == "teraio" and not row.host_share and row.drives is None
+        row
+        for row in some
+        if row.system == "teraio" and not (row.host_share or row.in_backward) and row.drives is None
     ]

@@ -25,13 +25,18 @@ def _teraio(*shares: float) -> tuple[Entry, ...]:
     return tuple(Entry(system="teraio", share=share) for share in shares)
 
 
+def _in_backward(*shares: float) -> tuple[Entry, ...]:
+    """For fp32 only: an optimizer that has master weights can't step so."""
+    return tuple(Entry(system="teraio", share=share, in_backward=True) for share in shares)
+
+
 def _plain(*systems: str) -> tuple[Entry, ...]:
     return tuple(Entry(system=system) for system in systems)
 
 
-def _few(shape: str, dtype: str) -> Comparison:
+def _few(shape: str, dtype: str, *more: Entry) -> Comparison:
     """What a curve over sizes, batches or sequences needs."""
-    entries = (*_teraio(0.5), *_plain("infinity"), *_teraio(0.7))
+    entries = (*_teraio(0.5), *_plain("infinity"), *_teraio(0.7), *more)
     return Comparison(shape=shape, dtype=dtype, entries=entries)
 
 
@@ -75,6 +80,7 @@ SUITES = {
                     *_teraio(0.5),
                     *_plain("infinity", "infinity-optimizer", "zero3", "zero2"),
                     *_teraio(0.7, 0.35),
+                    *_in_backward(0.5, 0.35),
                     *_SWAP,
                     *_plain("infinity-small", *_PYTORCH),
                     *_HOST,
@@ -83,7 +89,7 @@ SUITES = {
             _few("llama-25m", "fp32"),
             _few("gpt-100m", "fp32"),
             _few("llama-100m", "bf16"),
-            _few("llama-100m-batch1", "fp32"),
+            _few("llama-100m-batch1", "fp32", *_in_backward(0.5)),
             _few("llama-100m-seq768", "fp32"),
         ),
     ),

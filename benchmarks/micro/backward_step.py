@@ -35,10 +35,7 @@ from benchmarks.table import Table, table
 from benchmarks.worker import Worker
 
 SHARES = (50, 35)
-SYSTEMS = {
-    "ordinary": "benchmarks.systems.offloaded:teraio",
-    "in backward": "benchmarks.systems.offloaded:teraio_in_backward",
-}
+WAYS = {"ordinary": False, "in backward": True}
 
 
 def run_in_turns(jobs: list[Job], steps: int, on_step: Callable[[], None]) -> list[Run]:
@@ -60,14 +57,15 @@ def all_runs(options: argparse.Namespace, on_step: Callable[[], None]) -> list[R
         jobs = [
             Job(
                 name=f"{limit}, {name}",
-                system=system,
+                system="teraio",
                 shape=MODELS[options.params],
                 dtype=options.dtype,
                 threads=options.threads,
                 budget_bytes=budget_bytes,
                 ssd=tuple(options.ssd),
+                in_backward=in_backward,
             )
-            for name, system in SYSTEMS.items()
+            for name, in_backward in WAYS.items()
         ]
         return run_in_turns(jobs, options.steps, on_step)
 

@@ -53,16 +53,12 @@ class Offloaded(Eager):
 
 
 def teraio(job: Job) -> Training:
-    return _offloaded(job)
-
-
-def teraio_in_backward(job: Job) -> Training:
-    return _offloaded(job, optimizer_in_backward=True)
-
-
-def _offloaded(job: Job, **settings: object) -> Training:
     model = build_model(SHAPES[job.shape], job.dtype, job.device)
-    settings |= {"memory_budget": job.budget_bytes, "ssd": list(job.ssd) or None}
+    settings: dict[str, object] = {
+        "memory_budget": job.budget_bytes,
+        "ssd": list(job.ssd) or None,
+        "optimizer_in_backward": job.in_backward,
+    }
     if job.host_bytes:
         settings["host_memory"] = job.host_bytes
     try:
