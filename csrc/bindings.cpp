@@ -411,6 +411,7 @@ PYBIND11_MODULE(_C, m) {
     follow({std::move(op_names), std::move(modules), std::move(phases), std::move(needs)}, actions, births, uses, persistent,
            std::move(sizes), std::move(codecs), anchors, bound, again);
   });
+  m.def("expect_peers", [] { engine().expect_peers(); });
   m.def("expect_moves", [](bool any) {
     engine().expect_moves(any);
     observer::mode_changed();

@@ -60,6 +60,7 @@ void Engine::start(std::unique_ptr<SpillSpace> spill, std::unique_ptr<HostTier> 
   stats_.peak_bytes = used();
   iteration_begin_ns_ = now_ns();
   active_ = expects_moves_ = true;
+  guard::be_quiet(false);
   closing_ = false;
   mode_changed();
 }
@@ -90,7 +91,7 @@ void Engine::bring_back() {
   for (Block* block : blocks_) {
     drop_extent(block);
     if (block->state != State::kResident) continue;
-    if (c10::StorageImpl* storage = owner(block)) guard::open(*storage);
+    if (c10::StorageImpl* storage = owner(block)) guard::open(*storage, block->memory);
     block->guarded = false;
   }
 }
@@ -200,13 +201,10 @@ void Engine::use_on(Block* block, const c10::Stream& stream) {
 void Engine::open(Block* block, c10::StorageImpl* storage) {
   if (block->state == State::kLeaving) stay(block);
   if (block->state != State::kResident) return;
-  if (storage->_mutable_data_ptr_no_checks().get() != block->memory) guard::set_memory(*storage, block->memory);
-  if (block->guarded) {
-    guard::open(*storage);
-  } else if (!block->exempt && !closing_) {
-    block->guarded = true;
-    guard::set_message(*storage, describe_guard(block));
-  }
+  guard::open(*storage, block->memory);
+  if (block->guarded || block->exempt || closing_) return;
+  block->guarded = true;
+  guard::set_message(*storage, describe_guard(block));
 }
 
 // From now on the block may leave, and only ops and holders that pin it can reach its data.
@@ -308,8 +306,7 @@ void Engine::make_resident(Frame& f, Lock& lock) {
       if (f.stream) use_on(pinned.block, *f.stream);
       open(pinned.block, storage);
     } else {
-      guard::close(*storage);
-      guard::set_message(*storage, (f.over_budget ? "teraio.BudgetError: " : "teraio.SpillError: ") + f.error);
+      guard::refuse(*storage, (f.over_budget ? "teraio.BudgetError: " : "teraio.SpillError: ") + f.error);
     }
   }
 }
@@ -337,7 +334,7 @@ void Engine::end_op(Frame& f, const std::optional<Place>& place) {
     const bool hidden = f.opaque || (f.nested && pinned.block->dtype == c10::ScalarType::Long);
     if (hidden && !pinned.block->dead) {
       pinned.block->exempt = true;
-      if (c10::StorageImpl* storage = owner(pinned.block)) guard::open(*storage);
+      if (c10::StorageImpl* storage = owner(pinned.block)) guard::open(*storage, pinned.block->memory);
     }
     pinned.block->last_use = op_counter_;
     unpin(pinned.block);
@@ -519,6 +516,17 @@ void Engine::unfollow() {
   mode_changed();
 }
 
+void Engine::expect_peers() {
+  const Lock lock(*this);
+  if (!active_ || guard::quiet()) return;
+  guard::be_quiet(true);
+  for (Block* block : blocks_) {
+    c10::StorageImpl* storage = owner(block);
+    if (storage == nullptr || !block->guarded || block->exempt || block->pins > 0) continue;
+    guard::close(*storage);
+  }
+}
+
 void Engine::expect_moves(bool any) {
   const Lock lock(*this);
   expects_moves_ = any;
@@ -563,6 +571,18 @@ void Engine::hold(Block* block, c10::StorageImpl* storage) {
   ++block->holders;
 }
 
+std::vector<Block*> Engine::hold_pinned(const Frame& f) {
+  const Lock lock(*this);
+  std::vector<Block*> held;
+  for (const auto& pinned : f.pinned) {
+    if (pinned.block->dead) continue;
+    ++pinned.block->pins;
+    ++pinned.block->holders;
+    held.push_back(pinned.block);
+  }
+  return held;
+}
+
 void Engine::release(Block* block, bool written) {
   const Lock lock(*this);
   --block->holders;
@@ -605,7 +625,7 @@ void* Engine::publish(Block* block, c10::StorageImpl* storage, bool lent) {
         std::memcpy(address, block->memory, block->nbytes);
         pages_.give(block->memory, block->nbytes);
         block->memory = block->address = static_cast<char*>(address);
-        guard::set_memory(*storage, block->memory);
+        guard::open(*storage, block->memory);
       }
     }
     if (block->address == nullptr) block->exempt = true;

@@ -177,6 +177,8 @@ class Engine {
   void unfollow();
   // Whether anything may have to leave; not where iterations fit the budget. Then results are not looked at.
   void expect_moves(bool any);
+  // Other processes train with this one, see [Note: loud and quiet guards].
+  void expect_peers();
   void reserve_spill(uint64_t nbytes);
   // Encodes what the plan doesn't know on its way to the spill space; 0: as it is.
   void encode_by_default(CodecNumber codec);
@@ -191,6 +193,8 @@ class Engine {
   // Keeps it in memory, guard open, until the matching release(). Throws BudgetError or SpillError.
   void hold(Block* block, c10::StorageImpl* storage);
   void release(Block* block, bool written);
+  // Holds all that the frame has pinned; gives what to release.
+  std::vector<Block*> hold_pinned(const Frame& frame);
   // Sends it to the spill space now and waits; false where it can't leave. Throws SpillError.
   bool send_away(Block* block, c10::StorageImpl* storage);
   // An address that stays the storage's own for life, wherever its data is. Brings the data in. When it is `lent`, to
@@ -274,6 +278,7 @@ class Engine {
   void hold_locked(Block* block, c10::StorageImpl* storage, Lock& lock);
   void make_room(uint64_t nbytes, Lock& lock, int32_t storage = -1);
   void make_room_for_results(const Frame& frame, Lock& lock);
+  bool wait_for_collective(Lock& lock);
   bool leave_natively(uint64_t nbytes, Lock& lock);
   bool find_pieces(const Frame& frame, Lock& lock);
   bool has_pieces(uint64_t nbytes, Lock& lock) const;

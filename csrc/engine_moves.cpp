@@ -1,10 +1,13 @@
 // The engine's moves: what leaves memory and what comes back, asked for by an op or by the plan.
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
+#include <thread>
 #include <utility>
 
 #include "clock.h"
+#include "collectives.h"
 #include "engine.h"
 #include "errors.h"
 #include "guard.h"
@@ -14,6 +17,8 @@ namespace {
 
 constexpr size_t kVictimsKept = 256;
 constexpr uint64_t kVictimsLast = 64;  // ops
+constexpr auto kCollectivesAskedEvery = std::chrono::microseconds(200);
+constexpr int64_t kCollectivesLastNs = 60'000'000'000;
 
 }  // namespace
 
@@ -82,7 +87,8 @@ void Engine::fetch_now(Block* block, Lock& lock) {
 // [Note: making room]
 // An op that needs memory waits for exactly the bytes it lacks. What leaves already comes first; then the block
 // used again last (by the plan, or by how long it has not been used) leaves as well. An error is raised only when
-// nothing can leave, nothing is on its way, and no other thread's op could end and unpin something.
+// nothing can leave, nothing is on its way, no other thread's op could end and unpin something, and neither could a
+// collective.
 void Engine::make_room(uint64_t nbytes, Lock& lock, int32_t storage) {
   const uint64_t failures = write_failures_;
   const int self = frame().entered ? 1 : 0;
@@ -97,12 +103,31 @@ void Engine::make_room(uint64_t nbytes, Lock& lock, int32_t storage) {
         start_leaving(leaving, true);
         continue;
       }
-      if (in_flight_ == 0 && pinning_threads_ - waiting_threads_ - self <= 0) throw BudgetError(over_budget(nbytes));
+      if (in_flight_ == 0 && pinning_threads_ - waiting_threads_ - self <= 0) {
+        if (wait_for_collective(lock)) continue;
+        throw BudgetError(over_budget(nbytes));
+      }
     }
     waiting_threads_ += self;
     wait(lock, storage, true);
     waiting_threads_ -= self;
   }
+}
+
+// Until one has let go of what it uses. False if none is under way, or none is done within its time: it may be one that
+// waits for what this process would send it later.
+bool Engine::wait_for_collective(Lock& lock) {
+  const int64_t begin = now_ns();
+  const uint64_t seen = events_;
+  while (collectives::any() && events_ == seen && now_ns() - begin < kCollectivesLastNs) {
+    lock.unlock();
+    collectives::release_done(true);
+    std::this_thread::sleep_for(kCollectivesAskedEvery);
+    lock.lock();
+  }
+  if (events_ == seen) return false;
+  if (frame().training) note_stall(-1, true, now_ns() - begin);
+  return true;
 }
 
 // What the plan knows of the op that begins, or else the most there has been, see [Note: what ops need].
@@ -377,9 +402,8 @@ void Engine::arrived(Block* block, uint64_t moved) {
   stats_.read_bytes += moved;
   block->state = State::kResident;
   if (c10::StorageImpl* storage = owner(block)) {
-    guard::set_memory(*storage, block->memory);
     guard::set_message(*storage, describe_guard(block));
-    if (block->pins > 0) guard::open(*storage);
+    if (block->pins > 0) guard::open(*storage, block->memory);
   }
 }
 
@@ -387,7 +411,6 @@ void Engine::detach(Block* block) {
   c10::StorageImpl* storage = owner(block);
   if (storage == nullptr) return;
   guard::close(*storage);
-  guard::set_memory(*storage, nullptr);
   give_memory(block);
   block->state = State::kAway;
 }

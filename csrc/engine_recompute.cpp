@@ -95,7 +95,6 @@ bool Engine::drop(Block* block) {
   if (storage == nullptr) return false;
   drop_extent(block);
   guard::close(*storage);
-  guard::set_memory(*storage, nullptr);
   give_memory(block);
   block->state = State::kAway;
   return true;
@@ -152,7 +151,7 @@ void Engine::recompute(Block* block, Lock& lock) {
   }
   const bool fits = !failure && made != nullptr && made->nbytes == block->nbytes && made->pins == 0;
   if (fits) {
-    guard::set_memory(*result.storage().unsafeGetStorageImpl(), nullptr);
+    guard::close(*result.storage().unsafeGetStorageImpl());
     block->device = std::exchange(made->device, std::nullopt);
     block->memory = std::exchange(made->memory, nullptr);
     // Programs that wait for one stream's work in another's did so when the result was made at first.
@@ -167,9 +166,8 @@ void Engine::recompute(Block* block, Lock& lock) {
     stats_.recomputed_bytes += block->nbytes;
     block->state = State::kResident;
     if (c10::StorageImpl* storage = owner(block)) {
-      guard::set_memory(*storage, block->memory);
       guard::set_message(*storage, describe_guard(block));
-      if (block->pins > 1) guard::open(*storage);
+      if (block->pins > 1) guard::open(*storage, block->memory);
     }
     discard_recipe(block);
     if (block->trace_index >= 0) {

@@ -1,5 +1,6 @@
 #include "guard.h"
 
+#include <atomic>
 #include <utility>
 
 // PyTorch 2.11 has no public call that clears the access flag. An explicit instantiation may name private
@@ -19,26 +20,47 @@ template struct Reach<&c10::StorageImpl::throw_on_immutable_data_ptr_,
 
 namespace teraio::guard {
 
-void close(c10::StorageImpl& storage) {
-  access_flag(storage) = true;
-  refresh_checks(storage);
-}
+namespace {
 
-void open(c10::StorageImpl& storage) {
-  access_flag(storage) = false;
-  refresh_checks(storage);
-}
+std::atomic<bool> is_quiet{false};
 
-void set_message(c10::StorageImpl& storage, std::string message) {
-  storage.get_extra_meta().custom_data_ptr_error_msg_ = std::move(message);
+void set_flag(c10::StorageImpl& storage, bool raises) {
+  access_flag(storage) = raises;
+  refresh_checks(storage);
 }
 
 void set_memory(c10::StorageImpl& storage, void* memory) {
   at::DataPtr& current = storage._mutable_data_ptr_no_checks();
+  if (current.get() == memory) return;
   const auto deleter = current.get_deleter();
   const auto device = current.device();
   void* owner = current.release_context();
   current = at::DataPtr(memory, owner, deleter, device);
+}
+
+}  // namespace
+
+void be_quiet(bool quiet) { is_quiet = quiet; }
+bool quiet() { return is_quiet; }
+
+void close(c10::StorageImpl& storage) {
+  set_flag(storage, !is_quiet);
+  set_memory(storage, nullptr);
+}
+
+void open(c10::StorageImpl& storage, void* memory) {
+  set_memory(storage, memory);
+  set_flag(storage, false);
+}
+
+void refuse(c10::StorageImpl& storage, std::string message) {
+  set_message(storage, std::move(message));
+  set_memory(storage, nullptr);
+  set_flag(storage, true);
+}
+
+void set_message(c10::StorageImpl& storage, std::string message) {
+  storage.get_extra_meta().custom_data_ptr_error_msg_ = std::move(message);
 }
 
 }  // namespace teraio::guard

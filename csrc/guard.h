@@ -1,5 +1,10 @@
-// The guard of a storage: closed, every access to its data raises instead of reading memory.
+// The guard of a storage: closed, nobody gets at its data without an op.
 // In: a StorageImpl. Out: its access flag and data pointer changed. Must not know: budgets, plans, files.
+//
+// [Note: loud and quiet guards]
+// A loud guard raises, with a text of ours, whenever anything of the storage's data pointer is asked for. PyTorch's data
+// parallelism asks in each backward pass whether two gradients share a pointer, though it doesn't read through it. A quiet
+// guard stands that: the pointer is null. Who reads through it gets PyTorch's own error or a segmentation fault.
 #pragma once
 #include <c10/core/StorageImpl.h>
 
@@ -7,14 +12,18 @@
 
 namespace teraio::guard {
 
-// Makes data_ptr(), numpy() and foreign code raise; ops must open the guard first.
+// Whether guards that close from now on are quiet; they are loud at first.
+void be_quiet(bool quiet);
+bool quiet();
+
+// Ops must open the guard first.
 void close(c10::StorageImpl& storage);
-void open(c10::StorageImpl& storage);
+// The data is at `memory` from now on; owner and deleter stay as they are.
+void open(c10::StorageImpl& storage, void* memory);
+// Closes it for the running op, which is to fail with this text; loud in any case.
+void refuse(c10::StorageImpl& storage, std::string message);
 
-// The text that an access through a closed guard raises.
+// The text that an access through a loud guard raises.
 void set_message(c10::StorageImpl& storage, std::string message);
-
-// Points the storage at other memory (or none); owner and deleter stay as they are.
-void set_memory(c10::StorageImpl& storage, void* memory);
 
 }  // namespace teraio::guard

@@ -13,6 +13,7 @@
 #include <torch/csrc/autograd/function.h>
 
 #include <algorithm>
+#include <atomic>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -24,6 +25,7 @@
 
 #include "allocator.h"
 #include "calls.h"
+#include "collectives.h"
 #include "engine.h"
 #include "recipe.h"
 
@@ -48,6 +50,7 @@ struct OpInfo {
   uint32_t id = 0;
   std::optional<c10::OperatorHandle> repeatable;  // it can be run again, see [Note: recipes]
   bool nested = false;        // it makes nested tensors of others
+  bool collective = false;    // see [Note: collectives]
   bool kernel = false;        // it is implemented per device, not by calls of other ops
   std::vector<bool> written;  // per argument
   std::vector<bool> viewed;   // per argument: the result is another view of it, its data is not touched
@@ -55,7 +58,6 @@ struct OpInfo {
 
 // These write running statistics without saying so in their schema.
 bool writes_undeclared(std::string_view name) { return name.find("batch_norm") != std::string_view::npos; }
-
 
 OpInfo describe(const c10::FunctionSchema& schema) {
   OpInfo info;
@@ -65,9 +67,11 @@ OpInfo describe(const c10::FunctionSchema& schema) {
   info.kernel = !op || !op->hasKernelForDispatchKey(c10::DispatchKey::CompositeImplicitAutograd);
   if (op && Recipe::possible(*op)) info.repeatable = op;
   info.nested = schema.name().find("nested") != std::string::npos;
+  info.collective = collectives::is_one(schema);
   for (const auto& argument : schema.arguments()) {
     const auto* alias = argument.alias_info();
-    info.written.push_back((alias != nullptr && alias->isWrite()) || writes_undeclared(schema.name()));
+    const bool undeclared = info.collective || writes_undeclared(schema.name());
+    info.written.push_back(undeclared || (alias != nullptr && alias->isWrite()));
     info.viewed.push_back(alias != nullptr && !alias->isWrite());
   }
   return info;
@@ -106,6 +110,9 @@ bool with_results = false;  // whether the callback is given the results of ops
 // that are made of other ops everywhere are looked into. Storages there have no allocator of ours, so what a kernel
 // gives is where births are seen.
 thread_local int kernel_depth = 0;  // the depth of the running kernel, or 0
+thread_local int collective_depth = 0;  // that of the collective that begins
+// Once one has been seen, the results of ops are wanted, for those of collectives say when they are done.
+std::atomic<bool> collectives_seen{false};
 
 Block* block_at_sight(c10::StorageImpl* storage) {
   switch (births) {
@@ -322,6 +329,12 @@ void let_results_leave(const at::RecordFunction& op, Frame& frame) {
   if (!results.empty()) Engine::instance().give(frame, results);
 }
 
+void end_collective(const at::RecordFunction& op, Frame& frame) {
+  collective_depth = 0;
+  collectives::begun(frame, op.outputs());
+  if (op.outputs().empty() && !collectives_seen.exchange(true)) mode_changed();
+}
+
 // The op's result, if the op can be run again and has just made it.
 void note_result(const at::RecordFunction& op, Frame& frame) {
   if (!frame.recipe || op.outputs().size() != 1 || !op.outputs()[0].isTensor()) return;
@@ -342,6 +355,7 @@ std::unique_ptr<at::ObserverContext> on_start(const at::RecordFunction& op) {
   frame.nested = frame.nested || info.nested;
   if (frame.depth++ == 0) {
     frame.name = info.id;
+    if (collectives::any()) collectives::release_done(false);
     if (!frame.training && torch::autograd::get_current_node()) frame.training = true;
     if (info.repeatable && Engine::instance().wants_recipe(frame)) take_recipe(op, *info.repeatable, frame);
   }
@@ -359,6 +373,7 @@ std::unique_ptr<at::ObserverContext> on_start(const at::RecordFunction& op) {
     ++argument;
   }
   Engine::instance().begin(frame, operands);
+  if (info.collective && births != Births::kMeta && collective_depth == 0) collective_depth = frame.depth;
   return nullptr;
 }
 
@@ -369,6 +384,7 @@ void on_end(const at::RecordFunction& op, at::ObserverContext* /*context*/) {
   const bool wants_results = Engine::instance().wants_results();
   try {
     if (kernel_depth == frame.depth) end_kernel(op, *schema);
+    if (collective_depth == frame.depth) end_collective(op, frame);
     if (births == Births::kDevice) {
       for (const c10::IValue& value : op.outputs()) note_births(value);
     }
@@ -385,8 +401,10 @@ void on_end(const at::RecordFunction& op, at::ObserverContext* /*context*/) {
 at::CallbackHandle handle = 0;
 bool enabled = false;
 
+bool needs_results() { return births != Births::kAllocator || collectives_seen || Engine::instance().wants_results(); }
+
 void add_callback() {
-  with_results = births != Births::kAllocator || Engine::instance().wants_results();
+  with_results = needs_results();
   handle = at::addGlobalCallback(at::RecordFunctionCallback(on_start, on_end)
                                      .needsInputs(true)
                                      .needsOutputs(with_results)
@@ -404,7 +422,7 @@ void enable(bool meta) {
 }
 
 void mode_changed() {
-  if (!enabled || births != Births::kAllocator || with_results == Engine::instance().wants_results()) return;
+  if (!enabled || with_results == needs_results()) return;
   // An op may begin between the two calls: one that is seen twice does no harm.
   const at::CallbackHandle old = handle;
   add_callback();
@@ -414,6 +432,7 @@ void mode_changed() {
 void disable() {
   if (enabled) at::removeCallback(handle);
   enabled = false;
+  collectives::release_all();
   births = Births::kAllocator;
 }
 
@@ -497,6 +516,9 @@ void begin_optimizer() {
 
 void end_optimizer() { in_optimizer = false; }
 
-void end_iteration() { modules().forget(); }
+void end_iteration() {
+  modules().forget();
+  collectives::end_iteration();
+}
 
 }  // namespace teraio::observer

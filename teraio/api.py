@@ -19,6 +19,7 @@ from teraio.engine.compression import Compression, compression
 from teraio.engine.devices import device_for
 from teraio.engine.folders import check_folder, spill_folders
 from teraio.engine.materialize import StoredTensor, stored_tensors
+from teraio.engine.wrappers import unwrapped
 from teraio.errors import ConfigurationError
 from teraio.profiler.hardware import free_memory_bytes, memory_bytes
 from teraio.records import RunReport
@@ -186,7 +187,7 @@ def resident(*tensors: torch.Tensor) -> Iterator[None]:
     holds = []
     try:
         for tensor in tensors:
-            holds.append(_C.Hold(tensor, True))
+            holds += [_C.Hold(inner, True) for _, inner in unwrapped(tensor)]
         yield
     finally:
         for hold in holds:

@@ -245,6 +245,8 @@ class Runtime:
             self._backward_step.add(names)
         self._adopt(tensors_of(model, prefix))
         _C.release_free_pages()  # malloc keeps where the weights were
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            _C.expect_peers()
         self._participants.add_model(model)
         weakref.finalize(model, self._model_died, id(model)).atexit = False
         _C.mark_training_thread()

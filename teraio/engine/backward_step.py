@@ -149,6 +149,7 @@ class BackwardStep:
         if not mine:
             return
         _check_optimizer(optimizer, self._separate)
+        _check_alone()
         if len(args) > 1 or any(value is not None for value in kwargs.values()):
             raise ConfigurationError(
                 "optimizer.step() got a closure, which computes gradients again; with "
@@ -349,6 +350,18 @@ def _check_optimizer(optimizer: Optimizer, separate: tuple[type[Optimizer], ...]
     if any(group.get("differentiable") for group in optimizer.param_groups):
         raise ConfigurationError(
             f"a differentiable optimizer can't step in the backward pass. {_REMEDY}"
+        )
+
+
+def _check_alone() -> None:
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return
+    if (size := distributed.get_world_size()) > 1:
+        raise ConfigurationError(
+            f"{size} processes train together. What they exchange, gradients above all, is there "
+            "after the backward pass only, and with optimizer_in_backward=True gradients are used "
+            f"during it. {_REMEDY}"
         )
 
 

@@ -14,6 +14,7 @@ import torch
 import teraio._C as _C
 from teraio.engine.backward_step import UsedGradient
 from teraio.engine.master_weights import copies
+from teraio.engine.wrappers import unwrapped
 from teraio.records import Kind
 
 Optimizer = torch.optim.Optimizer
@@ -27,7 +28,7 @@ class Participants:
         self._parameters: dict[int, str] = {}  # id(parameter) -> name
         self._masters: dict[int, str] = {}  # id(copy of a parameter) -> its name
         self._optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
-        self._gradients: list[dict[int, tuple[Kind, str]]] = []  # the newest first
+        self._gradients: list[_Blocks] = []  # the newest first
 
     # ------------------------------------------------------------ models
 
@@ -79,7 +80,8 @@ class Participants:
             mine = bool(masters)
         if mine:
             for _, _, value in _states(optimizer):
-                _C.adopt(value, "")
+                for _, tensor in unwrapped(value):
+                    _C.adopt(tensor, "")
         return mine
 
     def add_optimizer(self, optimizer: Optimizer) -> bool:
@@ -99,51 +101,59 @@ class Participants:
 
     def note_gradients(self, optimizer: Optimizer, used: Mapping[int, str]) -> None:
         """``used`` are blocks of gradients that are gone already, with their parameters."""
-        gradients = dict(used)
+        gradients = _Blocks()
+        for block, name in used.items():
+            gradients[block] = ("gradient", f"{name}:grad")
         for name, parameter in self.named(optimizer):
             if parameter.grad is not None and not isinstance(parameter.grad, UsedGradient):
-                gradients[_C.block_id(parameter.grad)] = name
+                gradients.add(parameter.grad, "gradient", f"{name}:grad")
         # Those of the iteration before are still there when this one begins.
         self._gradients[1:] = self._gradients[:1]
-        self._gradients[:1] = [
-            {block: ("gradient", f"{name}:grad") for block, name in gradients.items()}
-        ]
+        self._gradients[:1] = [gradients]
 
     # ------------------------------------------------------------ blocks
 
     def blocks(self) -> dict[int, tuple[Kind, str]]:
         """Kind and name of each block that is known by name."""
-        found: dict[int, tuple[Kind, str]] = {}
+        found = _Blocks()
         for gradients in reversed(self._gradients):
             found.update(gradients)
         for model in self._living():
             for name, buffer in model.named_buffers():
-                found[_C.block_id(buffer)] = ("buffer", name)
+                found.add(buffer, "buffer", name)
         for optimizer in self._optimizers:
             names = {id(parameter): name for name, parameter in self.named(optimizer)}
             for parameter, _ in _parameters(optimizer):
                 if id(parameter) in self._masters:
-                    found[_C.block_id(parameter)] = ("optimizer_state", names[id(parameter)])
+                    found.add(parameter, "optimizer_state", names[id(parameter)])
             for parameter, key, value in _states(optimizer):
                 if id(parameter) in names:
-                    name = f"{names[id(parameter)]}:{key}"
-                    found[_C.block_id(value)] = ("optimizer_state", name)
+                    found.add(value, "optimizer_state", f"{names[id(parameter)]}:{key}")
         for model in self._living():
             for parameter in model.parameters():
-                found[_C.block_id(parameter)] = ("parameter", self._parameters[id(parameter)])
+                found.add(parameter, "parameter", self._parameters[id(parameter)])
         found.pop(0, None)
         return found
 
 
+class _Blocks(dict[int, tuple[Kind, str]]):
+    """Kind and name of blocks."""
+
+    def add(self, tensor: torch.Tensor, kind: Kind, name: str) -> None:
+        """Of those that the tensor is made of."""
+        for inner_name, inner in unwrapped(tensor, name):
+            self[_C.block_id(inner)] = (kind, inner_name)
+
+
 def tensors_of(model: torch.nn.Module, prefix: str) -> dict[str, torch.Tensor]:
-    """The model's parameters, gradients and buffers by name."""
+    """The model's parameters, gradients and buffers by name, or what they are made of."""
     found: dict[str, torch.Tensor] = {}
     for name, parameter in model.named_parameters():
-        found[prefix + name] = parameter
+        found.update(unwrapped(parameter, prefix + name))
         if parameter.grad is not None and not isinstance(parameter.grad, UsedGradient):
-            found[f"{prefix}{name}:grad"] = parameter.grad
+            found.update(unwrapped(parameter.grad, f"{prefix}{name}:grad"))
     for name, buffer in model.named_buffers():
-        found[prefix + name] = buffer
+        found.update(unwrapped(buffer, prefix + name))
     return found
 
 

@@ -11,9 +11,8 @@ import functools
 import gc
 import io
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,26 +25,16 @@ from torch.nn.utils import parametrizations, parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-import teraio
-from teraio.engine.testing import stress
-from tests.integration.training import NO_LIMIT, digest
-
-WIDTH = 256
-STEPS = 7
-SHARE = 50
-MAX_DELAY_US = 300
-
-
-@dataclass
-class Program:
-    """``step`` runs one iteration and gives what to compare of it; ``state`` is what lasts."""
-
-    model: nn.Module
-    step: Callable[[int], Any]
-    state: Callable[[], Any]
-    others: tuple[nn.Module, ...] = ()
-    share: int = SHARE  # of the unlimited peak, in percent
-
+from tests.integration.small_programs import (
+    WIDTH,
+    Program,
+    adam,
+    data,
+    iteration,
+    mlp,
+    same_bits_under_a_budget,
+    trained,
+)
 
 PROGRAMS: dict[str, Callable[[], Program]] = {}
 
@@ -53,63 +42,6 @@ PROGRAMS: dict[str, Callable[[], Program]] = {}
 def program(build: Callable[[], Program]) -> Callable[[], Program]:
     PROGRAMS[build.__name__] = build
     return build
-
-
-# ------------------------------------------------------------ parts of programs
-
-
-def mlp(depth: int = 6, width: int = WIDTH, dtype: torch.dtype = torch.float32) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for _ in range(depth):
-        layers += [nn.Linear(width, width, dtype=dtype), nn.Tanh()]
-    return nn.Sequential(*layers)
-
-
-def data(step: int, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(1000 + step)
-    return torch.randn(*(shape or (96, WIDTH)), generator=generator, dtype=dtype)
-
-
-def adam(model: nn.Module, **settings: Any) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(model.parameters(), lr=1e-3, **settings)
-
-
-def trained(
-    model: nn.Module,
-    loss_of: Callable[[int], torch.Tensor],
-    optimizer: torch.optim.Optimizer | None = None,
-    after: Callable[[], None] = lambda: None,
-) -> Program:
-    """The usual loop around ``loss_of``."""
-    stepped = adam(model) if optimizer is None else optimizer
-
-    def step(i: int) -> Any:
-        loss = loss_of(i)
-        loss.backward()
-        stepped.step()
-        stepped.zero_grad()
-        after()
-        return loss.detach()
-
-    return Program(model, step, lambda: [model.state_dict(), stepped.state_dict()["state"]])
-
-
-def fingerprint(value: Any) -> Any:
-    """All bits of what a program gives."""
-    if isinstance(value, torch.Tensor):
-        if value.is_nested:
-            return fingerprint([value.values(), value.offsets()])
-        if value.is_sparse:
-            whole = value.coalesce()
-            return fingerprint([whole.indices(), whole.values()])
-        return digest(value.int_repr() if value.is_quantized else value)
-    if isinstance(value, Mapping):
-        return {key: fingerprint(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [fingerprint(inner) for inner in value]
-    if isinstance(value, np.ndarray):
-        return value.tobytes()
-    return value.hex() if isinstance(value, float) else value
 
 
 # ------------------------------------------------------------ autograd
@@ -174,14 +106,6 @@ def gradients_by_autograd_grad() -> Program:
             return step(i)
 
     return Program(model, marked, model.state_dict)
-
-
-def iteration(model: nn.Module) -> AbstractContextManager[None]:
-    """An iteration that no optimizer step ends, if the model is offloaded."""
-    try:
-        return teraio.iteration(model)
-    except teraio.ConfigurationError:
-        return nullcontext()
 
 
 @program
@@ -1130,29 +1054,6 @@ def dispatch_modes() -> Program:
 # ------------------------------------------------------------ the test
 
 
-def run(made: Program, budget: int | None, spill: str) -> tuple[Any, Any]:
-    """What a program computes, and the report of the run if there is a budget."""
-    report = None
-    models = (made.model, *made.others)
-    if budget is not None:
-        for model in models:
-            teraio.offload(model, memory_budget=budget, ssd=spill)
-        if budget != NO_LIMIT:
-            stress(MAX_DELAY_US)
-    try:
-        torch.manual_seed(1)
-        given = [fingerprint(made.step(i)) for i in range(STEPS)]
-        if budget is not None:
-            report = teraio.report(made.model)
-    finally:
-        if budget is not None:
-            stress(0)
-            for model in models:
-                teraio.restore(model)
-    given.append(fingerprint(made.state()))
-    return given, report
-
-
 @pytest.fixture(autouse=True)
 def _nothing_left() -> Iterator[None]:
     yield
@@ -1166,12 +1067,4 @@ def new(name: str) -> Program:
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_program_gives_the_same_bits_under_a_budget(name: str, spill: str) -> None:
-    expected, _ = run(new(name), None, spill)
-    unlimited, report = run(new(name), NO_LIMIT, spill)
-    assert unlimited == expected
-    limited = new(name)
-    budget = max(step.peak_bytes for step in report.steps) * limited.share // 100
-    given, report = run(limited, budget, spill)
-    assert given == expected
-    assert [step.iteration for step in report.steps if step.peak_bytes > budget] == []
-    assert report.steps[-1].read_bytes > 0
+    same_bits_under_a_budget(lambda: new(name), spill)

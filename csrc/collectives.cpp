@@ -1,0 +1,99 @@
+#include "collectives.h"
+
+#include <torch/csrc/distributed/c10d/Work.hpp>
+
+#include <algorithm>
+#include <cstdint>
+#include <mutex>
+#include <string_view>
+#include <utility>
+
+#include "clock.h"
+
+namespace teraio::collectives {
+namespace {
+
+// Asking a Work costs up to a microsecond, and there may be a hundred of them.
+constexpr int64_t kAskedEveryNs = 100'000;
+
+struct UnderWay {
+  c10::intrusive_ptr<c10d::Work> work;  // none where it is not known
+  std::vector<Block*> blocks;
+};
+
+struct List {
+  std::mutex mutex;
+  std::vector<UnderWay> entries;
+};
+
+List& list() {
+  static auto* made = new List;  // leaked: threads may outlive static destruction
+  return *made;
+}
+
+std::atomic<int64_t> asked_ns{0};
+
+// Gloo's threads keep a Work until it is done, and some kinds of its Works never say so, but are waited for by whoever has
+// them; with no other owner it is done.
+bool is_done(const c10::intrusive_ptr<c10d::Work>& work) {
+  return work->isCompleted() || (Engine::instance().accelerator() == nullptr && work.use_count() == 1);
+}
+
+template <class Done>
+void release_if(Done&& done) {
+  if (!any()) return;
+  // Works of process groups in Python take the GIL, so they are asked with nothing locked.
+  std::vector<UnderWay> entries;
+  {
+    const std::lock_guard<std::mutex> lock(list().mutex);
+    entries.swap(list().entries);
+  }
+  const auto first_done = std::stable_partition(entries.begin(), entries.end(), [&](UnderWay& e) { return !done(e); });
+  const auto count = static_cast<size_t>(entries.end() - first_done);
+  for (auto entry = first_done; entry != entries.end(); ++entry) {
+    for (Block* block : entry->blocks) Engine::instance().release(block, false);
+  }
+  {
+    const std::lock_guard<std::mutex> lock(list().mutex);
+    list().entries.insert(list().entries.begin(), std::make_move_iterator(entries.begin()),
+                          std::make_move_iterator(first_done));
+  }
+  under_way -= count;
+}
+
+}  // namespace
+
+std::atomic<size_t> under_way{0};
+
+bool is_one(const c10::FunctionSchema& schema) {
+  constexpr std::string_view kNamespace = "c10d::";
+  return std::string_view(schema.name()).substr(0, kNamespace.size()) == kNamespace;
+}
+
+void begun(Frame& frame, const std::vector<c10::IValue>& results) {
+  Engine::instance().expect_peers();
+  UnderWay entry{nullptr, Engine::instance().hold_pinned(frame)};
+  if (entry.blocks.empty()) return;
+  const auto work = std::find_if(results.begin(), results.end(), [](const auto& r) { return r.isCustomClass(); });
+  if (work != results.end()) entry.work = work->toCustomClass<c10d::Work>();
+  ++under_way;
+  const std::lock_guard<std::mutex> lock(list().mutex);
+  list().entries.push_back(std::move(entry));
+}
+
+void release_done(bool at_once) {
+  const int64_t now = now_ns();
+  if (!any() || (!at_once && now - asked_ns.load(std::memory_order_relaxed) < kAskedEveryNs)) return;
+  asked_ns = now;
+  release_if([](UnderWay& entry) { return entry.work && is_done(entry.work); });
+}
+
+void end_iteration() {
+  release_if([](UnderWay& entry) { return !entry.work; });
+}
+
+void release_all() {
+  release_if([](UnderWay&) { return true; });
+}
+
+}  // namespace teraio::collectives

@@ -1,0 +1,279 @@
+"""Several processes that train one model give the same bits, each under a budget of its own.
+
+In: small programs, of which each process runs its part. Out: equality of all that each computes,
+with transfers that are delayed at random and freed memory that is filled with NaN. Must not know:
+how storages move.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed._functional_collectives as functional
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.nn.parallel import DistributedDataParallel
+
+import teraio
+from tests.integration.small_programs import (
+    Program,
+    adam,
+    data,
+    mlp,
+    same_bits_under_a_budget,
+    trained,
+)
+
+WORLD = 2
+SMALL_BUCKETS_MB = 0.3  # one layer of the model, so that several are under way at once
+PROGRAMS: dict[str, Callable[[], Program]] = {}
+
+
+def program(build: Callable[[], Program]) -> Callable[[], Program]:
+    PROGRAMS[build.__name__] = build
+    return build
+
+
+def own_data(step: int) -> torch.Tensor:
+    """Other data in each process."""
+    return data(100 * dist.get_rank() + step)
+
+
+def data_parallel(**settings: Any) -> Program:
+    model = DistributedDataParallel(mlp(), bucket_cap_mb=SMALL_BUCKETS_MB, **settings)
+    return trained(model, lambda i: model(own_data(i)).square().mean())
+
+
+@program
+def ddp() -> Program:
+    return data_parallel()
+
+
+@program
+def ddp_with_gradients_in_buckets() -> Program:
+    return data_parallel(gradient_as_bucket_view=True, static_graph=True)
+
+
+@program
+def ddp_with_unused_parameters() -> Program:
+    class Halves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.halves = nn.ModuleList([mlp(3), mlp(3)])
+
+        def forward(self, x: torch.Tensor, which: int) -> torch.Tensor:
+            return self.halves[which](x)
+
+    model = DistributedDataParallel(
+        Halves(), bucket_cap_mb=SMALL_BUCKETS_MB, find_unused_parameters=True
+    )
+    return trained(model, lambda i: model(own_data(i), i // 3 % 2).square().mean())
+
+
+@program
+def ddp_made_after_the_budget_is_set() -> Program:
+    inner = mlp()
+    optimizer = adam(inner)
+    made: list[DistributedDataParallel] = []
+
+    def loss(i: int) -> torch.Tensor:
+        if not made:
+            made.append(DistributedDataParallel(inner, bucket_cap_mb=SMALL_BUCKETS_MB))
+        return made[0](own_data(i)).square().mean()
+
+    return trained(inner, loss, optimizer)
+
+
+@program
+def ddp_with_accumulation_and_clipping() -> Program:
+    model = DistributedDataParallel(mlp(), bucket_cap_mb=SMALL_BUCKETS_MB)
+    optimizer = adam(model)
+
+    def step(i: int) -> Any:
+        with model.no_sync():
+            model(own_data(2 * i)).square().mean().backward()
+        loss = model(own_data(2 * i + 1)).square().mean()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        optimizer.step()
+        optimizer.zero_grad()
+        return [loss.detach(), norm]
+
+    return Program(model, step, lambda: [model.state_dict(), optimizer.state_dict()["state"]])
+
+
+@program
+def gradients_exchanged_while_backward_runs() -> Program:
+    """By the program itself; nobody but the process group has them in between."""
+    model = mlp()
+    optimizer = adam(model)
+    under_way: list[Any] = []
+
+    def exchange(parameter: torch.Tensor) -> None:
+        under_way.append(dist.all_reduce(parameter.grad, async_op=True))
+
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(exchange)
+
+    def step(i: int) -> Any:
+        loss = model(own_data(i)).square().mean()
+        loss.backward()
+        for work in under_way:
+            work.wait()
+        under_way.clear()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.detach()
+
+    return Program(model, step, lambda: [model.state_dict(), optimizer.state_dict()["state"]])
+
+
+@program
+def weights_averaged_between_steps() -> Program:
+    """A collective changes weights of which the drive has a copy, and does not say so."""
+    model = mlp()
+
+    def after() -> None:
+        with torch.no_grad():
+            for parameter in model.parameters():
+                dist.all_reduce(parameter.data)
+                parameter.div_(WORLD)
+
+    return trained(model, lambda i: model(own_data(i)).square().mean(), after=after)
+
+
+@program
+def activations_gathered_and_scattered() -> Program:
+    model = mlp()
+
+    def loss(i: int) -> torch.Tensor:
+        x = own_data(i)
+        for layer in model:
+            x = layer(x)
+            gathered = functional.all_gather_tensor_autograd(x, 0, dist.group.WORLD)
+            x = functional.reduce_scatter_tensor_autograd(gathered, "sum", 0, dist.group.WORLD)
+            x = x / WORLD
+        return x.square().mean()
+
+    return trained(model, loss)
+
+
+@program
+def a_pipeline_of_two() -> Program:
+    """One process has the first half of the layers, the other one the second."""
+    model = mlp(4)
+    optimizer = adam(model)
+    first = dist.get_rank() == 0
+
+    def step(i: int) -> Any:
+        if first:
+            hidden = model(data(i))
+            sent = dist.isend(hidden.detach(), 1)
+            gradient = torch.empty_like(hidden)
+            received = dist.irecv(gradient, 1)
+            sent.wait()
+            received.wait()
+            hidden.backward(gradient)
+            given = gradient
+        else:
+            hidden = torch.empty_like(data(i))
+            dist.recv(hidden, 0)
+            hidden.requires_grad_()
+            given = model(hidden).square().mean()
+            given.backward()
+            dist.send(hidden.grad, 0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return given.detach()
+
+    return Program(model, step, lambda: [model.state_dict(), optimizer.state_dict()["state"]])
+
+
+@program
+def states_of_the_optimizer_divided() -> Program:
+    model = DistributedDataParallel(mlp(), bucket_cap_mb=SMALL_BUCKETS_MB)
+    optimizer = ZeroRedundancyOptimizer(model.parameters(), torch.optim.AdamW, lr=1e-3)
+
+    def step(i: int) -> Any:
+        loss = model(own_data(i)).square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.detach()
+
+    return Program(model, step, model.state_dict)
+
+
+@program
+def fsdp() -> Program:
+    model = mlp()
+    for layer in model:
+        fully_shard(layer)
+    fully_shard(model)
+    optimizer = adam(model)
+    usual = trained(model, lambda i: model(own_data(i)).square().mean(), optimizer)
+
+    def state() -> Any:
+        return [
+            [p.to_local() for p in model.parameters()],
+            [
+                value.to_local() if hasattr(value, "to_local") else value
+                for states in optimizer.state.values()
+                for value in states.values()
+            ],
+        ]
+
+    return Program(model, usual.step, state)
+
+
+def one_of_several(rank: int, meeting: str, what: Callable[..., None], *arguments: Any) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=WORLD)
+    try:
+        what(*arguments)
+    finally:
+        dist.destroy_process_group()
+
+
+def in_processes(what: Callable[..., None], meeting: Path, *arguments: Any) -> None:
+    """Raises ProcessRaisedException, with the traceback, if one of them fails."""
+    torch.multiprocessing.spawn(
+        one_of_several, (os.fspath(meeting), what, *arguments), nprocs=WORLD
+    )
+
+
+def new(name: str) -> Program:
+    torch.manual_seed(0)
+    return PROGRAMS[name]()
+
+
+def prove(name: str, spill: str) -> None:
+    same_bits_under_a_budget(lambda: new(name), spill)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_processes_get_the_same_bits_under_budgets(name: str, spill: str, tmp_path: Path) -> None:
+    in_processes(prove, tmp_path / "meeting", name, spill)
+
+
+def step_in_backward(spill: str) -> None:
+    model = mlp()
+    teraio.offload(model, memory_budget="64MiB", ssd=spill, optimizer_in_backward=True)
+    wrapped = DistributedDataParallel(model)
+    optimizer = adam(model)
+    wrapped(own_data(0)).sum().backward()
+    with pytest.raises(teraio.ConfigurationError, match="2 processes"):
+        optimizer.step()
+
+
+def test_a_step_in_backward_would_come_before_gradients_are_exchanged(
+    spill: str, tmp_path: Path
+) -> None:
+    in_processes(step_in_backward, tmp_path / "meeting", spill)
