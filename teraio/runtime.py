@@ -239,15 +239,14 @@ class Runtime:
             number = self._places.add_module(prefix + (name or _root_name(model)))
             self._module_ids[id(module)] = number
             self._module_paths[(prefix + name).rstrip(".")] = number
-        names = self._participants.name_parameters(model, prefix)
         if optimizer_in_backward:
             self._backward_step = self._backward_step or BackwardStep()
-            self._backward_step.add(names)
+            self._backward_step.add({id(p): prefix + name for name, p in model.named_parameters()})
         self._adopt(tensors_of(model, prefix))
         _C.release_free_pages()  # malloc keeps where the weights were
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             _C.expect_peers()
-        self._participants.add_model(model)
+        self._participants.add_model(model, prefix)
         weakref.finalize(model, self._model_died, id(model)).atexit = False
         _C.mark_training_thread()
         self._start_profile(self._profile_iterations)
@@ -404,7 +403,8 @@ class Runtime:
         if self._strangers == _STRANGE_STEPS and not self.steps and not self._manual:
             log.warning(
                 "%d optimizer steps so far, none with parameters of an offloaded model, so teraio "
-                "does not see where an iteration ends and makes no plan. Wrap each iteration in "
+                "does not see where an iteration ends and makes no plan. Offload the module that "
+                "has those parameters as well, or wrap each iteration in "
                 "`with teraio.iteration(model):`.",
                 self._strangers,
             )

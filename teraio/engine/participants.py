@@ -25,6 +25,7 @@ class Participants:
 
     def __init__(self) -> None:
         self._models: dict[int, weakref.ref[torch.nn.Module]] = {}
+        self._prefixes: dict[int, str] = {}  # id(model) -> what names of its parameters begin with
         self._parameters: dict[int, str] = {}  # id(parameter) -> name
         self._masters: dict[int, str] = {}  # id(copy of a parameter) -> its name
         self._optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
@@ -42,19 +43,24 @@ class Participants:
         """What names of the next model begin with; those of the first are its own."""
         return "" if not self._models else f"model{len(self._models) + 1}."
 
-    def name_parameters(self, model: torch.nn.Module, prefix: str) -> dict[int, str]:
-        """The names of its parameters by ``id``, which hold from now on."""
-        names = {id(parameter): prefix + name for name, parameter in model.named_parameters()}
-        self._parameters.update(names)
-        return names
-
-    def add_model(self, model: torch.nn.Module) -> None:
-        """It takes part until it is forgotten; its parameters have names."""
+    def add_model(self, model: torch.nn.Module, prefix: str) -> None:
+        """It takes part until it is forgotten."""
         self._models[id(model)] = weakref.ref(model)
+        self._prefixes[id(model)] = prefix
+        self._name_parameters()
 
     def forget_model(self, key: int) -> None:
         """``key`` is the ``id`` of a model, which may be gone."""
         self._models.pop(key, None)
+        self._prefixes.pop(key, None)
+
+    def _name_parameters(self) -> None:
+        """As the models are now: they may get and lose parameters in mid-training."""
+        self._parameters = {
+            id(parameter): self._prefixes[id(model)] + name
+            for model in self._living()
+            for name, parameter in model.named_parameters()
+        }
 
     def _living(self) -> Iterator[torch.nn.Module]:
         for reference in self._models.values():
@@ -71,6 +77,7 @@ class Participants:
         """
         if optimizer in self._optimizers:
             return True
+        self._name_parameters()
         optimized = [parameter for parameter, _ in _parameters(optimizer)]
         mine = any(id(parameter) in self._parameters for parameter in optimized)
         if not mine:
@@ -115,6 +122,7 @@ class Participants:
 
     def blocks(self) -> dict[int, tuple[Kind, str]]:
         """Kind and name of each block that is known by name."""
+        self._name_parameters()
         found = _Blocks()
         for gradients in reversed(self._gradients):
             found.update(gradients)

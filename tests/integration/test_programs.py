@@ -824,7 +824,7 @@ def parameters_set_new_in_mid_run() -> Program:
 
     def step(i: int) -> Any:
         given = usual.step(i)
-        if i == 4:
+        if i == 1:  # early enough for another profile
             fresh = nn.Linear(WIDTH, WIDTH)
             with torch.no_grad():
                 fresh.weight.copy_(torch.eye(WIDTH))
@@ -833,6 +833,31 @@ def parameters_set_new_in_mid_run() -> Program:
         return given
 
     return Program(model, step, usual.state)
+
+
+@program
+def low_rank_factors_added_to_frozen_weights() -> Program:
+    """No parameter that the optimizer steps was there when the model was offloaded."""
+    model = mlp().requires_grad_(False)
+    optimizers: list[torch.optim.Optimizer] = []
+
+    def adapt() -> None:
+        for layer in list(model)[::2]:
+            layer.register_parameter("down", nn.Parameter(torch.ones(32, WIDTH) / WIDTH))
+            layer.register_parameter("up", nn.Parameter(torch.zeros(WIDTH, 32)))
+            layer.register_forward_hook(lambda m, x, y: y + x[0] @ m.down.t() @ m.up.t())
+        optimizers.append(torch.optim.AdamW([p for p in model.parameters() if p.requires_grad]))
+
+    def step(i: int) -> Any:
+        if not optimizers:
+            adapt()
+        loss = model(data(i)).square().mean()
+        loss.backward()
+        optimizers[0].step()
+        optimizers[0].zero_grad()
+        return loss.detach()
+
+    return Program(model, step, model.state_dict)
 
 
 @program
