@@ -6,7 +6,7 @@ In: records of this package. Out: plain values. Must not know: which records the
 from __future__ import annotations
 
 import types
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 Record = TypeVar("Record")
@@ -17,11 +17,16 @@ def encode(record: Any) -> dict[str, Any]:
 
 
 def decode(kind: type[Record], value: dict[str, Any]) -> Record:
-    """Raises ValueError when ``value`` lacks a field or has one too many."""
+    """Raises ValueError when ``value`` lacks a field that has no default, or has one too many.
+
+    So what was written before a field was added is read on.
+    """
     hints = get_type_hints(kind)
-    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
-    if names != value.keys():
-        raise ValueError(f"{kind.__name__}: the fields {sorted(names ^ value.keys())} differ")
+    known = fields(kind)  # type: ignore[arg-type]
+    needed = {field.name for field in known if field.default is MISSING}
+    wrong = (needed - value.keys()) | (value.keys() - {field.name for field in known})
+    if wrong:
+        raise ValueError(f"{kind.__name__}: the fields {sorted(wrong)} differ")
     return kind(**{name: _decoded(hints[name], part) for name, part in value.items()})
 
 

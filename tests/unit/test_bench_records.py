@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import benchmarks
 from benchmarks.codec import decode, encode
 from benchmarks.comparison import Entry
 from benchmarks.job import Outcome
@@ -16,6 +17,8 @@ from benchmarks.shapes import SHAPES
 from benchmarks.suites import SUITES
 from benchmarks.systems import SYSTEMS
 from tests.unit.bench_records import IDEAL, compared, figures, missing, outcome, ran, results_of
+
+COMMITTED = Path(benchmarks.__file__).parent / "results"
 
 RESULTS = results_of(
     compared(
@@ -46,6 +49,17 @@ def test_a_record_with_a_field_too_many_is_refused() -> None:
     assert decode(Outcome, json.loads(json.dumps(value))) == outcome()
     with pytest.raises(ValueError, match="surprise"):
         decode(Outcome, {**value, "surprise": 1})
+
+
+def test_a_field_that_came_later_may_be_lacking_and_others_may_not() -> None:
+    assert decode(Entry, {"system": "teraio", "share": 0.5}) == Entry(system="teraio", share=0.5)
+    with pytest.raises(ValueError, match="system"):
+        decode(Entry, {"share": 0.5})
+
+
+@pytest.mark.parametrize("path", sorted(COMMITTED.glob("cpu-*.json")), ids=lambda path: path.stem)
+def test_results_of_suites_that_are_kept_can_be_read(path: Path) -> None:
+    load(path)
 
 
 def test_a_report_has_the_tables_and_draws_bars_and_the_curve_over_limits(tmp_path: Path) -> None:
