@@ -411,7 +411,11 @@ PYBIND11_MODULE(_C, m) {
     follow({std::move(op_names), std::move(modules), std::move(phases), std::move(needs)}, actions, births, uses, persistent,
            std::move(sizes), std::move(codecs), anchors, bound, again);
   });
-  m.def("expect_peers", [] { engine().expect_peers(); });
+  m.def("guard_births", [](bool guarded) { Engine::frame().unguarded = !guarded; });
+  m.def("expect_peers", [] {
+    engine().expect_peers();
+    observer::mode_changed();
+  });
   m.def("expect_moves", [](bool any) {
     engine().expect_moves(any);
     observer::mode_changed();

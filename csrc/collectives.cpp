@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <mutex>
 #include <string_view>
+#include <typeinfo>
 #include <utility>
 
 #include "clock.h"
@@ -33,8 +34,14 @@ List& list() {
 
 std::atomic<int64_t> asked_ns{0};
 
-// Gloo's threads keep a Work until it is done, and some kinds of its Works never say so, but are waited for by whoever has
-// them; with no other owner it is done.
+// [Note: works that never say that they are done]
+// Gloo's reduce-scatter copies its input, lets the copies be reduced, and takes its part of them when it is waited for, by
+// ops of the thread that waits. It never says that it is done. So only what it made stays, until nobody else has it; its
+// threads keep what they have not finished.
+bool is_lambda(const c10d::Work& work) {
+  return std::string_view(typeid(work).name()).find("LambdaWork") != std::string_view::npos;
+}
+
 bool is_done(const c10::intrusive_ptr<c10d::Work>& work) {
   return work->isCompleted() || (Engine::instance().accelerator() == nullptr && work.use_count() == 1);
 }
@@ -72,10 +79,17 @@ bool is_one(const c10::FunctionSchema& schema) {
 
 void begun(Frame& frame, const std::vector<c10::IValue>& results) {
   Engine::instance().expect_peers();
-  UnderWay entry{nullptr, Engine::instance().hold_pinned(frame)};
-  if (entry.blocks.empty()) return;
+  UnderWay entry;
   const auto work = std::find_if(results.begin(), results.end(), [](const auto& r) { return r.isCustomClass(); });
-  if (work != results.end()) entry.work = work->toCustomClass<c10d::Work>();
+  if (work != results.end()) {
+    entry.work = work->toCustomClass<c10d::Work>();
+    if (!entry.work) return;  // it was waited for, or goes on in the order of the stream like any op
+  }
+  entry.blocks = Engine::instance().hold_pinned(frame, entry.work && is_lambda(*entry.work));
+  if (entry.blocks.empty()) return;
+  // In a group of collectives that is still open, those of NCCL say at once that they are done.
+  const bool grouped = Engine::instance().accelerator() != nullptr && entry.work && entry.work->isCompleted();
+  if (grouped) entry.work.reset();
   ++under_way;
   const std::lock_guard<std::mutex> lock(list().mutex);
   list().entries.push_back(std::move(entry));
@@ -83,7 +97,7 @@ void begun(Frame& frame, const std::vector<c10::IValue>& results) {
 
 void release_done(bool at_once) {
   const int64_t now = now_ns();
-  if (!any() || (!at_once && now - asked_ns.load(std::memory_order_relaxed) < kAskedEveryNs)) return;
+  if (!any() || Engine::instance().forked() || (!at_once && now - asked_ns.load(std::memory_order_relaxed) < kAskedEveryNs)) return;
   asked_ns = now;
   release_if([](UnderWay& entry) { return entry.work && is_done(entry.work); });
 }
@@ -92,8 +106,8 @@ void end_iteration() {
   release_if([](UnderWay& entry) { return !entry.work; });
 }
 
-void release_all() {
-  release_if([](UnderWay&) { return true; });
+void end_run() {
+  release_if([](UnderWay& entry) { return !entry.work || is_done(entry.work); });
 }
 
 }  // namespace teraio::collectives

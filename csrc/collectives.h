@@ -21,7 +21,7 @@ namespace teraio::collectives {
 bool is_one(const c10::FunctionSchema& schema);
 
 // The op that begins one ends in this frame. What the frame has pinned stays until the Work among the results is done; if
-// there is none, until the iteration ends.
+// none is known, until the iteration ends.
 void begun(Frame& frame, const std::vector<c10::IValue>& results);
 
 // Whether any are under way.
@@ -31,7 +31,7 @@ inline bool any() { return under_way.load(std::memory_order_relaxed) > 0; }
 void release_done(bool at_once);
 // Of those that nobody can ask.
 void end_iteration();
-// Of all; they are not waited for.
-void release_all();
+// The run ends. What is under way then keeps what it uses; the next run finds out when it is done.
+void end_run();
 
 }  // namespace teraio::collectives

@@ -197,19 +197,29 @@ void Engine::use_on(Block* block, const c10::Stream& stream) {
   streams.push_back(stream);
 }
 
+// [Note: threads of process groups]
+// They make tensors by ops and read their memory without one (gloo, of what is sparse or not contiguous), and so do parts
+// of PyTorch's data parallelism on the program's threads (see teraio/engine/peers.py). What is born there gets its guard
+// when another op uses it.
+bool Engine::may_guard(const Block* block) const {
+  if (block->guarded || block->exempt || closing_) return false;
+  const Frame& f = frame();
+  return !f.unguarded && (f.training || !guard::quiet() || on_python_thread());
+}
+
 // Makes a block that is in memory accessible; one that is leaving stays.
 void Engine::open(Block* block, c10::StorageImpl* storage) {
   if (block->state == State::kLeaving) stay(block);
   if (block->state != State::kResident) return;
   guard::open(*storage, block->memory);
-  if (block->guarded || block->exempt || closing_) return;
+  if (!may_guard(block)) return;
   block->guarded = true;
   guard::set_message(*storage, describe_guard(block));
 }
 
 // From now on the block may leave, and only ops and holders that pin it can reach its data.
 void Engine::shut(Block* block, c10::StorageImpl* storage) {
-  if (block->guarded || block->exempt || block->state != State::kResident || closing_) return;
+  if (!may_guard(block) || block->state != State::kResident) return;
   block->guarded = true;
   guard::set_message(*storage, describe_guard(block));
   if (block->pins == 0) guard::close(*storage);
@@ -527,6 +537,8 @@ void Engine::expect_peers() {
   }
 }
 
+bool Engine::expects_peers() const { return guard::quiet(); }
+
 void Engine::expect_moves(bool any) {
   const Lock lock(*this);
   expects_moves_ = any;
@@ -571,11 +583,11 @@ void Engine::hold(Block* block, c10::StorageImpl* storage) {
   ++block->holders;
 }
 
-std::vector<Block*> Engine::hold_pinned(const Frame& f) {
+std::vector<Block*> Engine::hold_pinned(const Frame& f, bool only_born) {
   const Lock lock(*this);
   std::vector<Block*> held;
   for (const auto& pinned : f.pinned) {
-    if (pinned.block->dead) continue;
+    if (pinned.block->dead || (only_born && !pinned.born)) continue;
     ++pinned.block->pins;
     ++pinned.block->holders;
     held.push_back(pinned.block);

@@ -64,6 +64,7 @@ struct Frame {
   int64_t allocated_most = 0;              // while it ran, where needs are measured
   uint64_t taking = 0;                     // bytes that the engine itself takes just now
   bool freeing = false;                    // inside free_memory()
+  bool unguarded = false;                  // what is born gets no guard, see [Note: threads of process groups]
   bool apart = false;                      // of an op that the engine runs itself, within another one
   const Block* made = nullptr;             // the op's result, if the op could be run again
   std::shared_ptr<const Recipe> recipe;    // how to, if the plan wants to
@@ -179,6 +180,7 @@ class Engine {
   void expect_moves(bool any);
   // Other processes train with this one, see [Note: loud and quiet guards].
   void expect_peers();
+  bool expects_peers() const;
   void reserve_spill(uint64_t nbytes);
   // Encodes what the plan doesn't know on its way to the spill space; 0: as it is.
   void encode_by_default(CodecNumber codec);
@@ -193,8 +195,8 @@ class Engine {
   // Keeps it in memory, guard open, until the matching release(). Throws BudgetError or SpillError.
   void hold(Block* block, c10::StorageImpl* storage);
   void release(Block* block, bool written);
-  // Holds all that the frame has pinned; gives what to release.
-  std::vector<Block*> hold_pinned(const Frame& frame);
+  // Holds all that the frame has pinned, or of it what was born in it; gives what to release.
+  std::vector<Block*> hold_pinned(const Frame& frame, bool only_born);
   // Sends it to the spill space now and waits; false where it can't leave. Throws SpillError.
   bool send_away(Block* block, c10::StorageImpl* storage);
   // An address that stays the storage's own for life, wherever its data is. Brings the data in. When it is `lent`, to
@@ -224,6 +226,7 @@ class Engine {
   void before_fork() { mutex_.lock(); }
   void after_fork_in_parent() { mutex_.unlock(); }
   void after_fork_in_child();
+  bool forked() const { return forked_; }
 
  private:
   static constexpr uint32_t kNoModule = ~uint32_t{0};
@@ -265,6 +268,7 @@ class Engine {
   void pin(Frame& frame, const Operand& operand);
   void open(Block* block, c10::StorageImpl* storage);
   void shut(Block* block, c10::StorageImpl* storage);
+  bool may_guard(const Block* block) const;
   void link(Block* block, c10::StorageImpl* storage);
   void mark_written(Block* block);
   void unpin(Block* block);
@@ -278,7 +282,7 @@ class Engine {
   void hold_locked(Block* block, c10::StorageImpl* storage, Lock& lock);
   void make_room(uint64_t nbytes, Lock& lock, int32_t storage = -1);
   void make_room_for_results(const Frame& frame, Lock& lock);
-  bool wait_for_collective(Lock& lock);
+  bool wait_for_collective(Lock& lock, int64_t& begun_ns);
   bool leave_natively(uint64_t nbytes, Lock& lock);
   bool find_pieces(const Frame& frame, Lock& lock);
   bool has_pieces(uint64_t nbytes, Lock& lock) const;

@@ -92,6 +92,7 @@ void Engine::fetch_now(Block* block, Lock& lock) {
 void Engine::make_room(uint64_t nbytes, Lock& lock, int32_t storage) {
   const uint64_t failures = write_failures_;
   const int self = frame().entered ? 1 : 0;
+  int64_t waiting_for_collectives_ns = 0;
   for (;;) {
     if (!done_.empty()) drain();
     lock.free_garbage();
@@ -104,7 +105,7 @@ void Engine::make_room(uint64_t nbytes, Lock& lock, int32_t storage) {
         continue;
       }
       if (in_flight_ == 0 && pinning_threads_ - waiting_threads_ - self <= 0) {
-        if (wait_for_collective(lock)) continue;
+        if (wait_for_collective(lock, waiting_for_collectives_ns)) continue;
         throw BudgetError(over_budget(nbytes));
       }
     }
@@ -114,12 +115,13 @@ void Engine::make_room(uint64_t nbytes, Lock& lock, int32_t storage) {
   }
 }
 
-// Until one has let go of what it uses. False if none is under way, or none is done within its time: it may be one that
-// waits for what this process would send it later.
-bool Engine::wait_for_collective(Lock& lock) {
+// Until one has let go of what it uses. False if none is under way, or the op has waited long enough for them: they may be
+// waiting for what this process would send later. `begun_ns`: since when it has, 0 if it hasn't yet.
+bool Engine::wait_for_collective(Lock& lock, int64_t& begun_ns) {
   const int64_t begin = now_ns();
+  if (begun_ns == 0) begun_ns = begin;
   const uint64_t seen = events_;
-  while (collectives::any() && events_ == seen && now_ns() - begin < kCollectivesLastNs) {
+  while (collectives::any() && events_ == seen && now_ns() - begun_ns < kCollectivesLastNs) {
     lock.unlock();
     collectives::release_done(true);
     std::this_thread::sleep_for(kCollectivesAskedEvery);

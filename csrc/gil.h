@@ -7,6 +7,9 @@
 
 namespace teraio {
 
+// Whether Python has run, or runs, on this thread.
+inline bool on_python_thread() { return PyGILState_GetThisThreadState() != nullptr; }
+
 class GilRelease {
  public:
   GilRelease() { release(); }

@@ -13,7 +13,6 @@
 #include <torch/csrc/autograd/function.h>
 
 #include <algorithm>
-#include <atomic>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -110,9 +109,9 @@ bool with_results = false;  // whether the callback is given the results of ops
 // that are made of other ops everywhere are looked into. Storages there have no allocator of ours, so what a kernel
 // gives is where births are seen.
 thread_local int kernel_depth = 0;  // the depth of the running kernel, or 0
-thread_local int collective_depth = 0;  // that of the collective that begins
-// Once one has been seen, the results of ops are wanted, for those of collectives say when they are done.
-std::atomic<bool> collectives_seen{false};
+// The frame and the depth of the collective that begins.
+thread_local const Frame* collective_frame = nullptr;
+thread_local int collective_depth = 0;
 
 Block* block_at_sight(c10::StorageImpl* storage) {
   switch (births) {
@@ -330,9 +329,9 @@ void let_results_leave(const at::RecordFunction& op, Frame& frame) {
 }
 
 void end_collective(const at::RecordFunction& op, Frame& frame) {
-  collective_depth = 0;
+  collective_frame = nullptr;
   collectives::begun(frame, op.outputs());
-  if (op.outputs().empty() && !collectives_seen.exchange(true)) mode_changed();
+  if (op.outputs().empty()) mode_changed();  // from now on results are wanted
 }
 
 // The op's result, if the op can be run again and has just made it.
@@ -373,7 +372,10 @@ std::unique_ptr<at::ObserverContext> on_start(const at::RecordFunction& op) {
     ++argument;
   }
   Engine::instance().begin(frame, operands);
-  if (info.collective && births != Births::kMeta && collective_depth == 0) collective_depth = frame.depth;
+  if (info.collective && births != Births::kMeta && collective_frame == nullptr) {
+    collective_frame = &frame;
+    collective_depth = frame.depth;
+  }
   return nullptr;
 }
 
@@ -384,7 +386,7 @@ void on_end(const at::RecordFunction& op, at::ObserverContext* /*context*/) {
   const bool wants_results = Engine::instance().wants_results();
   try {
     if (kernel_depth == frame.depth) end_kernel(op, *schema);
-    if (collective_depth == frame.depth) end_collective(op, frame);
+    if (collective_frame == &frame && collective_depth == frame.depth) end_collective(op, frame);
     if (births == Births::kDevice) {
       for (const c10::IValue& value : op.outputs()) note_births(value);
     }
@@ -401,7 +403,11 @@ void on_end(const at::RecordFunction& op, at::ObserverContext* /*context*/) {
 at::CallbackHandle handle = 0;
 bool enabled = false;
 
-bool needs_results() { return births != Births::kAllocator || collectives_seen || Engine::instance().wants_results(); }
+// Results of collectives say when they are done.
+bool needs_results() {
+  const Engine& engine = Engine::instance();
+  return births != Births::kAllocator || engine.expects_peers() || engine.wants_results();
+}
 
 void add_callback() {
   with_results = needs_results();
@@ -422,6 +428,8 @@ void enable(bool meta) {
 }
 
 void mode_changed() {
+  static auto* mutex = new std::mutex;  // ops of any thread may find out that results are wanted
+  const std::lock_guard<std::mutex> lock(*mutex);
   if (!enabled || with_results == needs_results()) return;
   // An op may begin between the two calls: one that is seen twice does no harm.
   const at::CallbackHandle old = handle;
@@ -432,7 +440,7 @@ void mode_changed() {
 void disable() {
   if (enabled) at::removeCallback(handle);
   enabled = false;
-  collectives::release_all();
+  collectives::end_run();
   births = Births::kAllocator;
 }
 

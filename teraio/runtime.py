@@ -26,7 +26,7 @@ from torch.optim.optimizer import (
 
 import teraio._C as _C
 from teraio import errors, status
-from teraio.engine import list_ops, raw_access, schedule
+from teraio.engine import list_ops, peers, raw_access, schedule
 from teraio.engine.accelerator import accelerator_for
 from teraio.engine.backward_step import BackwardStep
 from teraio.engine.compiled_graphs import CompiledGraphs, explained
@@ -183,6 +183,7 @@ class Runtime:
             device, self._accelerator.gpu_uuid if self._accelerator else None, self._folders
         )
         raw_access.install()
+        peers.install()
         list_ops.install(budget_bytes // _LIST_OP_SHARE)
         self._compiled.install()
         self._optimizer_hooks = [
@@ -338,6 +339,7 @@ class Runtime:
         finally:
             # Until then other threads may meet storages that are away.
             self._compiled.uninstall()
+            peers.uninstall()
             raw_access.uninstall()
             self._close_spill()
         log.info("closed: everything is back in memory")

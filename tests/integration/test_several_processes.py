@@ -8,6 +8,7 @@ how storages move.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import teraio
 from tests.integration.small_programs import (
+    WIDTH,
     Program,
     adam,
     data,
@@ -212,6 +214,56 @@ def states_of_the_optimizer_divided() -> Program:
 
 
 @program
+def ddp_of_sparse_gradients() -> Program:
+    """Gloo's threads make tensors by ops, and read their memory without one."""
+    embedding = nn.Embedding(2000, WIDTH, sparse=True)
+    model = DistributedDataParallel(
+        nn.Sequential(embedding, *mlp(4)), bucket_cap_mb=SMALL_BUCKETS_MB
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def loss(i: int) -> torch.Tensor:
+        tokens = (own_data(i)[0].abs() * 1000).long() % 2000
+        return model(tokens).square().mean()
+
+    return trained(model, loss, optimizer)
+
+
+@program
+def collectives_of_strided_tensors() -> Program:
+    model = mlp()
+
+    def loss(i: int) -> torch.Tensor:
+        x = own_data(i)
+        gathered = [torch.empty(WIDTH, len(x)) for _ in range(WORLD)]
+        dist.all_gather(gathered, x.t())
+        return model(torch.stack(gathered).mean(0).t()).square().mean()
+
+    return trained(model, loss)
+
+
+@program
+def works_kept_after_they_were_waited_for() -> Program:
+    """Gloo's reduce-scatter never says that it is done."""
+    model = mlp()
+    kept: list[Any] = []
+
+    def after() -> None:
+        parts = [torch.empty(p.numel() // WORLD) for p in model.parameters()]
+        kept[:] = [
+            dist.reduce_scatter_tensor(part, p.detach().flatten(), async_op=True)
+            for part, p in zip(parts, model.parameters(), strict=True)
+        ]
+        for work in kept:
+            work.wait()
+        with torch.no_grad():
+            for part, p in zip(parts, model.parameters(), strict=True):
+                p.add_(part.sum(), alpha=1e-6)
+
+    return trained(model, lambda i: model(own_data(i)).square().mean(), after=after)
+
+
+@program
 def fsdp() -> Program:
     model = mlp()
     for layer in model:
@@ -261,6 +313,45 @@ def prove(name: str, spill: str) -> None:
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_processes_get_the_same_bits_under_budgets(name: str, spill: str, tmp_path: Path) -> None:
     in_processes(prove, tmp_path / "meeting", name, spill)
+
+
+def wrap_many_parameters(spill: str) -> None:
+    model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(700)))
+    teraio.offload(model, memory_budget="64MiB", ssd=spill)
+    wrapped = DistributedDataParallel(model)
+    for _ in range(3):
+        wrapped(torch.ones(1, 2)).sum().backward()
+    teraio.restore(model)
+
+
+def test_a_model_of_many_parameters_can_be_wrapped_after_it_was_offloaded(
+    spill: str, tmp_path: Path
+) -> None:
+    """Data parallelism sends the shapes of all parameters around, as one large tensor."""
+    in_processes(wrap_many_parameters, tmp_path / "meeting", spill)
+
+
+def outlast_a_run(spill: str) -> None:
+    model = mlp()
+    optimizer = adam(model)
+    usual = trained(model, lambda i: model(data(i)).square().mean(), optimizer)
+    large = torch.ones(1 << 20)
+    teraio.offload(model, memory_budget="4.5MiB", ssd=spill)
+    given = large * (dist.get_rank() + 1)
+    if dist.get_rank() == 1:
+        time.sleep(3)
+    work = dist.all_reduce(given, async_op=True)
+    teraio.restore(model)
+    teraio.offload(model, memory_budget="6MiB", ssd=spill)
+    for i in range(3):
+        usual.step(i)
+    work.wait()
+    assert (given == 3).all()
+    teraio.restore(model)
+
+
+def test_a_collective_may_outlast_a_run(spill: str, tmp_path: Path) -> None:
+    in_processes(outlast_a_run, tmp_path / "meeting", spill)
 
 
 def step_in_backward(spill: str) -> None:
