@@ -412,7 +412,7 @@ void Engine::arrived(Block* block, uint64_t moved) {
 void Engine::detach(Block* block) {
   c10::StorageImpl* storage = owner(block);
   if (storage == nullptr) return;
-  guard::close(*storage);
+  guard::close_empty(*storage);
   give_memory(block);
   block->state = State::kAway;
 }

@@ -94,7 +94,7 @@ bool Engine::drop(Block* block) {
   c10::StorageImpl* storage = owner(block);
   if (storage == nullptr) return false;
   drop_extent(block);
-  guard::close(*storage);
+  guard::close_empty(*storage);
   give_memory(block);
   block->state = State::kAway;
   return true;
@@ -151,7 +151,7 @@ void Engine::recompute(Block* block, Lock& lock) {
   }
   const bool fits = !failure && made != nullptr && made->nbytes == block->nbytes && made->pins == 0;
   if (fits) {
-    guard::close(*result.storage().unsafeGetStorageImpl());
+    guard::close_empty(*result.storage().unsafeGetStorageImpl());
     block->device = std::exchange(made->device, std::nullopt);
     block->memory = std::exchange(made->memory, nullptr);
     // Programs that wait for one stream's work in another's did so when the result was made at first.

@@ -45,6 +45,11 @@ bool quiet() { return is_quiet; }
 
 void close(c10::StorageImpl& storage) {
   set_flag(storage, !is_quiet);
+  if (is_quiet) set_memory(storage, nullptr);
+}
+
+void close_empty(c10::StorageImpl& storage) {
+  close(storage);
   set_memory(storage, nullptr);
 }
 

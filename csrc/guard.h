@@ -18,6 +18,8 @@ bool quiet();
 
 // Ops must open the guard first.
 void close(c10::StorageImpl& storage);
+// The same, and the memory goes.
+void close_empty(c10::StorageImpl& storage);
 // The data is at `memory` from now on; owner and deleter stay as they are.
 void open(c10::StorageImpl& storage, void* memory);
 // Closes it for the running op, which is to fail with this text; loud in any case.
