@@ -96,8 +96,9 @@ void begun(Frame& frame, const std::vector<c10::IValue>& results) {
 }
 
 void release_done(bool at_once) {
+  if (!any() || Engine::instance().forked()) return;  // a child can't know what its parent's are doing
   const int64_t now = now_ns();
-  if (!any() || Engine::instance().forked() || (!at_once && now - asked_ns.load(std::memory_order_relaxed) < kAskedEveryNs)) return;
+  if (!at_once && now - asked_ns.load(std::memory_order_relaxed) < kAskedEveryNs) return;
   asked_ns = now;
   release_if([](UnderWay& entry) { return entry.work && is_done(entry.work); });
 }
