@@ -6,42 +6,32 @@ In: PyTorch's functions. Out: the same functions, safe. Must not know: plans, bu
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch._compile import _disable_dynamo
 
 import teraio._C as _C
+from teraio.engine.patches import Patches
 
-_originals: list[tuple[Any, str, Callable[..., Any]]] = []
+_patches = Patches()
 
 
 def install() -> None:
     """Puts the wrappers in place, where PyTorch has several processes at all."""
-    if _originals or not torch.distributed.is_available():
+    if _patches or not torch.distributed.is_available():
         return
     # The shapes of all parameters, and which of them share a bucket, as numbers.
-    for owner, name in (
-        (torch.distributed, "_verify_params_across_processes"),
-        (vars(torch.distributed)["Reducer"], "_rebuild_buckets"),
-    ):
-        original = getattr(owner, name)
-        _originals.append((owner, name, original))
-        # Dynamo must not compile the wrapper.
-        setattr(owner, name, _disable_dynamo(_births_unguarded(original)))
+    _patches.replace(torch.distributed, "_verify_params_across_processes", _births_unguarded)
+    _patches.replace(vars(torch.distributed)["Reducer"], "_rebuild_buckets", _births_unguarded)
 
 
 def uninstall() -> None:
     """Puts the original functions back."""
-    for owner, name, original in _originals:
-        setattr(owner, name, original)
-    _originals.clear()
+    _patches.undo()
 
 
 def _births_unguarded(original: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(original)
     def function(*args: Any, **kwargs: Any) -> Any:
         _C.guard_births(False)
         try:

@@ -14,60 +14,51 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
-from torch._compile import _disable_dynamo
 
 import teraio._C as _C
+from teraio.engine.patches import Patches
 
-_originals: list[tuple[Any, str, Callable[..., Any] | None]] = []
+_patches = Patches()
 
 
 def install() -> None:
     """Puts the wrappers in place; does nothing when they are."""
-    if _originals:
+    if _patches:
         return
-    _replace(torch.Tensor, "numpy", _shares_memory)
-    _replace(torch.Tensor, "__dlpack__", _shares_memory)
-    _replace(torch.Tensor, "tolist", _held)
-    _replace(torch.Tensor, "data_ptr", functools.partial(_gives_address, lent=True))
+    _patches.replace(torch.Tensor, "numpy", _shares_memory)
+    _patches.replace(torch.Tensor, "__dlpack__", _shares_memory)
+    _patches.replace(torch.Tensor, "tolist", _held)
+    _patches.replace(torch.Tensor, "data_ptr", functools.partial(_gives_address, lent=True))
     # Checkpoints ask a storage for its address to tell which tensors share it.
-    _replace(torch.UntypedStorage, "data_ptr", functools.partial(_gives_address, lent=False))
-    _replace(torch.UntypedStorage, "__getitem__", _held)
-    _replace(torch.UntypedStorage, "__setitem__", functools.partial(_held, written=True))
+    _patches.replace(
+        torch.UntypedStorage, "data_ptr", functools.partial(_gives_address, lent=False)
+    )
+    _patches.replace(torch.UntypedStorage, "__getitem__", _held)
+    _patches.replace(torch.UntypedStorage, "__setitem__", functools.partial(_held, written=True))
     for name in ("is_shared", "_write_file"):
-        _replace(torch.UntypedStorage, name, _held)
+        _patches.replace(torch.UntypedStorage, name, _held)
     # From then on its memory is another one, which teraio may not own.
     for name in ("resize_", "_share_fd_cpu_", "_share_filename_cpu_"):
-        _replace(torch.UntypedStorage, name, functools.partial(_held, written=True))
+        _patches.replace(torch.UntypedStorage, name, functools.partial(_held, written=True))
     for name in ("_byteswap", "_set_from_file", "fill_"):
-        _replace(torch.UntypedStorage, name, functools.partial(_held, written=True))
+        _patches.replace(torch.UntypedStorage, name, functools.partial(_held, written=True))
     # Copies from its argument (deep copies of tensors do): looks at both addresses first.
-    _replace(torch.UntypedStorage, "copy_", functools.partial(_held, written=True))
-    _replace(torch.UntypedStorage, "copy_", functools.partial(_held, argument=1))
+    _patches.replace(torch.UntypedStorage, "copy_", functools.partial(_held, written=True))
+    _patches.replace(torch.UntypedStorage, "copy_", functools.partial(_held, argument=1))
     # One storage at a time goes into a checkpoint file: write_record(self, name, data, ...).
-    _replace(torch._C.PyTorchFileWriter, "write_record", functools.partial(_held, argument=2))
+    _patches.replace(
+        torch._C.PyTorchFileWriter, "write_record", functools.partial(_held, argument=2)
+    )
     safetensors = sys.modules.get("safetensors.torch")
     if hasattr(
         safetensors, "_to_ndarray"
     ):  # what a file gets is read from arrays, all of them at once
-        _replace(safetensors, "_to_ndarray", _window_on_tensor)
+        _patches.replace(safetensors, "_to_ndarray", _window_on_tensor)
 
 
 def uninstall() -> None:
     """Puts the original methods back."""
-    for owner, name, original in reversed(_originals):
-        if original is None:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, original)
-    _originals.clear()
-
-
-def _replace(owner: Any, name: str, wrapper: Callable[..., Callable[..., Any]]) -> None:
-    original = getattr(owner, name)
-    _originals.append((owner, name, owner.__dict__.get(name)))
-    # Dynamo must not compile the wrapper. (What keeps it off, optimizers have loaded already.)
-    method = _disable_dynamo(wrapper(original))
-    setattr(owner, name, functools.wraps(original)(method))
+    _patches.undo()
 
 
 def _held(
