@@ -35,6 +35,19 @@ class Program:
     share: int = SHARE  # of the unlimited peak, in percent
 
 
+class Programs(dict[str, Callable[[], Program]]):
+    """Functions that make a Program, by name; a decorator adds them."""
+
+    def __call__(self, build: Callable[[], Program]) -> Callable[[], Program]:
+        self[build.__name__] = build
+        return build
+
+    def new(self, name: str) -> Program:
+        """The program anew, with the weights that it always begins with."""
+        torch.manual_seed(0)
+        return self[name]()
+
+
 def mlp(depth: int = 6, width: int = WIDTH, dtype: torch.dtype = torch.float32) -> nn.Sequential:
     layers: list[nn.Module] = []
     for _ in range(depth):

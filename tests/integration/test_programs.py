@@ -28,6 +28,7 @@ from torch.utils.checkpoint import checkpoint
 from tests.integration.small_programs import (
     WIDTH,
     Program,
+    Programs,
     adam,
     data,
     iteration,
@@ -36,12 +37,7 @@ from tests.integration.small_programs import (
     trained,
 )
 
-PROGRAMS: dict[str, Callable[[], Program]] = {}
-
-
-def program(build: Callable[[], Program]) -> Callable[[], Program]:
-    PROGRAMS[build.__name__] = build
-    return build
+program = Programs()
 
 
 # ------------------------------------------------------------ autograd
@@ -695,7 +691,7 @@ for name, make in {
     "rprop": lambda p: torch.optim.Rprop(p, foreach=True),
     "sgd_fused": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, fused=True),
 }.items():
-    PROGRAMS[name] = functools.partial(_with, make)
+    program[name] = functools.partial(_with, make)
 
 
 @program
@@ -1085,11 +1081,6 @@ def _nothing_left() -> Iterator[None]:
     gc.collect()
 
 
-def new(name: str) -> Program:
-    torch.manual_seed(0)
-    return PROGRAMS[name]()
-
-
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", program)
 def test_a_program_gives_the_same_bits_under_a_budget(name: str, spill: str) -> None:
-    same_bits_under_a_budget(lambda: new(name), spill)
+    same_bits_under_a_budget(lambda: program.new(name), spill)

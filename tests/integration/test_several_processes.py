@@ -26,6 +26,7 @@ import teraio
 from tests.integration.small_programs import (
     WIDTH,
     Program,
+    Programs,
     adam,
     data,
     mlp,
@@ -35,12 +36,7 @@ from tests.integration.small_programs import (
 
 WORLD = 2
 SMALL_BUCKETS_MB = 0.3  # one layer of the model, so that several are under way at once
-PROGRAMS: dict[str, Callable[[], Program]] = {}
-
-
-def program(build: Callable[[], Program]) -> Callable[[], Program]:
-    PROGRAMS[build.__name__] = build
-    return build
+program = Programs()
 
 
 def own_data(step: int) -> torch.Tensor:
@@ -48,8 +44,12 @@ def own_data(step: int) -> torch.Tensor:
     return data(100 * dist.get_rank() + step)
 
 
+def wrapped(model: nn.Module, **settings: Any) -> DistributedDataParallel:
+    return DistributedDataParallel(model, bucket_cap_mb=SMALL_BUCKETS_MB, **settings)
+
+
 def data_parallel(**settings: Any) -> Program:
-    model = DistributedDataParallel(mlp(), bucket_cap_mb=SMALL_BUCKETS_MB, **settings)
+    model = wrapped(mlp(), **settings)
     return trained(model, lambda i: model(own_data(i)).square().mean())
 
 
@@ -73,9 +73,7 @@ def ddp_with_unused_parameters() -> Program:
         def forward(self, x: torch.Tensor, which: int) -> torch.Tensor:
             return self.halves[which](x)
 
-    model = DistributedDataParallel(
-        Halves(), bucket_cap_mb=SMALL_BUCKETS_MB, find_unused_parameters=True
-    )
+    model = wrapped(Halves(), find_unused_parameters=True)
     return trained(model, lambda i: model(own_data(i), i // 3 % 2).square().mean())
 
 
@@ -87,7 +85,7 @@ def ddp_made_after_the_budget_is_set() -> Program:
 
     def loss(i: int) -> torch.Tensor:
         if not made:
-            made.append(DistributedDataParallel(inner, bucket_cap_mb=SMALL_BUCKETS_MB))
+            made.append(wrapped(inner))
         return made[0](own_data(i)).square().mean()
 
     return trained(inner, loss, optimizer)
@@ -95,7 +93,7 @@ def ddp_made_after_the_budget_is_set() -> Program:
 
 @program
 def ddp_with_accumulation_and_clipping() -> Program:
-    model = DistributedDataParallel(mlp(), bucket_cap_mb=SMALL_BUCKETS_MB)
+    model = wrapped(mlp())
     optimizer = adam(model)
 
     def step(i: int) -> Any:
@@ -200,26 +198,17 @@ def a_pipeline_of_two() -> Program:
 
 @program
 def states_of_the_optimizer_divided() -> Program:
-    model = DistributedDataParallel(mlp(), bucket_cap_mb=SMALL_BUCKETS_MB)
+    model = wrapped(mlp())
     optimizer = ZeroRedundancyOptimizer(model.parameters(), torch.optim.AdamW, lr=1e-3)
-
-    def step(i: int) -> Any:
-        loss = model(own_data(i)).square().mean()
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        return loss.detach()
-
-    return Program(model, step, model.state_dict)
+    usual = trained(model, lambda i: model(own_data(i)).square().mean(), optimizer)
+    return Program(model, usual.step, model.state_dict)
 
 
 @program
 def ddp_of_sparse_gradients() -> Program:
     """Gloo's threads make tensors by ops, and read their memory without one."""
     embedding = nn.Embedding(2000, WIDTH, sparse=True)
-    model = DistributedDataParallel(
-        nn.Sequential(embedding, *mlp(4)), bucket_cap_mb=SMALL_BUCKETS_MB
-    )
+    model = wrapped(nn.Sequential(embedding, *mlp(4)))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 
     def loss(i: int) -> torch.Tensor:
@@ -301,16 +290,11 @@ def in_processes(what: Callable[..., None], meeting: Path, *arguments: Any) -> N
     )
 
 
-def new(name: str) -> Program:
-    torch.manual_seed(0)
-    return PROGRAMS[name]()
-
-
 def prove(name: str, spill: str) -> None:
-    same_bits_under_a_budget(lambda: new(name), spill)
+    same_bits_under_a_budget(lambda: program.new(name), spill)
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", program)
 def test_processes_get_the_same_bits_under_budgets(name: str, spill: str, tmp_path: Path) -> None:
     in_processes(prove, tmp_path / "meeting", name, spill)
 
@@ -318,9 +302,9 @@ def test_processes_get_the_same_bits_under_budgets(name: str, spill: str, tmp_pa
 def wrap_many_parameters(spill: str) -> None:
     model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(700)))
     teraio.offload(model, memory_budget="64MiB", ssd=spill)
-    wrapped = DistributedDataParallel(model)
+    parallel = DistributedDataParallel(model)
     for _ in range(3):
-        wrapped(torch.ones(1, 2)).sum().backward()
+        parallel(torch.ones(1, 2)).sum().backward()
     teraio.restore(model)
 
 
@@ -357,9 +341,9 @@ def test_a_collective_may_outlast_a_run(spill: str, tmp_path: Path) -> None:
 def step_in_backward(spill: str) -> None:
     model = mlp()
     teraio.offload(model, memory_budget="64MiB", ssd=spill, optimizer_in_backward=True)
-    wrapped = DistributedDataParallel(model)
+    parallel = DistributedDataParallel(model)
     optimizer = adam(model)
-    wrapped(own_data(0)).sum().backward()
+    parallel(own_data(0)).sum().backward()
     with pytest.raises(teraio.ConfigurationError, match="2 processes"):
         optimizer.step()
 
