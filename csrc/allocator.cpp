@@ -3,6 +3,7 @@
 #include <c10/core/CPUAllocator.h>
 #include <malloc.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
@@ -20,6 +21,22 @@ constexpr uint8_t kPriority = 100;
 
 void block_released(void* context) { Engine::instance().storage_died(static_cast<Block*>(context)); }
 
+// [Note: first sight]
+// Ops look at a storage's data pointer without a lock, and several threads may meet a storage for the first time at
+// once. So the deleter that tells of a block comes last, and who finds another one looks again under a mutex.
+void block_unsettled(void* context) { block_released(context); }
+
+Block* settle(at::DataPtr& data, void* memory, Block* block, c10::Device device) {
+  data = at::DataPtr(memory, block, &block_unsettled, device);
+  std::atomic_thread_fence(std::memory_order_release);
+  (void)data.compare_exchange_deleter(&block_unsettled, &block_released);
+  return block;
+}
+
+Block* settled(const at::DataPtr& data) {
+  return data.get_deleter() == &block_released ? static_cast<Block*>(data.get_context()) : nullptr;
+}
+
 // [Note: fresh memory]
 // Libraries that allocate without a storage (oneDNN's scratchpads) demand that a pointer's context be the pointer,
 // and free it by pointer alone. So memory is handed out that way, and its block is found by address. The first
@@ -34,6 +51,9 @@ struct FreshBlocks {
   }
   Block* take(void* memory) {
     const std::lock_guard<std::mutex> lock(mutex);
+    return take_locked(memory);
+  }
+  Block* take_locked(void* memory) {
     const auto found = by_memory.find(memory);
     if (found == by_memory.end()) return nullptr;
     Block* block = found->second;
@@ -106,16 +126,24 @@ void install_allocator() { c10::SetCPUAllocator(&allocator(), kPriority); }
 
 void uninstall_allocator() { c10::SetCPUAllocator(c10::GetDefaultCPUAllocator(), kPriority); }
 
+std::mutex& fresh_blocks_mutex() { return fresh_blocks().mutex; }
+
+std::mutex& first_sight_mutex() {
+  static auto* mutex = new std::mutex;
+  return *mutex;
+}
+
 Block* block_of(c10::StorageImpl* storage) {
   at::DataPtr& data = storage->_mutable_data_ptr_no_checks();
-  if (data.get_deleter() == &block_released) return static_cast<Block*>(data.get_context());
-  if (data.get_deleter() != &fresh_released) return nullptr;
-  Block* block = fresh_blocks().take(data.get());
-  if (block != nullptr) {
-    void* memory = data.release_context();
-    data = at::DataPtr(memory, block, &block_released, data.device());
-  }
-  return block;
+  if (Block* block = settled(data)) return block;
+  const auto deleter = data.get_deleter();
+  if (deleter != &fresh_released && deleter != &block_unsettled && deleter != &block_released) return nullptr;
+  const std::lock_guard<std::mutex> lock(fresh_blocks().mutex);
+  if (Block* block = settled(data)) return block;
+  Block* block = fresh_blocks().take_locked(data.get());
+  if (block == nullptr) return nullptr;
+  void* memory = data.release_context();
+  return settle(data, memory, block, data.device());
 }
 
 Block* block_of_meta(c10::StorageImpl* storage) {
@@ -129,17 +157,16 @@ Block* block_of_meta(c10::StorageImpl* storage) {
 
 Block* block_on_device(c10::StorageImpl* storage) {
   at::DataPtr& data = storage->_mutable_data_ptr_no_checks();
-  if (data.get_deleter() == &block_released) return static_cast<Block*>(data.get_context());
+  if (Block* block = settled(data)) return block;
   Engine& engine = Engine::instance();
+  if (storage->nbytes() < engine.min_block()) return nullptr;
+  const std::lock_guard<std::mutex> lock(first_sight_mutex());
+  if (Block* block = settled(data)) return block;
   const Accelerator* accelerator = engine.accelerator();
-  if (storage->nbytes() < engine.min_block() || data.get() == nullptr || data.device() != accelerator->device() ||
-      !accelerator->owns(data)) {
-    return nullptr;
-  }
+  if (data.get() == nullptr || data.device() != accelerator->device() || !accelerator->owns(data)) return nullptr;
   void* memory = data.get();
   Block* block = engine.take_over(std::exchange(data, at::DataPtr()), storage);
-  data = at::DataPtr(memory, block, &block_released, accelerator->device());
-  return block;
+  return settle(data, memory, block, accelerator->device());
 }
 
 Block* rehome(c10::StorageImpl* storage) {

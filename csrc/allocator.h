@@ -3,12 +3,18 @@
 #pragma once
 #include <c10/core/StorageImpl.h>
 
+#include <mutex>
+
 #include "block.h"
 
 namespace teraio {
 
 void install_allocator();
 void uninstall_allocator();
+
+// Who holds the engine's mutex too has taken that after the first of these, and before the second.
+std::mutex& first_sight_mutex();
+std::mutex& fresh_blocks_mutex();
 
 // The block behind a storage, or nullptr for memory that is not ours.
 Block* block_of(c10::StorageImpl* storage);

@@ -300,8 +300,22 @@ const char* state_name(State state) {
 }
 
 void install_fork_handlers() {
-  pthread_atfork([] { engine().before_fork(); }, [] { engine().after_fork_in_parent(); },
-                 [] { engine().after_fork_in_child(); });
+  pthread_atfork(
+      [] {
+        first_sight_mutex().lock();
+        engine().before_fork();
+        fresh_blocks_mutex().lock();
+      },
+      [] {
+        fresh_blocks_mutex().unlock();
+        engine().after_fork_in_parent();
+        first_sight_mutex().unlock();
+      },
+      [] {
+        fresh_blocks_mutex().unlock();
+        engine().after_fork_in_child();
+        first_sight_mutex().unlock();
+      });
 }
 
 }  // namespace
@@ -331,7 +345,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("take_calls", &take_calls);
   m.def("on_io_thread", &SpillSpace::on_io_thread);
   m.def("active", [] { return engine().active(); });
-  m.def("release_free_pages", [] { engine().release_free_pages(); });
+  m.def("forked", [] { return engine().forked(); });
+  m.def("release_free_pages", [](uint64_t nbytes) { engine().release_free_pages(nbytes); }, py::arg("nbytes") = 0);
   m.def("reserve_host", [](uint64_t nbytes) { return addresses(engine().reserve_host(nbytes)); });
   m.def("host_speeds", [](size_t nbytes) {
     const py::gil_scoped_release no_gil;
@@ -412,8 +427,8 @@ PYBIND11_MODULE(_C, m) {
            std::move(sizes), std::move(codecs), anchors, bound, again);
   });
   m.def("guard_births", [](bool guarded) { Engine::frame().unguarded = !guarded; });
-  m.def("expect_peers", [] {
-    engine().expect_peers();
+  m.def("guard_quietly", [] {
+    engine().guard_quietly();
     observer::mode_changed();
   });
   m.def("expect_moves", [](bool any) {

@@ -61,6 +61,7 @@ struct Block {
   // recorded by autograd. Weak: the storage owns the block, not the other way round.
   std::optional<c10::weak_intrusive_ptr<c10::StorageImpl>> storage;
   std::atomic<bool> guarded{false};  // its storage is known: from then on its guard is closed between ops
+  bool was_guarded = false;          // when the last run ended; so it is from the beginning of the next one
   std::atomic<bool> exempt{false};   // an opaque tensor hides it, or a raw pointer into it is out: it never moves
   bool dead = false;      // its storage is gone; the block goes when nothing refers to it any more
   uint32_t pins = 0;      // ops and holders that need it in memory now

@@ -78,7 +78,7 @@ bool is_one(const c10::FunctionSchema& schema) {
 }
 
 void begun(Frame& frame, const std::vector<c10::IValue>& results) {
-  Engine::instance().expect_peers();
+  Engine::instance().guard_quietly();
   UnderWay entry;
   const auto work = std::find_if(results.begin(), results.end(), [](const auto& r) { return r.isCustomClass(); });
   if (work != results.end()) {

@@ -49,20 +49,26 @@ Engine& Engine::instance() {
 
 void Engine::start(std::unique_ptr<SpillSpace> spill, std::unique_ptr<HostTier> host, const Accelerator* accelerator,
                    uint64_t budget, uint64_t limit, uint64_t min_block) {
-  const Lock lock(*this);
+  const GilRelease gil;
+  Lock lock(*this);
   spill_ = std::move(spill);
   host_ = std::move(host);
   accelerator_ = accelerator;
   budget_ = budget;
   limit_ = limit;
   min_block_ = min_block;
-  stats_ = {};
-  stats_.peak_bytes = used();
-  iteration_begin_ns_ = now_ns();
   active_ = expects_moves_ = true;
   guard::be_quiet(false);
   closing_ = false;
   mode_changed();
+  // States of optimizers, above all: no op uses them before the first step.
+  for (Block* block : blocks_) {
+    if (c10::StorageImpl* storage = block->was_guarded ? owner(block) : nullptr) shut(block, storage);
+  }
+  make_room_if_possible(0, lock);
+  stats_ = {};
+  stats_.peak_bytes = used();
+  iteration_begin_ns_ = now_ns();
 }
 
 void Engine::bring_back() {
@@ -92,7 +98,7 @@ void Engine::bring_back() {
     drop_extent(block);
     if (block->state != State::kResident) continue;
     if (c10::StorageImpl* storage = owner(block)) guard::open(*storage, block->memory);
-    block->guarded = false;
+    block->was_guarded = block->guarded.exchange(false);
   }
 }
 
@@ -108,23 +114,25 @@ void Engine::stop(const std::function<void()>& before_memory_goes) {
   pages_.trim(pages_.cached());
   auto memories = give_device_memory_back();
   lock.unlock();
-  for (auto& [storage, memory] : memories) storage->set_data_ptr_noswap(std::move(memory));  // the blocks die
+  for (auto& [weak, memory] : memories) {
+    if (const auto storage = weak.lock()) storage->set_data_ptr_noswap(std::move(memory));  // the block dies
+  }
   before_memory_goes();
   host.reset();
   spill.reset();
   if (!failure_.empty()) throw SpillError(std::exchange(failure_, {}));
 }
 
-// To the storages that PyTorch's allocator gave it to, as if we had never been there.
-std::vector<std::pair<c10::intrusive_ptr<c10::StorageImpl>, at::DataPtr>> Engine::give_device_memory_back() {
-  std::vector<std::pair<c10::intrusive_ptr<c10::StorageImpl>, at::DataPtr>> memories;
+// To the storages that PyTorch's allocator gave it to, as if we had never been there. The first further reference to a
+// storage that Python owns takes the GIL, which nobody may wait for under the mutex: so the references are weak ones.
+std::vector<std::pair<c10::weak_intrusive_ptr<c10::StorageImpl>, at::DataPtr>> Engine::give_device_memory_back() {
+  std::vector<std::pair<c10::weak_intrusive_ptr<c10::StorageImpl>, at::DataPtr>> memories;
   for (Block* block : blocks_) {
-    c10::StorageImpl* storage = owner(block);
-    if (storage == nullptr || !block->device) continue;
+    if (owner(block) == nullptr || !block->device) continue;
     if (block->ready) block->ready->block(block->device->home);
     used_ -= block->nbytes;
     block->memory = nullptr;
-    memories.emplace_back(c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(storage), std::move(block->device->owner));
+    memories.emplace_back(*block->storage, std::move(block->device->owner));
     block->device.reset();
   }
   return memories;
@@ -157,6 +165,7 @@ c10::StorageImpl* Engine::owner(Block* block) const {
 
 void Engine::link(Block* block, c10::StorageImpl* storage) {
   if (block->storage && block->storage->_unsafe_get_target() == storage) return;
+  // Not the only reference for a moment, see give_device_memory_back(): the caller has one as well.
   block->storage.emplace(c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(storage));
 }
 
@@ -275,7 +284,7 @@ void Engine::begin(Frame& f, const std::vector<Operand>& operands) {
   gil.release();
   lock.lock();
   if (missing || !settled) make_resident(f, lock);
-  if (begins) make_room_for_results(f, lock);
+  if (begins) make_room_if_possible(need_of(f), lock);  // it may need less
   if (f.waited && begins && recording_) f.resumed = accelerator_->event(*f.stream, true);
 }
 
@@ -339,7 +348,7 @@ void Engine::end_op(Frame& f, const std::optional<Place>& place) {
   ++op_counter_;
   if (f.entered) --pinning_threads_;
   f.entered = false;
-  if (place) count_use(f, *place);
+  if (place && !forked_) count_use(f, *place);
   for (const auto& pinned : f.pinned) {
     const bool hidden = f.opaque || (f.nested && pinned.block->dtype == c10::ScalarType::Long);
     if (hidden && !pinned.block->dead) {
@@ -357,8 +366,8 @@ void Engine::end_op(Frame& f, const std::optional<Place>& place) {
   f.error.clear();
   f.made = nullptr;
   if (f.recipe) old_recipes_.push_back(std::move(f.recipe));
-  if (schedule_) run_due_actions();
-  if (!fetch_queue_.empty()) start_waiting_fetches(lock);
+  if (schedule_ && !forked_) run_due_actions();
+  if (!fetch_queue_.empty() && !forked_) start_waiting_fetches(lock);
   if (waiters_ > 0) notify();
 }
 
@@ -526,7 +535,7 @@ void Engine::unfollow() {
   mode_changed();
 }
 
-void Engine::expect_peers() {
+void Engine::guard_quietly() {
   const Lock lock(*this);
   if (!active_ || guard::quiet()) return;
   guard::be_quiet(true);
@@ -537,7 +546,7 @@ void Engine::expect_peers() {
   }
 }
 
-bool Engine::expects_peers() const { return guard::quiet(); }
+bool Engine::guards_quietly() const { return guard::quiet(); }
 
 void Engine::expect_moves(bool any) {
   const Lock lock(*this);
@@ -631,7 +640,11 @@ void* Engine::publish(Block* block, c10::StorageImpl* storage, bool lent) {
   hold_locked(block, storage, lock);
   if (block->address == nullptr && !block->exempt && !block->device) {
     while (block->transfer != nullptr) wait(lock, block->trace_index);  // it would go on from the old place
-    if (block->pins == 1 && block->transfer == nullptr) {
+    // What was born on this thread outside of an op stays pinned until the next one, and its maker asks here.
+    const Frame& f = frame();
+    const bool born = f.depth == 0 && std::any_of(f.pinned.begin(), f.pinned.end(),
+                                                  [&](const Frame::Pinned& pinned) { return pinned.block == block; });
+    if (block->pins == (born ? 2 : 1) && block->transfer == nullptr) {
       void* address = ::mmap(nullptr, block->nbytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
       if (address != MAP_FAILED) {
         std::memcpy(address, block->memory, block->nbytes);
@@ -733,7 +746,9 @@ std::string Engine::over_budget(uint64_t nbytes) const {
 
 void Engine::after_fork_in_child() {
   // The I/O threads live in the parent only, and the spill space belongs to it.
-  forked_ = true;
+  forked_ = active_;
+  done_.clear();  // what was leaving stays here
+  any_done_ = false;
   for (Block* block : blocks_) {
     if (block->state == State::kResident || block->state == State::kLeaving) continue;
     if (c10::StorageImpl* storage = owner(block)) {

@@ -147,8 +147,9 @@ class Engine {
   bool free_memory();
   // Counts an allocation too small to be a block. Throws as allocate() does; then it is not counted.
   void small_allocated(size_t nbytes);
-  // Returns memory kept for reuse to the system, for work that needs memory beside the budget.
-  void release_free_pages();
+  // Returns memory kept for reuse to the system, for work that needs memory beside the budget. As far as it goes,
+  // so much of the budget is among that.
+  void release_free_pages(uint64_t nbytes);
   void small_freed(size_t nbytes) { small_ -= static_cast<int64_t>(nbytes); }
 
   // --- ops ---
@@ -179,8 +180,8 @@ class Engine {
   // Whether anything may have to leave; not where iterations fit the budget. Then results are not looked at.
   void expect_moves(bool any);
   // Other processes train with this one, see [Note: loud and quiet guards].
-  void expect_peers();
-  bool expects_peers() const;
+  void guard_quietly();
+  bool guards_quietly() const;
   void reserve_spill(uint64_t nbytes);
   // Encodes what the plan doesn't know on its way to the spill space; 0: as it is.
   void encode_by_default(CodecNumber codec);
@@ -281,7 +282,7 @@ class Engine {
   void fetch_now(Block* block, Lock& lock);
   void hold_locked(Block* block, c10::StorageImpl* storage, Lock& lock);
   void make_room(uint64_t nbytes, Lock& lock, int32_t storage = -1);
-  void make_room_for_results(const Frame& frame, Lock& lock);
+  void make_room_if_possible(uint64_t nbytes, Lock& lock);
   bool wait_for_collective(Lock& lock, int64_t& begun_ns);
   bool leave_natively(uint64_t nbytes, Lock& lock);
   bool find_pieces(const Frame& frame, Lock& lock);
@@ -337,7 +338,7 @@ class Engine {
   void bury(Block* block);
   void count_use(Frame& frame, const Place& place);
   void time_ops(Recording& recording);
-  std::vector<std::pair<c10::intrusive_ptr<c10::StorageImpl>, at::DataPtr>> give_device_memory_back();
+  std::vector<std::pair<c10::weak_intrusive_ptr<c10::StorageImpl>, at::DataPtr>> give_device_memory_back();
   std::optional<Encoding> encoding_of(Block* block) const;
   std::string describe(const Block* block) const;
   std::string describe_failure(const Block* block, const Transfer& transfer) const;

@@ -254,9 +254,11 @@ void Engine::free_garbage(std::vector<Garbage> garbage) noexcept {
   notify();
 }
 
-void Engine::release_free_pages() {
+void Engine::release_free_pages(uint64_t nbytes) {
+  const GilRelease gil;
   {
-    const Lock lock(*this);
+    Lock lock(*this);
+    make_room_if_possible(nbytes, lock);
     pages_.trim(pages_.cached());
   }
   ::malloc_trim(0);

@@ -153,10 +153,9 @@ uint64_t Engine::need_of(const Frame& f) const {
   return std::min(std::max(headroom_.load(), operands), budget_ / 2);
 }
 
-// As far as it goes: the op may need less.
-void Engine::make_room_for_results(const Frame& f, Lock& lock) {
+void Engine::make_room_if_possible(uint64_t nbytes, Lock& lock) {
   try {
-    make_room(need_of(f), lock);
+    make_room(nbytes, lock);
   } catch (const torch::PyTorchError&) {
     return;
   }
@@ -178,6 +177,7 @@ bool Engine::leave_natively(uint64_t nbytes, Lock& lock) {
 }
 
 bool Engine::can_leave(const Block* block) const {
+  if (closing_) return false;  // it may be back for good
   if (block->lent_iteration == iteration_) return false;  // nothing tells when they are done with the address
   return block->state == State::kResident && block->pins == 0 && block->guarded && !block->exempt && !block->dead &&
          (block->transfer == nullptr || block->transfer_version == block->version) && owner(const_cast<Block*>(block));

@@ -117,7 +117,7 @@ void Engine::keep_here(Block* made, Lock& lock) {
 // Runs the op that made a block again and gives it the result's memory. The mutex is given up meanwhile. Throws what
 // the op throws; then the block is as before.
 void Engine::recompute(Block* block, Lock& lock) {
-  const auto recipe = block->recipe;
+  auto recipe = block->recipe;
   for (const uint64_t id : recipe->operands()) {
     const Block* operand = find_block(id);
     if (operand == nullptr || operand->dead) {
@@ -183,6 +183,7 @@ void Engine::recompute(Block* block, Lock& lock) {
   notify();
   lock.unlock();
   result.reset();
+  recipe.reset();  // storages may die with it
   lock.lock();
   if (failure) std::rethrow_exception(failure);
   if (!fits) throw SpillError("an op that was run again gave another result; pass recompute=False to teraio.offload.");

@@ -8,6 +8,8 @@
 namespace {
 bool& access_flag(c10::StorageImpl& storage);
 void refresh_checks(c10::StorageImpl& storage);
+// Other threads look at deleter and context meanwhile, so only the pointer may change.
+void*& pointer(at::DataPtr& data);
 
 template <bool c10::StorageImpl::* Flag, void (c10::StorageImpl::* Refresh)()>
 struct Reach {
@@ -16,6 +18,12 @@ struct Reach {
 };
 template struct Reach<&c10::StorageImpl::throw_on_immutable_data_ptr_,
                       &c10::StorageImpl::refresh_has_data_ptr_check>;
+
+template <c10::detail::UniqueVoidPtr at::DataPtr::* Owner, void* c10::detail::UniqueVoidPtr::* Pointer>
+struct ReachPointer {
+  friend void*& pointer(at::DataPtr& data) { return data.*Owner.*Pointer; }
+};
+template struct ReachPointer<&at::DataPtr::ptr_, &c10::detail::UniqueVoidPtr::data_>;
 }  // namespace
 
 namespace teraio::guard {
@@ -29,14 +37,7 @@ void set_flag(c10::StorageImpl& storage, bool raises) {
   refresh_checks(storage);
 }
 
-void set_memory(c10::StorageImpl& storage, void* memory) {
-  at::DataPtr& current = storage._mutable_data_ptr_no_checks();
-  if (current.get() == memory) return;
-  const auto deleter = current.get_deleter();
-  const auto device = current.device();
-  void* owner = current.release_context();
-  current = at::DataPtr(memory, owner, deleter, device);
-}
+void set_memory(c10::StorageImpl& storage, void* memory) { pointer(storage._mutable_data_ptr_no_checks()) = memory; }
 
 }  // namespace
 

@@ -13,6 +13,7 @@
 #include <torch/csrc/autograd/function.h>
 
 #include <algorithm>
+#include <atomic>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -100,7 +101,7 @@ const OpInfo& info_of(const c10::FunctionSchema& schema) {
 // Where blocks come from: PyTorch's CPU allocator is ours and makes them; on other devices a storage becomes a block
 // when an op first has it as an operand or as its result.
 enum class Births { kAllocator, kDevice, kMeta };
-Births births = Births::kAllocator;
+std::atomic<Births> births{Births::kAllocator};
 bool with_results = false;  // whether the callback is given the results of ops
 
 // [Note: ops of the meta device]
@@ -114,7 +115,7 @@ thread_local const Frame* collective_frame = nullptr;
 thread_local int collective_depth = 0;
 
 Block* block_at_sight(c10::StorageImpl* storage) {
-  switch (births) {
+  switch (births.load(std::memory_order_relaxed)) {
     case Births::kAllocator: return block_of(storage);
     case Births::kDevice: return block_on_device(storage);
     case Births::kMeta: return block_of_meta(storage);
@@ -402,11 +403,16 @@ void on_end(const at::RecordFunction& op, at::ObserverContext* /*context*/) {
 
 at::CallbackHandle handle = 0;
 bool enabled = false;
+// Ops of any thread may find out that results are wanted.
+std::mutex& callback_mutex() {
+  static auto* mutex = new std::mutex;
+  return *mutex;
+}
 
 // Results of collectives say when they are done.
 bool needs_results() {
   const Engine& engine = Engine::instance();
-  return births != Births::kAllocator || engine.expects_peers() || engine.wants_results();
+  return births != Births::kAllocator || engine.guards_quietly() || engine.wants_results();
 }
 
 void add_callback() {
@@ -420,6 +426,7 @@ void add_callback() {
 }  // namespace
 
 void enable(bool meta) {
+  const std::lock_guard<std::mutex> lock(callback_mutex());
   if (enabled) return;
   const bool device = Engine::instance().accelerator() != nullptr;
   births = meta ? Births::kMeta : device ? Births::kDevice : Births::kAllocator;
@@ -428,8 +435,7 @@ void enable(bool meta) {
 }
 
 void mode_changed() {
-  static auto* mutex = new std::mutex;  // ops of any thread may find out that results are wanted
-  const std::lock_guard<std::mutex> lock(*mutex);
+  const std::lock_guard<std::mutex> lock(callback_mutex());
   if (!enabled || with_results == needs_results()) return;
   // An op may begin between the two calls: one that is seen twice does no harm.
   const at::CallbackHandle old = handle;
@@ -438,8 +444,11 @@ void mode_changed() {
 }
 
 void disable() {
-  if (enabled) at::removeCallback(handle);
-  enabled = false;
+  {
+    const std::lock_guard<std::mutex> lock(callback_mutex());
+    if (enabled) at::removeCallback(handle);
+    enabled = false;
+  }
   collectives::end_run();
   births = Births::kAllocator;
 }

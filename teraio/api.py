@@ -105,6 +105,11 @@ def offload(
     if not isinstance(model, torch.nn.Module):
         raise ConfigurationError(f"offload() takes a torch.nn.Module, not {type(model).__name__}.")
     _check_iterations("profile_iterations", profile_iterations)
+    if _C.forked():
+        raise ConfigurationError(
+            "this process was forked off one that trains under teraio, whose files and threads "
+            "stay there; start it with multiprocessing's method 'spawn'."
+        )
     encoded = compression(compress)
     target = device_for(model, device)
     how: _HowToAdd = {

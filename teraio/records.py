@@ -333,7 +333,8 @@ class RunReport:
     """The state of an offloaded run. ``plan`` and the times are None until a plan exists.
 
     In phase ``planned`` nothing has run: it is a plan with the trace and hardware it is for.
-    ``telemetry`` is of the iterations since that plan was made, or since profiling began.
+    ``telemetry`` is of the iterations since that plan was made, or since profiling began. Of a long
+    run ``steps`` has the latest 10,000 at least; only the last 100 have their ``stalls``.
     """
 
     budget_bytes: int

@@ -11,7 +11,7 @@ import math
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +32,7 @@ from teraio.engine.backward_step import BackwardStep
 from teraio.engine.compiled_graphs import CompiledGraphs, explained
 from teraio.engine.compression import Compression
 from teraio.engine.encoded_path import EncodedPath
-from teraio.engine.foreign import own_memory
+from teraio.engine.foreign import own_memory, storages_with_hidden_owners
 from teraio.engine.materialize import StoredTensor, is_elsewhere, lacks_data, materialize
 from teraio.engine.module_hooks import ModuleHooks
 from teraio.engine.participants import Participants, tensors_of
@@ -71,9 +71,17 @@ _LIST_OP_SHARE = 8
 # The plan keeps this part of the budget free for what differs from iteration to iteration, or as
 # much of it as the largest op leaves.
 _PLAN_RESERVE = 0.01
+# What planning takes at most, measured for traces of 2,000 to 100,000 ops; but no more than this
+# part of the budget is made free for it.
+_PLANNING_BYTES = 48 << 20
+_PLANNING_BYTES_PER_OP = 512
+_PLANNING_SHARE = 8
 # Another profile is due when more ops than this part were not foreseen, so many times in a row.
 _DRIFT_SHARE = 0.02
 _DRIFT_ITERATIONS = 3
+# A long run keeps the reports of so many iterations at least, and the stalls of fewer.
+_STEPS_KEPT = 10_000
+_STEPS_WITH_STALLS = 100
 # So many steps of unknown optimizers, and nothing else, are worth a word.
 _STRANGE_STEPS = 3
 # The profiled iteration may compute slowly (cold caches, fresh pages, a busy machine). The first
@@ -115,7 +123,8 @@ class Runtime:
         self.phase: Literal["profile", "run", "closed"] = "profile"
         self.recorded: Recorded | None = None
         self.plan: Plan | None = None
-        self.steps: list[StepReport] = []
+        self.steps: list[StepReport] = []  # the latest ones
+        self._iterations = 0
         self.device = device
         self._options = PlanOptions(recompute=recompute)
         self._on_trace = on_trace
@@ -127,6 +136,7 @@ class Runtime:
         self._manual = False
         self._places = Places()
         self._participants = Participants()
+        self._deaths: dict[int, weakref.finalize[Any, Any]] = {}  # id(model) -> what is done then
         self._module_ids: dict[int, int] = {}
         self._module_paths: dict[str, int] = {}  # as names of parameters begin
         self._strangers = 0  # steps of optimizers that have nothing of the models
@@ -243,34 +253,43 @@ class Runtime:
         if optimizer_in_backward:
             self._backward_step = self._backward_step or BackwardStep()
             self._backward_step.add({id(p): prefix + name for name, p in model.named_parameters()})
-        self._adopt(tensors_of(model, prefix))
+        shared = set() if self._accelerator else storages_with_hidden_owners(_data_of(model))
+        self._adopt(tensors_of(model, prefix), shared)
         _C.release_free_pages()  # malloc keeps where the weights were
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            _C.expect_peers()
+            _C.guard_quietly()
         self._participants.add_model(model, prefix)
-        weakref.finalize(model, self._model_died, id(model)).atexit = False
+        self._deaths[id(model)] = weakref.finalize(model, self._model_died, id(model))
+        self._deaths[id(model)].atexit = False
         _C.mark_training_thread()
         self._start_profile(self._profile_iterations)
 
-    def _adopt(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Lets tensors move from now on, under names for messages; says which can't."""
+    def _adopt(self, tensors: dict[str, torch.Tensor], shared: Set[int] = frozenset()) -> None:
+        """Lets tensors move from now on, under names for messages; says which can't.
+
+        ``shared`` are storages (``_cdata``) that must stay where they are.
+        """
+        left = {
+            name: tensor
+            for name, tensor in tensors.items()
+            if shared and tensor.untyped_storage()._cdata in shared
+        }
         foreign = {
             name: tensor
             for name, tensor in tensors.items()
-            if not _C.adopt(tensor, name)
+            if name not in left
+            and not _C.adopt(tensor, name)
             and tensor.device == torch.device(self.device)
             and tensor.untyped_storage().nbytes() >= MIN_STORAGE_BYTES
         }
-        if not foreign:
-            return
-        if self._accelerator is None:
+        if self._accelerator is None and foreign:
             own_memory(list(foreign.values()))
-        left = {name: tensor for name, tensor in foreign.items() if not _C.adopt(tensor, name)}
+        left |= {name: tensor for name, tensor in foreign.items() if not _C.adopt(tensor, name)}
         if left:
             log.warning(
                 "%s of the model can't move and are not counted, because other code shares their "
-                "memory (numpy, shared memory, another allocator): %s%s. Replace them by clones "
-                "before teraio.offload to let them move.",
+                "memory (numpy, DLPack, shared memory, another allocator): %s%s. Replace them by "
+                "clones before teraio.offload to let them move.",
                 format_size(sum(tensor.untyped_storage().nbytes() for tensor in left.values())),
                 ", ".join(list(left)[:3]),
                 ", ..." if len(left) > 3 else "",
@@ -315,6 +334,9 @@ class Runtime:
 
     def _forget(self, key: int) -> None:
         self._participants.forget_model(key)
+        death = self._deaths.pop(key, None)
+        if death is not None:
+            death.detach()  # or the model keeps what the run knows for as long as it lives
         if not self._participants:
             self.close()
 
@@ -413,9 +435,9 @@ class Runtime:
 
     def _end_iteration(self) -> None:
         stats = _C.end_iteration()
-        self.steps.append(
+        self._keep(
             StepReport(
-                iteration=len(self.steps),
+                iteration=self._iterations,
                 phase="profile" if self.phase == "profile" else "run",
                 duration_s=stats["duration_ns"] / 1e9,
                 stall_s=stats["stall_ns"] / 1e9,
@@ -442,6 +464,15 @@ class Runtime:
             self._watch_time(self.steps[-1])
             self._watch_drift(self.steps[-1])
         self._status.update(self._status_now)
+
+    def _keep(self, step: StepReport) -> None:
+        self.steps.append(step)
+        self._iterations += 1
+        if len(self.steps) > _STEPS_WITH_STALLS:
+            old = -1 - _STEPS_WITH_STALLS
+            self.steps[old] = replace(self.steps[old], stalls=())
+        if len(self.steps) == 2 * _STEPS_KEPT:
+            del self.steps[:_STEPS_KEPT]
 
     def _status_now(self) -> status.RunStatus:
         totals, tier = _C.totals(), self.hardware.tiers[0]
@@ -513,14 +544,18 @@ class Runtime:
             self._on_trace()
             return
         self._timed = 0
-        self._follow_plan(self.recorded)
+        try:
+            self._follow_plan(self.recorded)
+        except BaseException:  # Ctrl-C, say; a loop that goes on shall have its plan
+            self._start_profile(1)
+            raise
         self._telemetry.begin()
 
     def _follow_plan(self, recorded: Recorded) -> None:
         begin = time.perf_counter()
         least, most = least_budget(recorded.trace), self._counted_bytes
         budget = max(int(most * (1 - _PLAN_RESERVE)), min(least, most))
-        _C.release_free_pages()  # planning takes memory too, and the budget may be all there is
+        _C.release_free_pages(self._planning_bytes(len(recorded.trace.ops)))
         target = replace(self.hardware, budget_bytes=budget)
         try:
             with explained():
@@ -563,6 +598,13 @@ class Runtime:
             _C.expect_moves(False)
         _C.release_free_pages()
 
+    def _planning_bytes(self, ops: int) -> int:
+        """What making a plan takes of the memory under the budget, which may be all there is."""
+        if self._accelerator is not None:
+            return 0
+        nbytes = _PLANNING_BYTES + ops * _PLANNING_BYTES_PER_OP
+        return min(nbytes, self._counted_bytes // _PLANNING_SHARE)
+
     def _places_are_known(self) -> None:
         # What was compiled with hooks would be compiled anew without them.
         if not self._compiled.any_called:
@@ -602,6 +644,13 @@ class Runtime:
             self._drifting = 0
             self._patience *= 2  # a program that never repeats itself is not profiled for ever
             self._start_profile(1)
+
+
+def _data_of(model: torch.nn.Module) -> list[torch.Tensor]:
+    """The parameters and buffers whose memory is no block yet."""
+    return [
+        tensor for tensor in (*model.parameters(), *model.buffers()) if _C.block_id(tensor) == 0
+    ]
 
 
 def _root_name(model: torch.nn.Module) -> str:

@@ -1,4 +1,5 @@
-"""Memory that PyTorch's allocator did not give: what of it can be copied into memory of its own.
+"""Memory that others may use as well, and memory that PyTorch's allocator did not give: what of the
+latter can be copied into memory of its own.
 
 Weights that a checkpoint maps into memory (``torch.load(mmap=True)``, safetensors) belong to nobody
 else and may be copied. Memory shared with other processes or with numpy may not: somebody might
@@ -7,7 +8,10 @@ write to it from the other side. In: tensors. Out: the same tensors. Must not kn
 
 from __future__ import annotations
 
+import gc
 from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -53,3 +57,40 @@ def own_memory(tensors: list[torch.Tensor]) -> None:
         tensor.data = data.set_(
             copies[address], tensor.storage_offset(), tensor.size(), tensor.stride()
         )
+
+
+def storages_with_hidden_owners(tensors: Iterable[torch.Tensor]) -> set[int]:
+    """The storages (``_cdata``) of ``tensors`` that somebody keeps beside the tensors of Python.
+
+    An array made by DLPack keeps one, and reads the memory that it saw when it was made.
+    """
+    own = {id(tensor): tensor for tensor in tensors if _has_plain_storage(tensor)}
+    suspects = _with_more_owners(own.values())
+    if not suspects:
+        return suspects
+    # Looking at all objects takes a tenth of a second, so only where owners are missing. A tensor
+    # that has another owner than Python may be what such an array keeps.
+    known = dict(own)
+    for value in gc.get_objects():
+        if not issubclass(type(value), torch.Tensor) or not _has_plain_storage(value):
+            continue
+        if value._use_count() == 1:
+            known[id(value)] = value
+    bases = [tensor._base for tensor in known.values() if tensor._base is not None]
+    known |= {id(base): base for base in bases}  # views keep them
+    return suspects & _with_more_owners(known.values())
+
+
+def _with_more_owners(tensors: Iterable[torch.Tensor]) -> set[int]:
+    """Those of their storages that have more owners than these tensors."""
+    storages = [tensor.untyped_storage() for tensor in tensors]
+    seen = Counter(storage._cdata for storage in storages)
+    # One owner more is Python's object of the storage.
+    return {key for key, count in seen.items() if torch._C._storage_Use_Count(key) > count + 1}
+
+
+def _has_plain_storage(tensor: torch.Tensor) -> bool:
+    try:
+        return tensor.device.type == "cpu" and tensor.untyped_storage().nbytes() > 0
+    except (RuntimeError, NotImplementedError):  # sparse ones, wrappers
+        return False

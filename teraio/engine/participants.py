@@ -80,6 +80,9 @@ class Participants:
         self._name_parameters()
         optimized = [parameter for parameter, _ in _parameters(optimizer)]
         mine = any(id(parameter) in self._parameters for parameter in optimized)
+        if not mine:  # it may step views of them, such as the pieces of a flat buffer
+            storages = {_C.block_id(p) for m in self._living() for p in m.parameters()} - {0}
+            mine = any(_C.block_id(parameter) in storages for parameter in optimized)
         if not mine:
             named = {self._parameters[id(p)]: p for m in self._living() for p in m.parameters()}
             masters = copies(named, optimized)

@@ -11,6 +11,7 @@ import sys
 import weakref
 from collections.abc import Callable
 from contextvars import ContextVar
+from types import FrameType
 from typing import Any
 
 import torch
@@ -19,14 +20,17 @@ import teraio._C as _C
 from teraio.engine.patches import Patches
 
 _patches = Patches()
+# What opens a window on memory is watched between runs as well: the next one must not move it.
+_windows = Patches()
 
 
 def install() -> None:
     """Puts the wrappers in place; does nothing when they are."""
     if _patches:
         return
-    _patches.replace(torch.Tensor, "numpy", _shares_memory)
-    _patches.replace(torch.Tensor, "__dlpack__", _shares_memory)
+    if not _windows:
+        _windows.replace(torch.Tensor, "numpy", _shares_memory)
+        _windows.replace(torch.Tensor, "__dlpack__", _shares_memory)
     _patches.replace(torch.Tensor, "tolist", _held)
     _patches.replace(torch.Tensor, "data_ptr", functools.partial(_gives_address, lent=True))
     # Checkpoints ask a storage for its address to tell which tensors share it.
@@ -54,10 +58,11 @@ def install() -> None:
         safetensors, "_to_ndarray"
     ):  # what a file gets is read from arrays, all of them at once
         _patches.replace(safetensors, "_to_ndarray", _window_on_tensor)
+    _patches.replace(torch.autograd.profiler.profile, "_prepare_trace", _may_look_at_modules)
 
 
 def uninstall() -> None:
-    """Puts the original methods back."""
+    """Puts the original methods back, but for those that open windows."""
     _patches.undo()
 
 
@@ -112,7 +117,7 @@ def _gives_address(original: Callable[..., Any], *, lent: bool) -> Callable[...,
         # The launcher of a graph's kernels gets addresses of what is pinned for the graph.
         if self.device.type != "cpu" and _C.in_graph():
             return original(self)
-        _C.publish(self, lent and not _borrowing.get())
+        _C.publish(self, lent and not _borrowing.get() and _caller() not in _TELL_APART)
         hold = _C.Hold(self, False)
         try:
             return original(self)
@@ -120,6 +125,39 @@ def _gives_address(original: Callable[..., Any], *, lent: bool) -> Callable[...,
             hold.release()
 
     return method
+
+
+# PyTorch's modules that ask tensors for their addresses only to tell them apart.
+_TELL_APART = frozenset(
+    (
+        "torch.autograd.graph",
+        "torch.distributed._state_dict_utils",
+        "torch.distributed.checkpoint._state_dict_stager",
+    )
+)
+_WRAPPERS = frozenset((__name__, "torch._compile", "torch._dynamo.eval_frame"))
+
+
+def _caller() -> str:
+    """The module of the code that called a replaced function."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        name = str(frame.f_globals.get("__name__"))
+        if name not in _WRAPPERS:
+            return name
+        frame = frame.f_back
+    return ""
+
+
+def _may_look_at_modules(original: Callable[..., Any]) -> Callable[..., Any]:
+    """A profile with stacks notes the addresses of all parameters, in C++ and without an op."""
+
+    def prepare(self: Any) -> Any:
+        if self.with_stack:
+            _C.guard_quietly()
+        return original(self)
+
+    return prepare
 
 
 # Whoever calls data_ptr() holds the data by other means.

@@ -19,6 +19,7 @@ import teraio
 from teraio.engine.testing import stress
 from tests.device.sim import load
 from tests.drives import pass_for_slow
+from tests.integration.programs import ended
 from tests.integration.test_equal_results import assert_equal
 from tests.integration.training import Case, Outcome, Training
 from tests.required import lacking
@@ -146,3 +147,31 @@ def train(case: Case, share: int, spill: str, host_share: int = 0) -> teraio.Run
     training.take_digests()
     assert_equal(training.outcome, expected)
     return report
+
+
+def test_a_run_ends_while_another_thread_looks_at_storages(spill: str) -> None:
+    """Storages that only Python's objects own are given their memory back."""
+    end = ended(
+        "import sys, threading, torch, teraio, tests.device.sim\n"
+        "from teraio import _C\n"
+        "tests.device.sim.load().reset()\n"
+        "model = torch.nn.Linear(64, 64)\n"
+        "model.weight = torch.nn.Parameter(torch.ones(64, 64, device='sim'))\n"
+        "model.bias = None\n"
+        "for _ in range(12):\n"
+        "    teraio.offload(model, memory_budget='64MiB', ssd=sys.argv[1])\n"
+        "    tensors = [torch.ones(1 << 13, device='sim') for _ in range(100)]\n"
+        "    storages = [(t + 1, t.untyped_storage())[1] for t in tensors]\n"
+        "    del tensors\n"
+        "    done = threading.Event()\n"
+        "    def look():\n"
+        "        while not done.is_set(): _C.totals(), _C.live_blocks()\n"
+        "    thread = threading.Thread(target=look)\n"
+        "    thread.start()\n"
+        "    teraio.restore(model)\n"
+        "    done.set()\n"
+        "    thread.join()\n"
+        "print('ended')\n",
+        spill,
+    )
+    assert "ended" in end.stdout, end.stderr

@@ -23,6 +23,7 @@ from torch import nn
 from torch.distributed import checkpoint
 
 import teraio
+import teraio._C as _C
 from teraio.engine.testing import send_away, state
 from tests.integration.training import Case, Training, digest, plain, unlimited_peak
 
@@ -206,6 +207,31 @@ def test_a_distributed_checkpoint_can_be_written_and_read(pair: Pair, tmp_path: 
     assert_same(optimizer.state_dict(), pair.theirs.states)
     del states
     pair.go_on()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:torch.distributed.*")
+def test_a_distributed_checkpoint_can_be_written_while_training_goes_on(
+    spill: str, tmp_path: Path
+) -> None:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
+    )
+    try:
+        pair = make_pair(LLAMA, 5, spill)
+        states = {"model": pair.ours.model.state_dict()}
+        written = checkpoint.async_save(states, checkpoint_id=tmp_path / "saved")
+        pair.go_on()
+        written.result()
+        assert all(movable for _, _, movable in _C.live_blocks())
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_what_is_loaded_in_mid_run_moves_like_the_rest(pair: Pair) -> None:
+    weights = saved(dict(pair.ours.model.state_dict()))
+    loaded = torch.load(weights)
+    large = [value for value in loaded.values() if value.untyped_storage().nbytes() >= 1 << 16]
+    assert send_away(*large) == len(large) > 0
 
 
 def test_save_pretrained_writes_the_same_weights(tied_pair: Pair, tmp_path: Path) -> None:

@@ -1072,6 +1072,36 @@ def dispatch_modes() -> Program:
     return Program(model, lambda i: (usual.step(i), dict(counts)), usual.state)
 
 
+@program
+def profile_with_stacks() -> Program:
+    model = mlp()
+    usual = trained(model, lambda i: model(data(i)).square().mean())
+
+    def step(i: int) -> Any:
+        with torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CPU], with_stack=True, record_shapes=True
+        ):
+            return usual.step(i)
+
+    return Program(model, step, usual.state)
+
+
+@program
+def optimizer_of_views() -> Program:
+    """It steps pieces of the model's only parameter."""
+    model = nn.Module()
+    model.flat = nn.Parameter(torch.randn(6 * WIDTH, WIDTH) * 0.05)
+    pieces = [piece.requires_grad_() for piece in model.flat.detach().split(WIDTH)]
+
+    def loss(i: int) -> torch.Tensor:
+        x = data(i)
+        for piece in pieces:
+            x = torch.tanh(x @ piece)
+        return x.square().mean()
+
+    return trained(model, loss, torch.optim.AdamW(pieces, lr=1e-3))
+
+
 # ------------------------------------------------------------ the test
 
 

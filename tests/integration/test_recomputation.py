@@ -160,6 +160,17 @@ def test_an_operand_that_is_written_to(running: Gated) -> None:
     assert recomputed(running, since=STEPS - 2) > 0
 
 
+def test_an_operand_that_only_its_result_needs(running: Gated) -> None:
+    """What is kept for making a result again goes when it has been made."""
+
+    def forget(step: int, model: Gated) -> None:
+        if step >= STEPS - 2:
+            model.gates.clear()
+
+    assert_same(trained(running, forget), trained(gated()))
+    assert recomputed(running, since=STEPS - 2) > 0
+
+
 def test_an_operand_that_is_held(running: Gated) -> None:
     """Whoever holds a tensor may write to its memory, so what is made from it is made before."""
 

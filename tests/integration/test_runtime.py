@@ -148,3 +148,37 @@ def test_a_budget_below_the_largest_op_of_the_profile_says_which_one_works(
     with pytest.raises(teraio.BudgetError, match=r"op \d+ \(aten::.*memory_budget=\d+"):
         training.run(2)
     teraio.restore(training.model)
+
+
+def test_an_interrupt_while_planning_leads_to_another_plan(
+    spill: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    training = Training(Case("llama"))
+    teraio.offload(training.model, memory_budget=16 << 20, ssd=[spill])
+    training.run(1)
+    monkeypatch.setattr(runtime, "make_plan", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        training.step()
+    training.optimizer.zero_grad()
+    for _ in range(3):
+        training.step()
+    report = teraio.report(training.model)
+    assert report.plan is not None and report.plan.moves
+    teraio.restore(training.model)
+
+
+def test_a_long_run_keeps_only_the_latest_reports(
+    spill: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "_STEPS_KEPT", 5)
+    monkeypatch.setattr(runtime, "_STEPS_WITH_STALLS", 2)
+    model = teraio.offload(nn.Linear(128, 128), memory_budget="64MiB", ssd=spill)
+    for _ in range(13):
+        with teraio.iteration(model):
+            model(torch.ones(4, 128)).sum().backward()
+    assert [step.iteration for step in teraio.report(model).steps] == [5, 6, 7, 8, 9, 10, 11, 12]
+    teraio.restore(model)

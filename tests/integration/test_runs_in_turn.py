@@ -1,0 +1,197 @@
+"""Runs that come one after another in one process, and what the program does between them.
+
+In: a model that is offloaded, restored and offloaded again. Out: equality with training without
+teraio, within the same budget.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import teraio
+import teraio._C as _C
+from teraio import api
+from teraio.engine import testing
+from tests.integration.programs import ended
+
+WIDTH = 512
+MIB = 1 << 20
+BUDGET = 14 * MIB  # of 24 MiB with AdamW
+
+
+def stack() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(*(nn.Linear(WIDTH, WIDTH) for _ in range(6)))
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
+    for _ in range(steps):
+        model(torch.ones(256, WIDTH)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def weights(model: nn.Module) -> list[torch.Tensor]:
+    return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+def test_states_of_an_earlier_run_move_from_the_beginning_of_the_next(spill: str) -> None:
+    ours, theirs = stack(), stack()
+    optimizers = [torch.optim.AdamW(model.parameters()) for model in (ours, theirs)]
+    for _ in range(2):
+        teraio.offload(ours, memory_budget=BUDGET, ssd=spill)
+        train(ours, optimizers[0], 4)
+        assert max(step.peak_bytes for step in teraio.report(ours).steps) <= BUDGET
+        teraio.restore(ours)
+        train(theirs, optimizers[1], 4)
+    assert all(map(torch.equal, weights(ours), weights(theirs)))
+
+
+@pytest.mark.parametrize(
+    "window",
+    [lambda tensor: tensor.numpy(), np.from_dlpack],
+    ids=["numpy", "dlpack"],
+)
+@pytest.mark.parametrize("runs_before", [0, 1])
+def test_an_array_made_between_runs_stays_the_parameter(
+    window: Callable[[torch.Tensor], np.ndarray], runs_before: int, spill: str
+) -> None:
+    model = stack()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(runs_before):
+        teraio.offload(model, memory_budget=6 * MIB, ssd=spill)
+        train(model, optimizer, 4)
+        teraio.restore(model)
+    weight = next(model.parameters())
+    array = window(weight.detach())
+    before = array.copy()
+    teraio.offload(model, memory_budget=6 * MIB, ssd=spill)
+    assert np.array_equal(array, before)
+    train(model, optimizer, 4)
+    assert not np.array_equal(array, before)
+    assert np.array_equal(array, weight.detach().clone().numpy())
+    teraio.restore(model)
+    assert np.array_equal(array, weight.detach().numpy())
+
+
+def test_tensors_that_share_a_parameters_memory_hold_nothing_up(spill: str) -> None:
+    """They read it by ops."""
+    model = stack()
+    views = [parameter.detach()[1:] for parameter in model.parameters()]
+    teraio.offload(model, memory_budget=BUDGET, ssd=spill)
+    assert all(
+        testing.send_away(parameter) for parameter in model.parameters() if parameter.dim() == 2
+    )
+    assert all(map(torch.equal, (view.clone() for view in views), (w[1:] for w in weights(model))))
+    teraio.restore(model)
+
+
+def test_a_closed_run_is_forgotten_while_its_model_lives(spill: str) -> None:
+    model = stack()
+    teraio.offload(model, memory_budget=BUDGET, ssd=spill)
+    closed = weakref.ref(api._runtime)
+    teraio.restore(model)
+    teraio.offload(model, memory_budget=BUDGET, ssd=spill)
+    gc.collect()
+    assert closed() is None
+    teraio.restore(model)
+
+
+def test_what_another_thread_sends_away_during_restore_is_not_lost(spill: str) -> None:
+    model = nn.Linear(64, 64)
+    done = threading.Event()
+
+    def send(tensor: torch.Tensor) -> None:
+        while not done.is_set():
+            _C.send_away(tensor)
+
+    for _ in range(5):
+        teraio.offload(model, memory_budget="64MiB", ssd=spill)
+        tensors = [torch.full((1 << 14,), float(i)) for i in range(12)]
+        for tensor in tensors:
+            tensor.sum()
+        testing.send_away(*tensors)
+        testing.stress(3000)
+        done.clear()
+        thread = threading.Thread(target=send, args=(tensors[0],))
+        thread.start()
+        teraio.restore(model)
+        done.set()
+        thread.join()
+        assert [tensor[5].item() for tensor in tensors] == list(range(12))
+
+
+# In a process of its own: what a child may do depends on all that its parent has done before.
+_PARENT = """
+import os, sys, torch, teraio
+torch.set_num_threads(1)  # OpenMP's do not live on in a child
+def train():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(*(torch.nn.Linear(256, 256) for _ in range(6)))
+    optimizer = torch.optim.AdamW(model.parameters())
+    teraio.offload(model, memory_budget=3400000, ssd=sys.argv[1])
+    for _ in range(4):
+        loss = model(torch.ones(96, 256)).square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert max(step.peak_bytes for step in teraio.report(model).steps) <= 3400000
+    print(loss.item())
+    return model
+"""
+
+
+def test_a_process_forked_off_one_whose_run_has_ended_trains(spill: str) -> None:
+    end = ended(
+        _PARENT + "teraio.restore(train())\n"
+        "child = os.fork()\n"
+        "if child:\n"
+        "    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+        "else:\n"
+        "    teraio.restore(train())\n",
+        spill,
+    )
+    assert end.returncode == 0, end.stderr
+    of_parent, of_child, code = end.stdout.split()
+    assert of_parent == of_child and code == "0"
+
+
+def test_a_process_forked_off_one_with_a_run_is_told_to_be_spawned(spill: str) -> None:
+    end = ended(
+        _PARENT + "model = train()\n"
+        "child = os.fork()\n"
+        "if child:\n"
+        "    os.waitpid(child, 0)\n"
+        "else:\n"
+        "    train()\n",
+        spill,
+    )
+    assert "ConfigurationError" in end.stderr and "spawn" in end.stderr
+
+
+def test_a_process_is_forked_while_other_threads_take_memory(spill: str) -> None:
+    end = ended(
+        _PARENT + "import threading\n"
+        "model = train()\n"
+        "def churn():\n"
+        "    while True: torch.empty(1 << 14)\n"
+        "for _ in range(3): threading.Thread(target=churn, daemon=True).start()\n"
+        "for _ in range(150):\n"
+        "    child = os.fork()\n"
+        "    if not child:\n"
+        "        torch.empty(1 << 14)\n"
+        "        os._exit(0)\n"
+        "    os.waitpid(child, 0)\n"
+        "print('all ended', flush=True)\n"
+        "os._exit(0)\n",
+        spill,
+    )
+    assert "all ended" in end.stdout, end.stderr
