@@ -5,7 +5,7 @@ In: a Trace and a Hardware. Out: a Plan. Must not know: torch, files, the engine
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from teraio.errors import BudgetError
 from teraio.planner.bound import ideal_s, lower_bound_s, simple_bounds
@@ -64,56 +64,81 @@ def plan(trace: Trace, hardware: Hardware, options: PlanOptions | None = None) -
     Raises BudgetError, naming the op, where no plan can meet the budget or the tiers are too small.
     """
     options = options or PlanOptions()
-    moving = _plan(trace, hardware, options, ())
-    if not options.recompute or len(trace.ops) > VERY_MANY_OPS or _few_stalls(moving):
+    problem = _problem(trace, hardware, options, ())
+    moving = _solved(problem, hardware, options)
+    repeatable = any(storage.repeatable for storage in trace.storages)
+    if not (options.recompute and repeatable) or len(trace.ops) > VERY_MANY_OPS:
+        return moving
+    if _few_stalls(moving):
         return moving
     # What to make again is judged by quick plans.
-    quick = replace(options, improve=False)
-    again = _recomputing(trace, hardware, quick).recomputations
-    if not again:
+    again = _recomputing(problem, hardware, replace(options, improve=False))
+    if again is problem:
         return moving
-    return min(_plan(trace, hardware, options, again), moving, key=lambda plan: plan.predicted_s)
+    return min(_solved(again, hardware, options), moving, key=lambda plan: plan.predicted_s)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Problem:
+    """``trace`` is the one ``recorded`` with results made again; ``solution`` is its relaxation's.
+
+    Solving it takes as long as a few tries at a plan, so quick and thorough plans share it.
+    """
+
+    recorded: Trace
+    recomputations: tuple[Recomputation, ...]
+    trace: Trace
+    on: Columns
+    bounds: tuple[Bound, ...]
+    solution: Relaxation | None
+
+
+def _problem(
+    recorded: Trace,
+    hardware: Hardware,
+    options: PlanOptions,
+    recomputations: tuple[Recomputation, ...],
+) -> _Problem:
+    """Raises BudgetError where no plan can meet the budget."""
+    trace = replayed(recorded, recomputations)
+    on = columns(trace)
+    check_budget(trace, on, allowed(trace, on, options), hardware.budget_bytes)
+    bounds, solution = _bounds(trace, on, hardware, options)
+    return _Problem(recorded, recomputations, trace, on, bounds, solution)
 
 
 def _few_stalls(plan: Plan) -> bool:
     return plan.predicted_s - plan.ideal_s <= _FEW_STALLS * plan.predicted_s
 
 
-def _recomputing(trace: Trace, hardware: Hardware, options: PlanOptions) -> Plan:
-    """The best plan found that makes results again; one that makes none if none is better."""
-    best = _plan(trace, hardware, options, ())
+def _recomputing(problem: _Problem, hardware: Hardware, options: PlanOptions) -> _Problem:
+    """The problem with the results made again that its best plan found makes again."""
+    recorded = problem.recorded
+    best, plan = problem, _solved(problem, hardware, options)
     for _ in range(_ROUNDS):
-        base = best
+        base = plan
         if _few_stalls(base):
             break
-        for again in worthwhile(trace, hardware, base):
+        for again in worthwhile(recorded, hardware, base):
             try:
-                found = _plan(trace, hardware, options, again)
+                tried = _problem(recorded, hardware, options, again)
+                found = _solved(tried, hardware, options)
             except BudgetError:  # operands that come back for an op run again take memory too
                 continue
-            if found.predicted_s < best.predicted_s:
-                best = found
-        if best is base:
+            if found.predicted_s < plan.predicted_s:
+                best, plan = tried, found
+        if plan is base:
             break
     return best
 
 
-def _plan(
-    recorded: Trace,
-    hardware: Hardware,
-    options: PlanOptions,
-    recomputations: tuple[Recomputation, ...],
-) -> Plan:
-    """The plan for the trace with these results made again."""
-    trace = replayed(recorded, recomputations)
-    on = columns(trace)
-    check_budget(trace, on, allowed(trace, on, options), hardware.budget_bytes)
-    peak = int(on.live.max(initial=trace.base_bytes))
-    bounds, solution = _bounds(trace, on, hardware, options, peak)
-    bound = max(found.seconds for found in bounds)
+def _solved(problem: _Problem, hardware: Hardware, options: PlanOptions) -> Plan:
+    """The plan for a problem."""
+    recorded, trace, on = problem.recorded, problem.trace, problem.on
+    bound = max(found.seconds for found in problem.bounds)
     best = Found((), 0, simulate(trace, hardware, ()))
-    if peak > hardware.budget_bytes:
-        best = Search(trace, on, hardware, options, solution).best(bound)
+    if _peak_bytes(trace, on) > hardware.budget_bytes:
+        best = Search(trace, on, hardware, options, problem.solution).best(bound)
     simulation = best.simulation
     result = Plan(
         budget_bytes=hardware.budget_bytes,
@@ -128,21 +153,26 @@ def _plan(
         read_bytes=simulation.read_bytes,
         written_bytes=simulation.written_bytes,
         options=options,
-        bounds=bounds,
+        bounds=problem.bounds,
         stalls=simulation.stalls[:_MOST_STALLS],
         tiers=simulation.tiers,
-        recomputations=recomputations,
+        recomputations=problem.recomputations,
     )
     validate(recorded, hardware, result)
     return result
 
 
+def _peak_bytes(trace: Trace, on: Columns) -> int:
+    """Bytes in memory with nothing moved away, where they are most."""
+    return int(on.live.max(initial=trace.base_bytes))
+
+
 def _bounds(
-    trace: Trace, on: Columns, hardware: Hardware, options: PlanOptions, peak: int
+    trace: Trace, on: Columns, hardware: Hardware, options: PlanOptions
 ) -> tuple[tuple[Bound, ...], Relaxation | None]:
     bounds = simple_bounds(trace, hardware)
-    solve = options.bound == "relaxation" and peak > hardware.budget_bytes and hardware.tiers
-    if not solve:
+    short = _peak_bytes(trace, on) > hardware.budget_bytes
+    if options.bound != "relaxation" or not short or not hardware.tiers:
         return bounds, None
     solution = relaxation(on, hardware)
     return (*bounds, Bound(name="relaxation", seconds=solution.bound_s)), solution

@@ -10,7 +10,9 @@ from hypothesis import given, settings
 
 from teraio.errors import PlanError
 from teraio.planner import live_by_op, plan, replayed, validate
+from teraio.planner.columns import Columns
 from teraio.planner.recomputation import worthwhile
+from teraio.planner.relaxation import Relaxation, relaxation
 from teraio.records import Hardware, Plan, PlanOptions, Recomputation, Trace
 from tests.unit import strategies
 from tests.unit.small import machine, plan_of, storage, trace
@@ -142,3 +144,17 @@ def test_every_choice_worth_a_try_is_valid(case: tuple[Trace, Hardware]) -> None
 @settings(max_examples=50, deadline=None)
 def test_nothing_made_again_leaves_the_trace(on: Trace) -> None:
     assert replayed(on, ()) is on
+
+
+def test_no_relaxation_is_solved_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    solved: list[bytes] = []
+
+    def counted(on: Columns, machine: Hardware) -> Relaxation:
+        solved.append(on.live.tobytes() + on.duration_s.tobytes())
+        return relaxation(on, machine)
+
+    monkeypatch.setattr("teraio.planner.relaxation", counted)
+    on = pointwise(transformer_trace(layers=2, tokens=6144))
+    made = plan(on, hardware(int(live_by_op(on).max()) // 2, SLOW))
+    assert made.recomputations
+    assert len(set(solved)) == len(solved) > 1
