@@ -172,20 +172,25 @@ class Profile:
     def _first_above(self, low: int, high: int, most: int) -> int:
         for block in self._blocks_above(low, high, most):
             start, end = max(low, block * _BLOCK), min(high, (block + 1) * _BLOCK)
-            hits = np.flatnonzero(self._values[start:end] > most - self._added[block])
-            if len(hits):
-                return start + int(hits[0])
+            above = self._values[start:end] > most - self._added[block]
+            hit = int(above.argmax())
+            if above[hit]:
+                return start + hit
         return high
 
     def _last_above(self, low: int, high: int, most: int) -> int:
         for block in reversed(self._blocks_above(low, high, most)):
             start, end = max(low, block * _BLOCK), min(high, (block + 1) * _BLOCK)
-            hits = np.flatnonzero(self._values[start:end] > most - self._added[block])
-            if len(hits):
-                return start + int(hits[-1])
+            above = self._values[start:end][::-1] > most - self._added[block]
+            hit = int(above.argmax())
+            if above[hit]:
+                return end - 1 - hit
         return low - 1
 
     def _blocks_above(self, low: int, high: int, most: int) -> list[int]:
+        """Blocks of a range in which an op may hold more than ``most`` bytes."""
         first, last = low // _BLOCK, (high - 1) // _BLOCK
-        found: list[int] = (np.flatnonzero(self._tops[first : last + 1] > most) + first).tolist()
+        if first == last:
+            return [first]
+        found: list[int] = ((self._tops[first : last + 1] > most).nonzero()[0] + first).tolist()
         return found

@@ -7,7 +7,7 @@ bounds other than as a number to stop at.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from teraio.planner.relaxation import Relaxation
 from teraio.planner.rounding import NOWHERE, rounded
 from teraio.planner.selection import Selection
 from teraio.planner.simulate import Simulation, simulate
-from teraio.planner.timing import Tuning, timed
+from teraio.planner.timing import Timing, Tuning, timed
 from teraio.planner.wear import DAY_S
 from teraio.records import Hardware, Move, PlanOptions, Trace
 
@@ -58,6 +58,19 @@ class Found:
     simulation: Simulation
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Terms:
+    """What tries count on: seconds that pass during each op, what writing costs beside reading.
+
+    ``timings`` keeps what has been made on these terms, by all that it depends on: tries that
+    differ only in patience choose the same periods and share out the same room.
+    """
+
+    op_s: Floats
+    write_price: float
+    timings: dict[tuple[object, ...], Timing] = field(default_factory=dict)
+
+
 def allowed(trace: Trace, on: Columns, options: PlanOptions) -> Flags:
     """The periods that a plan may use: all but those of optimizer states that are to stay.
 
@@ -91,6 +104,8 @@ class Search:
         self._solution = solution
         self._allowed = allowed(trace, on, options)
         self._least_bytes = int(held_by_op(on, self._allowed).max(initial=0))
+        self._seed = self._first_periods()
+        self._rings = self._rings_around(self._seed)
         self._shared_rooms = _SHARED_ROOMS if options.capacity_by_time else (None,)
 
     def best(self, bound_s: float) -> Found:
@@ -118,11 +133,10 @@ class Search:
                 return
 
     def _variants(self, write_price: float) -> Iterator[Found]:
-        seed, pace = self._seed(), self._pace()
-        tunings = self._tunings()
+        terms = _Terms(self._pace(), write_price)
         tried: list[tuple[Simulation, Tuning]] = []
-        for tuning in tunings:
-            found = self._attempt(seed, pace, tuning, write_price)
+        for tuning in self._tunings():
+            found = self._attempt(terms, tuning)
             yield found
             tried.append((found.simulation, tuning))
         if not self._options.improve or self._on.n > VERY_MANY_OPS:
@@ -130,7 +144,7 @@ class Search:
         # While the device stalls the channels work on: plan with the time they really have.
         for simulation, tuning in sorted(tried, key=lambda one: one[0].iteration_s)[:_AGAIN]:
             op_s = self._on.duration_s + _stalled_s(simulation, self._on.n)
-            yield self._attempt(seed, op_s, tuning, write_price)
+            yield self._attempt(_Terms(op_s, write_price), tuning)
 
     def _tunings(self) -> Sequence[Tuning]:
         if self._on.n > VERY_MANY_OPS:
@@ -138,7 +152,7 @@ class Search:
         tries = _OPS_TRIED // self._on.n if self._options.improve else 1
         return _TUNINGS[: max(1, tries)]
 
-    def _seed(self) -> Ints:
+    def _first_periods(self) -> Ints:
         """Periods to begin with: what the relaxation moves, less what is not worth a transfer."""
         if self._solution is None:
             return np.full(len(self._on.periods), NOWHERE, np.int64)
@@ -157,7 +171,7 @@ class Search:
         waits = np.maximum(solution.stretch_s - ideal, 0.0) / ops
         return np.add(on.duration_s, waits[place % count])
 
-    def _rings(self, seed: Ints) -> tuple[Flags, ...]:
+    def _rings_around(self, seed: Ints) -> tuple[Flags, ...]:
         """Periods to take from: what shares copies with the seed, what is large, all."""
         periods = self._on.periods
         large = self._allowed & (periods.nbytes >= _SMALL_BYTES)
@@ -165,42 +179,43 @@ class Search:
         copies[periods.copy[seed != NOWHERE]] = True
         return large & copies[periods.copy], large, self._allowed
 
-    def _attempt(self, seed: Ints, op_s: Floats, tuning: Tuning, write_price: float) -> Found:
+    def _attempt(self, terms: _Terms, tuning: Tuning) -> Found:
         """A plan whose copies can be packed into the tiers."""
         for shared_room in self._shared_rooms[:-1]:
-            found = self._made(seed, op_s, tuning, write_price, shared_room)
+            found = self._made(terms, tuning, shared_room)
             uses = zip(found.simulation.tiers, self._hardware.tiers, strict=True)
             if all(use.space_bytes <= tier.capacity_bytes for use, tier in uses):
                 return found
             self._shared_rooms = self._shared_rooms[1:]
-        return self._made(seed, op_s, tuning, write_price, self._shared_rooms[-1])
+        return self._made(terms, tuning, self._shared_rooms[-1])
 
-    def _made(
-        self,
-        seed: Ints,
-        op_s: Floats,
-        tuning: Tuning,
-        write_price: float,
-        shared_room: float | None,
-    ) -> Found:
-        on, hardware, options = self._on, self._hardware, self._options
-        target = int(hardware.budget_bytes * (1.0 - tuning.headroom))
+    def _made(self, terms: _Terms, tuning: Tuning, shared_room: float | None) -> Found:
+        target = int(self._hardware.budget_bytes * (1.0 - tuning.headroom))
         target = max(target, self._least_bytes)
+        known = target, tuning.slack, shared_room
+        if known not in terms.timings:
+            terms.timings[known] = self._timing(terms, *known)
+        choices = terms.timings[known].choices(tuning.patience)
+        moves, spill_bytes = moves_with_extents(self._trace, self._hardware, choices)
+        return Found(moves, spill_bytes, simulate(self._trace, self._hardware, moves))
+
+    def _timing(
+        self, terms: _Terms, target: int, slack: tuple[float, ...], shared_room: float | None
+    ) -> Timing:
+        on, hardware, reuse_copies = self._on, self._hardware, self._options.reuse_copies
         selection = Selection(
             on,
             hardware,
-            self._rings(seed),
-            op_s,
-            reuse_copies=options.reuse_copies,
+            self._rings,
+            terms.op_s,
+            reuse_copies=reuse_copies,
             shared_room=shared_room,
-            write_price=write_price,
+            write_price=terms.write_price,
         )
-        if write_price == 1.0:
-            selection.seed(seed)
+        if terms.write_price == 1.0:
+            selection.seed(self._seed)
         selection.cover(target)
-        choices = timed(on, hardware, selection.tier_of, op_s, tuning, target, options.reuse_copies)
-        moves, spill_bytes = moves_with_extents(self._trace, hardware, choices)
-        return Found(moves, spill_bytes, simulate(self._trace, hardware, moves))
+        return timed(on, hardware, selection.tier_of, terms.op_s, slack, target, reuse_copies)
 
     def _writes_too_much(self, found: Found) -> bool:
         limit = self._hardware.max_write_bytes_per_day

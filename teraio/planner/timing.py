@@ -68,19 +68,19 @@ def timed(
     hardware: Hardware,
     tier_of: Ints,
     op_s: Floats,
-    tuning: Tuning,
+    slack: tuple[float, ...],
     target_bytes: int,
     reuse_copies: bool,
-) -> tuple[Choice, ...]:
-    """Choices for the periods that have a tier in ``tier_of``, by storage.
+) -> Timing:
+    """The timing of the periods that have a tier in ``tier_of``.
 
     ``op_s`` is the channel time that passes during each op. Periods that memory can do without,
     within ``target_bytes``, are dropped.
     """
     used = _needed(on, np.flatnonzero(tier_of >= 0), target_bytes)
-    timing = _Timing(on, hardware, used, tier_of[used], op_s, reuse_copies)
-    timing.share_out_room(tuning.slack)
-    return timing.choices(tuning.patience)
+    timing = Timing(on, hardware, used, tier_of[used], op_s, reuse_copies)
+    timing.share_out_room(slack)
+    return timing
 
 
 def _needed(on: Columns, used: Ints, target_bytes: int) -> Ints:
@@ -99,7 +99,7 @@ def _needed(on: Columns, used: Ints, target_bytes: int) -> Ints:
     return np.flatnonzero(away)
 
 
-class _Timing:
+class Timing:
     """From periods to the ops before which they are gone and after which they come back.
 
     Period ``i`` of those used is away from op ``low[i]`` to before op ``end[i]``.
@@ -137,20 +137,22 @@ class _Timing:
     def share_out_room(self, slack: tuple[float, ...]) -> None:
         """Let every move leave later and come back earlier, as memory allows, in rounds.
 
-        ``slack`` is what each round strives for, as parts of the iteration.
+        ``slack`` is what each round strives for, as parts of the iteration. Memory only fills up
+        here, so a move that met an op without room has come as far as it ever can: it is left out
+        of the rounds that follow.
         """
-        order = np.lexsort((np.arange(len(self._end)), np.array(self._end, np.int64))).tolist()
+        order = np.lexsort((np.arange(len(self._end)), np.array(self._end, np.int64)))
+        coming, going = order[self._returns[order]].tolist(), order.tolist()
         gone, back = self._wanted()
         iteration_s = float(self._clock[self._n])
         for part in (0.0, *slack):
             extra_s = part * iteration_s
             latest = np.searchsorted(self._clock, self._clock[back] - extra_s, "right") - 1
             earliest = np.searchsorted(self._clock, self._clock[gone] + extra_s, "left")
-            for index in order:
-                if self._returns[index]:
-                    self._come_back_at(index, int(latest[index]))
-            for index in order:
-                self._be_gone_at(index, int(earliest[index]))
+            ops = latest.tolist()
+            coming = [index for index in coming if self._come_back_at(index, ops[index])]
+            ops = earliest.tolist()
+            going = [index for index in going if self._be_gone_at(index, ops[index])]
 
     def _wanted(self) -> tuple[Ints, Ints]:
         """First op to be gone at and first op to be there at again, if memory allows."""
@@ -160,26 +162,32 @@ class _Timing:
         start = np.searchsorted(self._clock, self._clock[end] - self._read_s, "right") - 1
         return gone, np.where(self._returns, np.minimum(end, start), end)
 
-    def _come_back_at(self, index: int, op: int) -> None:
-        low, end = self._low[index], self._end[index]
-        op = max(op, low + 1)
-        if op < end:
-            nbytes = self._nbytes[index]
-            room = self._profile.room_behind(op, end - op, self._budget - nbytes)
-            self._profile.add(end - room, room, nbytes)
-            self._end[index] = end - room
+    def _come_back_at(self, index: int, op: int) -> bool:
+        """Be back at ``op``, or as soon after it as memory allows; False if that is later."""
+        end = self._end[index]
+        length = end - max(op, self._low[index] + 1)
+        if length <= 0:
+            return True
+        nbytes = self._nbytes[index]
+        room = self._profile.room_behind(end - length, length, self._budget - nbytes)
+        self._profile.add(end - room, room, nbytes)
+        self._end[index] = end - room
+        return room == length
 
-    def _be_gone_at(self, index: int, op: int) -> None:
+    def _be_gone_at(self, index: int, op: int) -> bool:
+        """Be gone at ``op``, or as late before it as memory allows; False if that is earlier."""
         low = self._low[index]
-        op = min(op, self._end[index] - 1)
-        if op > low:
-            nbytes = self._nbytes[index]
-            room = self._profile.room_ahead(low, op - low, self._budget - nbytes)
-            self._profile.add(low, room, nbytes)
-            self._low[index] = low + room
+        length = min(op, self._end[index] - 1) - low
+        if length <= 0:
+            return True
+        nbytes = self._nbytes[index]
+        room = self._profile.room_ahead(low, length, self._budget - nbytes)
+        self._profile.add(low, room, nbytes)
+        self._low[index] = low + room
+        return room == length
 
     def choices(self, patience: float) -> tuple[Choice, ...]:
-        """The choices as they stand."""
+        """The choices as they stand, by storage, with writes that begin with this patience."""
         leave = self._leave(patience).tolist()
         return tuple(
             Choice(

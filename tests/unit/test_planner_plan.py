@@ -23,11 +23,11 @@ from teraio.planner import (
     simulate,
     validate,
 )
-from teraio.planner.columns import columns
+from teraio.planner.columns import Columns, Floats, Ints, columns
 from teraio.planner.extents import moves_with_extents
 from teraio.planner.rounding import NOWHERE
 from teraio.planner.selection import Selection
-from teraio.planner.timing import Tuning, timed
+from teraio.planner.timing import Timing, Tuning, timed
 from teraio.records import (
     Extent,
     Hardware,
@@ -97,8 +97,8 @@ def test_every_way_of_planning_keeps_the_rules(
     seed = data.draw(st.lists(tiers, min_size=count, max_size=count))
     selection.seed(np.array(seed, np.int64))
     selection.cover(machine.budget_bytes)
-    choices = timed(on, machine, selection.tier_of, op_s, tuning, machine.budget_bytes, reuse)
-    moves, spill_bytes = moves_with_extents(trace, machine, choices)
+    timing = timed(on, machine, selection.tier_of, op_s, tuning.slack, machine.budget_bytes, reuse)
+    moves, spill_bytes = moves_with_extents(trace, machine, timing.choices(tuning.patience))
     made = plan_of(trace, moves, spill_bytes)
     if all(use.space_bytes <= tier.capacity_bytes for use, tier in uses(trace, machine, moves)):
         validate(trace, machine, made)
@@ -271,6 +271,20 @@ def test_small_storages_stay_unless_they_must_go(transformer: Trace) -> None:
     made = plan(transformer, hardware(int(peak(transformer) * 0.7)))
     assert min(transformer.storages[move.storage].nbytes for move in made.moves) >= MIB // 16
     assert len(made.moves) < 200
+
+
+def test_tries_that_differ_in_patience_share_what_else_they_are_made_of(
+    transformer: Trace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[bytes, int]] = []
+
+    def counted(on: Columns, machine: Hardware, tiers: Ints, op_s: Floats, *rest: Any) -> Timing:
+        made.append((op_s.tobytes(), rest[1]))
+        return timed(on, machine, tiers, op_s, *rest)
+
+    monkeypatch.setattr("teraio.planner.search.timed", counted)
+    plan(transformer, hardware(int(peak(transformer) * 0.35)))
+    assert len(set(made)) == len(made) > 1
 
 
 def test_a_plan_takes_seconds_at_most() -> None:
