@@ -12,6 +12,7 @@ next one, because several requests are in flight.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
@@ -19,9 +20,10 @@ from teraio.records import Tier
 
 # Part of the clock's time below which a rest of a transfer is rounding.
 _RESOLUTION = 1e-14
+_NEVER = float("inf")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Transfer:
     """``key`` is the asker's own name for it. Times are in seconds; None: not yet."""
 
@@ -68,13 +70,17 @@ class Link:
         self._counter = 0
         self.now_s = 0.0
 
-    def run_until(self, time_s: float) -> list[Transfer]:
+    def run_until(self, time_s: float) -> Sequence[Transfer]:
         """Play on until ``time_s``; returns the transfers that are complete by then, in order."""
-        while self._served_s() <= max(0.0, time_s - self.now_s):
-            self._serve(time_s)
-        if self.now_s < time_s and (self.write.queue or self.read.queue):
-            self._serve(time_s)  # a part of the transfers under way
+        served_s = self._served_s()
+        while served_s <= max(0.0, time_s - self.now_s):
+            self._serve(time_s, served_s)
+            served_s = self._served_s()
+        if self.now_s < time_s and served_s < _NEVER:
+            self._serve(time_s, served_s)  # a part of the transfers under way
         self.now_s = max(self.now_s, time_s)
+        if not self._completing or self._completing[0][0] > self.now_s:
+            return ()
         done = []
         while self._completing and self._completing[0][0] <= self.now_s:
             done.append(heappop(self._completing)[2])
@@ -82,30 +88,34 @@ class Link:
 
     def next_s(self) -> float:
         """When the next transfer will be complete if no more are asked for; infinite if none."""
-        first = self._completing[0][0] if self._completing else float("inf")
+        first = self._completing[0][0] if self._completing else _NEVER
         return min(first, self.now_s + self._served_s() + self._latency_s)
 
     def _served_s(self) -> float:
         """Seconds until a channel has served its first transfer; infinite if there is none."""
-        busy = [channel for channel in (self.write, self.read) if channel.queue]
-        speed = self._slowed if len(busy) == 2 else 1.0
-        return min((channel.queue[0].left_s for channel in busy), default=float("inf")) / speed
+        write, read = self.write.queue, self.read.queue
+        if write and read:
+            return min(write[0].left_s, read[0].left_s) / self._slowed
+        if write:
+            return write[0].left_s
+        return read[0].left_s if read else _NEVER
 
-    def _serve(self, limit_s: float) -> None:
-        """Play on until a channel has served its first transfer, or the limit."""
-        busy = [channel for channel in (self.write, self.read) if channel.queue]
-        speed = self._slowed if len(busy) == 2 else 1.0
-        served_s = self._served_s()
+    def _serve(self, limit_s: float, served_s: float) -> None:
+        """Play on until a channel has served its first transfer, in ``served_s``, or the limit."""
+        speed = self._slowed if self.write.queue and self.read.queue else 1.0
         step_s = max(0.0, min(limit_s - self.now_s, served_s))
         end_s = max(self.now_s, min(limit_s, self.now_s + served_s))
-        for channel in busy:
+        # What is left may be less than a step that changes the clock.
+        least_s = _RESOLUTION * max(end_s, 1e-6)
+        for channel in (self.write, self.read):
+            if not channel.queue:
+                continue
             first = channel.queue[0]
             if first.begun_s is None:
                 first.begun_s = self.now_s
             channel.busy_s += step_s
             first.left_s -= step_s * speed
-            # What is left may be less than a step that changes the clock.
-            if first.left_s <= _RESOLUTION * max(end_s, 1e-6):
+            if first.left_s <= least_s:
                 channel.queue.popleft()
                 first.done_s = end_s + self._latency_s
                 self._counter += 1

@@ -261,6 +261,6 @@ class _Cover:
     def _benefit(self, at: int) -> float:
         nbytes = int(self._periods.nbytes[self._candidates[at]])
         return sum(
-            float(np.clip(self._excess[a:b], 0, nbytes).dot(self._weight[a:b]))
+            float(np.minimum(np.maximum(self._excess[a:b], 0), nbytes).dot(self._weight[a:b]))
             for a, b in self._cells(at)
         )

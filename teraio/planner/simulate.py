@@ -245,12 +245,11 @@ class _Machine:
 
     def start_s(self) -> npt.NDArray[np.float64]:
         """When the device started each op of the last iteration, counted from its begin."""
-        starts = np.zeros(self._n)
-        for (first, last, _, _), start_s in zip(self._spans, self._span_start_s, strict=True):
-            before_s = np.cumsum(self._duration_s[first:last])
-            starts[first] = start_s - self._begin_s
-            starts[first + 1 : last + 1] = starts[first] + before_s
-        return starts
+        first = np.array([first for first, *_ in self._spans], np.int64)
+        which = np.repeat(np.arange(len(first)), np.diff(np.append(first, self._n)))
+        before_s = np.concatenate(([0.0], np.cumsum(self._duration_s)))[: self._n]
+        begin_s = np.array(self._span_start_s) - self._begin_s
+        return np.asarray(begin_s[which] + (before_s - before_s[first[which]]), dtype=np.float64)
 
 
 def _by_op(pairs: Iterable[tuple[int | None, int]]) -> dict[int, list[int]]:
