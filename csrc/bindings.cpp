@@ -181,6 +181,7 @@ py::dict end_iteration() {
     stalls.append(py::make_tuple(stall.op, stall.storage, stall.memory, stall.ns));
   }
   result["stalls"] = stalls;
+  result["over_budget"] = stats.over_budget;
   return result;
 }
 
@@ -426,6 +427,7 @@ PYBIND11_MODULE(_C, m) {
     follow({std::move(op_names), std::move(modules), std::move(phases), std::move(needs)}, actions, births, uses, persistent,
            std::move(sizes), std::move(codecs), anchors, bound, again);
   });
+  m.def("look_on", [](uint64_t nbytes, int64_t duration_ns) { engine().look_on(nbytes, duration_ns); });
   m.def("guard_births", [](bool guarded) { Engine::frame().unguarded = !guarded; });
   m.def("guard_quietly", [] {
     engine().guard_quietly();

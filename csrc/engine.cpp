@@ -60,6 +60,7 @@ void Engine::start(std::unique_ptr<SpillSpace> spill, std::unique_ptr<HostTier> 
   active_ = expects_moves_ = true;
   guard::be_quiet(false);
   closing_ = false;
+  beyond_ = needed_ = 0;
   mode_changed();
   // States of optimizers, above all: no op uses them before the first step.
   for (Block* block : blocks_) {
@@ -458,6 +459,7 @@ IterationStats Engine::end_iteration() {
   stats.stalls = longest(std::exchange(stalls_, {}));
   stats_ = {};
   stats_.peak_bytes = used();
+  needed_ = 0;
   last_op_stall_ns_ = 0;
   ++iteration_;
   occurrences_.clear();
@@ -470,6 +472,12 @@ IterationStats Engine::end_iteration() {
     }
   }
   return stats;
+}
+
+void Engine::look_on(uint64_t nbytes, int64_t duration_ns) {
+  const Lock lock(*this);
+  beyond_ = nbytes;
+  look_on_ns_ = duration_ns;
 }
 
 void Engine::mode_changed() {
@@ -730,18 +738,25 @@ std::string Engine::describe_guard(const Block* block) const {
          "reads or writes raw memory in `with teraio.resident(tensor):`.";
 }
 
-std::string Engine::over_budget(uint64_t nbytes) const {
+// The least budget for an op that lacks so much, as far as it has asked for memory.
+uint64_t Engine::needed_for(uint64_t nbytes) const {
+  uint64_t missing = 0;
+  for (const auto& entry : frame().pinned) missing += entry.block->memory == nullptr ? entry.block->nbytes : 0;
+  return used() + std::max(nbytes, missing);  // all operands that are still to come, not only the first of them
+}
+
+std::string Engine::over_budget(uint64_t nbytes, bool looking_on) const {
   const Frame& f = frame();
-  uint64_t pinned = 0, missing = 0;
-  for (const auto& entry : f.pinned) (entry.block->memory != nullptr ? pinned : missing) += entry.block->nbytes;
-  nbytes = std::max(nbytes, missing);  // all operands that are still to come, not only the first of them
-  const uint64_t least = used() + nbytes;
+  uint64_t pinned = 0;
+  for (const auto& entry : f.pinned) pinned += entry.block->memory != nullptr ? entry.block->nbytes : 0;
+  const uint64_t least = needed_for(nbytes);
   const std::string op = f.depth > 0 && f.name < op_names_.size() ? "op " + op_names_[f.name] : "an allocation";
-  return op + " needs " + mib(nbytes) + " more, holds " + mib(pinned) + " of operands and results, and " +
+  return op + " needs " + mib(least - used()) + " more, holds " + mib(pinned) + " of operands and results, and " +
          mib(used() - pinned) + " beside it can't leave memory now; the budget is " + mib(budget_) +
          ". Pass memory_budget=" + std::to_string(least + least / kSlackShare) +
-         " or more, which is a little above what the op has asked for so far, or make it smaller, with a smaller batch "
-         "for example.";
+         " or more, which is a little above what " +
+         (looking_on ? "this iteration needed at most" : "the op has asked for so far") +
+         ", or make the op smaller, with a smaller batch for example.";
 }
 
 void Engine::after_fork_in_child() {

@@ -96,6 +96,7 @@ struct IterationStats {
   uint64_t ops = 0;
   uint64_t drift_ops = 0;
   std::vector<Stall> stalls;  // the longest, the longest first
+  std::string over_budget;    // the op that needed more than the budget by most, and how much; see [Note: looking on]
 };
 
 class Engine {
@@ -177,6 +178,8 @@ class Engine {
   Recording take_recording();
   void follow(std::unique_ptr<Schedule> schedule, const std::vector<std::pair<int32_t, uint64_t>>& bound);
   void unfollow();
+  // How far and how long ops may go beyond the budget to find out what an iteration needs, see [Note: looking on].
+  void look_on(uint64_t nbytes, int64_t duration_ns);
   // Whether anything may have to leave; not where iterations fit the budget. Then results are not looked at.
   void expect_moves(bool any);
   // Other processes train with this one, see [Note: loud and quiet guards].
@@ -284,6 +287,7 @@ class Engine {
   void make_room(uint64_t nbytes, Lock& lock, int32_t storage = -1);
   void make_room_if_possible(uint64_t nbytes, Lock& lock);
   bool wait_for_collective(Lock& lock, int64_t& begun_ns);
+  bool looks_on(uint64_t nbytes);
   bool leave_natively(uint64_t nbytes, Lock& lock);
   bool find_pieces(const Frame& frame, Lock& lock);
   bool has_pieces(uint64_t nbytes, Lock& lock) const;
@@ -343,7 +347,8 @@ class Engine {
   std::string describe(const Block* block) const;
   std::string describe_failure(const Block* block, const Transfer& transfer) const;
   std::string describe_guard(const Block* block) const;
-  std::string over_budget(uint64_t nbytes) const;
+  uint64_t needed_for(uint64_t nbytes) const;
+  std::string over_budget(uint64_t nbytes, bool looking_on = false) const;
   uint64_t used() const {
     const int64_t beside = accelerator_ != nullptr ? beside_.load() : small_.load();
     return static_cast<uint64_t>(std::max<int64_t>(0, static_cast<int64_t>(used_.load()) + beside));
@@ -368,6 +373,10 @@ class Engine {
   PagePool pages_;
   bool poison_ = false;
   std::atomic<uint64_t> budget_{~uint64_t{0}};
+  uint64_t beyond_ = 0;         // see look_on()
+  int64_t look_on_ns_ = 0;
+  uint64_t needed_ = 0;         // the most that an op of this iteration needed beyond the budget, with all else in memory
+  int64_t looking_since_ns_ = 0;
   uint64_t limit_ = 0;  // of what the device's allocator may reserve
   std::atomic<uint64_t> used_{0};  // bytes of blocks that hold memory
   // Bytes of the CPU's allocations too small to be blocks.

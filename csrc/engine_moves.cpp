@@ -1,4 +1,6 @@
 // The engine's moves: what leaves memory and what comes back, asked for by an op or by the plan.
+#include <ATen/Parallel.h>
+
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
@@ -88,10 +90,11 @@ void Engine::fetch_now(Block* block, Lock& lock) {
 // An op that needs memory waits for exactly the bytes it lacks. What leaves already comes first; then the block
 // used again last (by the plan, or by how long it has not been used) leaves as well. An error is raised only when
 // nothing can leave, nothing is on its way, no other thread's op could end and unpin something, and neither could a
-// collective.
+// collective. Kernels take memory on threads of a pool as well: the op that such a thread works for can't end before.
 void Engine::make_room(uint64_t nbytes, Lock& lock, int32_t storage) {
   const uint64_t failures = write_failures_;
   const int self = frame().entered ? 1 : 0;
+  const int employer = at::get_thread_num() > 0 ? 1 : 0;
   int64_t waiting_for_collectives_ns = 0;
   for (;;) {
     if (!done_.empty()) drain();
@@ -104,8 +107,9 @@ void Engine::make_room(uint64_t nbytes, Lock& lock, int32_t storage) {
         start_leaving(leaving, true);
         continue;
       }
-      if (in_flight_ == 0 && pinning_threads_ - waiting_threads_ - self <= 0) {
+      if (in_flight_ == 0 && pinning_threads_ - waiting_threads_ - self - employer <= 0) {
         if (wait_for_collective(lock, waiting_for_collectives_ns)) continue;
+        if (looks_on(nbytes)) return;
         throw BudgetError(over_budget(nbytes));
       }
     }
@@ -113,6 +117,22 @@ void Engine::make_room(uint64_t nbytes, Lock& lock, int32_t storage) {
     wait(lock, storage, true);
     waiting_threads_ -= self;
   }
+}
+
+// [Note: looking on]
+// What the first op lacks that does not fit the budget says little of what a later one will need. So while a run is
+// profiled and the machine has the memory, such an op gets what it lacks and no more, and at the end of the iteration
+// the run fails with the largest of these needs. A program whose iterations don't end fails all the same, after a while.
+bool Engine::looks_on(uint64_t nbytes) {
+  const uint64_t needed = needed_for(nbytes);
+  if (frame().depth == 0 || needed > budget_ + beyond_) return false;
+  if (needed_ == 0) looking_since_ns_ = now_ns();
+  if (now_ns() - looking_since_ns_ > look_on_ns_) return false;
+  if (needed > needed_) {
+    needed_ = needed;
+    stats_.over_budget = over_budget(nbytes, true);
+  }
+  return true;
 }
 
 // Until one has let go of what it uses. False if none is under way, or the op has waited long enough for them: they may be

@@ -68,6 +68,11 @@ _FRAGMENTATION_SHARE = 1 / 16
 MIN_STORAGE_BYTES = 16 << 10
 # A list op gets at most this part of the budget at once.
 _LIST_OP_SHARE = 8
+# Of the memory that is free beside the budget, this part may be used to find out what an iteration
+# needs, before an error says so.
+_SPARE_SHARE = 0.5
+# Iterations that end later, or never, are given up with what they needed until then.
+_LOOK_ON_S = 60.0
 # The plan keeps this part of the budget free for what differs from iteration to iteration, or as
 # much of it as the largest op leaves.
 _PLAN_RESERVE = 0.01
@@ -458,6 +463,9 @@ class Runtime:
                 ),
             )
         )
+        if stats["over_budget"]:
+            with explained():
+                raise errors.BudgetError(stats["over_budget"])
         if self.phase == "profile":
             self._profiled_one()
         elif self.phase == "run":
@@ -502,12 +510,20 @@ class Runtime:
         self._telemetry.begin()
         self._profiled = self._profile_iterations - iterations
         _C.unfollow()
+        _C.look_on(self._spare_bytes(), int(_LOOK_ON_S * 1e9))
         _C.expect_moves(True)
         _C.record(False)
         self._module_hooks.add()
         self._progress.start(self._profiled)
         if iterations == 1:
             self._record()
+
+    def _spare_bytes(self) -> int:
+        """Of the machine's memory, what may be used to find out what an iteration needs."""
+        if self._accelerator is not None:
+            return 0
+        to_come = max(0, self.budget_bytes - _C.totals()["used"])
+        return max(0, int((free_memory_bytes() - to_come) * _SPARE_SHARE))
 
     def _record(self) -> None:
         self._live_at_start = _C.live_blocks()
@@ -538,6 +554,7 @@ class Runtime:
             format_size(sum(storage.nbytes for storage in trace.storages)),
         )
         self.phase = "run"
+        _C.look_on(0, 0)
         self._progress.stop()
         if self._on_trace is not None:
             self._places_are_known()
