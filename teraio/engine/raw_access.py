@@ -133,6 +133,8 @@ _TELL_APART = frozenset(
         "torch.autograd.graph",
         "torch.distributed._state_dict_utils",
         "torch.distributed.checkpoint._state_dict_stager",
+        "torch.distributed.fsdp._runtime_utils",
+        "torch.nn.modules.rnn",
     )
 )
 _WRAPPERS = frozenset((__name__, "torch._compile", "torch._dynamo.eval_frame"))

@@ -18,7 +18,8 @@ import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as functional
 from torch import nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 
@@ -107,6 +108,17 @@ def ddp_with_accumulation_and_clipping() -> Program:
         return [loss.detach(), norm]
 
     return Program(model, step, lambda: [model.state_dict(), optimizer.state_dict()["state"]])
+
+
+@program
+def fsdp1_with_parameters_of_its_own() -> Program:
+    model = FullyShardedDataParallel(
+        mlp(),
+        auto_wrap_policy=ModuleWrapPolicy({nn.Linear}),
+        use_orig_params=True,
+        device_id=torch.device("cpu"),
+    )
+    return trained(model, lambda i: model(own_data(i)).square().mean())
 
 
 @program
