@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <new>
 #include <utility>
 
 #include "clock.h"
@@ -162,7 +163,7 @@ void Engine::drop_extent(Block* block) {
 void Engine::take_memory(Block* block) {
   char* memory = block->address;
   if (memory != nullptr) {
-    ::mprotect(memory, block->nbytes, PROT_READ | PROT_WRITE);
+    if (::mprotect(memory, block->nbytes, PROT_READ | PROT_WRITE) != 0) throw std::bad_alloc();
   } else {
     memory = static_cast<char*>(pages_.take(block->nbytes));
   }

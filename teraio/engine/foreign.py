@@ -74,6 +74,8 @@ def storages_with_hidden_owners(tensors: Iterable[torch.Tensor]) -> set[int]:
     for value in gc.get_objects():
         if not issubclass(type(value), torch.Tensor) or not _has_plain_storage(value):
             continue
+        if value.grad_fn is not None:
+            return set()  # its graph keeps views of weights, unseen as well, and reads them by ops
         if value._use_count() == 1:
             known[id(value)] = value
     bases = [tensor._base for tensor in known.values() if tensor._base is not None]

@@ -82,15 +82,19 @@ def test_an_array_made_between_runs_stays_the_parameter(
     assert np.array_equal(array, weight.detach().numpy())
 
 
-def test_tensors_that_share_a_parameters_memory_hold_nothing_up(spill: str) -> None:
+@pytest.mark.parametrize("graph", [False, True])
+def test_tensors_that_share_a_parameters_memory_hold_nothing_up(graph: bool, spill: str) -> None:
     """They read it by ops."""
     model = stack()
     views = [parameter.detach()[1:] for parameter in model.parameters()]
+    kept = model(torch.ones(4, 3, WIDTH, requires_grad=True)) if graph else None
     teraio.offload(model, memory_budget=BUDGET, ssd=spill)
     assert all(
         testing.send_away(parameter) for parameter in model.parameters() if parameter.dim() == 2
     )
     assert all(map(torch.equal, (view.clone() for view in views), (w[1:] for w in weights(model))))
+    if kept is not None:
+        kept.sum().backward()
     teraio.restore(model)
 
 
