@@ -10,6 +10,7 @@ import numpy as np
 from teraio.errors import BudgetError
 from teraio.planner.columns import Columns, Flags, Ints, columns
 from teraio.records import Trace
+from teraio.sizes import format_size
 
 
 def held_by_op(on: Columns, away: Flags) -> Ints:
@@ -45,7 +46,7 @@ def check_budget(trace: Trace, on: Columns, allowed: Flags, budget_bytes: int) -
     op, nbytes = trace.ops[index], int(by_op[index])
     kept = "" if allowed.all() else ", or a smaller resident_state_share"
     raise BudgetError(
-        f"op {index} ({op.name} in {op.module or 'the model'}) needs {nbytes} bytes of memory "
-        f"at once, more than the budget of {budget_bytes} bytes; the least "
+        f"op {index} ({op.name} in {op.module or 'the model'}) needs {format_size(nbytes)} of "
+        f"memory at once, more than the budget of {format_size(budget_bytes)}; the least "
         f"budget for this iteration is {nbytes} bytes{kept}"
     )
