@@ -29,6 +29,7 @@ def engine(tmp_path: Path) -> Iterator[nn.Module]:
     """An engine with a budget of 8 MiB, and the module that keeps it running."""
     torch.manual_seed(0)
     module = teraio.offload(nn.Linear(128, 128), memory_budget=8 * MIB, ssd=tmp_path)
+    _C.look_on(0, 0)  # what does not fit fails at once
     yield module
     stress(0)
     if _C.active():
