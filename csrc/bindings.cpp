@@ -303,6 +303,7 @@ const char* state_name(State state) {
 void install_fork_handlers() {
   pthread_atfork(
       [] {
+        observer::before_fork();
         first_sight_mutex().lock();
         engine().before_fork();
         fresh_blocks_mutex().lock();
@@ -311,11 +312,13 @@ void install_fork_handlers() {
         fresh_blocks_mutex().unlock();
         engine().after_fork_in_parent();
         first_sight_mutex().unlock();
+        observer::after_fork();
       },
       [] {
         fresh_blocks_mutex().unlock();
         engine().after_fork_in_child();
         first_sight_mutex().unlock();
+        observer::after_fork();
       });
 }
 

@@ -443,6 +443,10 @@ void mode_changed() {
   at::removeCallback(old);
 }
 
+void before_fork() { callback_mutex().lock(); }
+
+void after_fork() { callback_mutex().unlock(); }
+
 void disable() {
   {
     const std::lock_guard<std::mutex> lock(callback_mutex());

@@ -15,6 +15,9 @@ void enable(bool meta = false);
 void disable();
 // The engine has begun or ended to want results of ops; call it whenever it records or follows a plan, or no longer.
 void mode_changed();
+// A process forks: whoever changes callbacks holds a mutex of PyTorch's, which a child could never take.
+void before_fork();
+void after_fork();
 
 // [Note: compiled graphs]
 // What torch.compile makes of a graph runs fused kernels that the dispatcher never sees. So whoever calls such a graph
