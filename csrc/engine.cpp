@@ -764,6 +764,10 @@ void Engine::after_fork_in_child() {
   forked_ = active_;
   done_.clear();  // what was leaving stays here
   any_done_ = false;
+  // Other threads don't live on, and a condition variable that counts them among its waiters would wait for them.
+  new (&changed_) std::condition_variable;
+  waiters_ = waiting_threads_ = 0;
+  pinning_threads_ = frame().entered ? 1 : 0;
   for (Block* block : blocks_) {
     if (block->state == State::kResident || block->state == State::kLeaving) continue;
     if (c10::StorageImpl* storage = owner(block)) {

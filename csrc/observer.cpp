@@ -432,6 +432,9 @@ void enable(bool meta) {
   births = meta ? Births::kMeta : device ? Births::kDevice : Births::kAllocator;
   add_callback();
   enabled = true;
+  // The run before may have ended within a module or a step.
+  modules().stack.clear();
+  in_optimizer = false;
 }
 
 void mode_changed() {

@@ -253,7 +253,7 @@ def test_a_graph_that_the_budget_is_too_small_for_is_named_with_the_remedy(spill
     model = Blocks()
     model.compile()
     teraio.offload(model, memory_budget=1_000_000, ssd=[spill])
-    with pytest.raises(teraio.BudgetError, match=r"op compiled::forward_\d+ needs") as caught:
+    with pytest.raises(teraio.BudgetError, match=r"op compiled::backward_\d+ needs") as caught:
         train(model, model, 1)
     assert "memory_budget=" in str(caught.value)
     assert "layer.compile()" in str(caught.value)

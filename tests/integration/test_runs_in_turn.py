@@ -109,6 +109,25 @@ def test_a_closed_run_is_forgotten_while_its_model_lives(spill: str) -> None:
     teraio.restore(model)
 
 
+def test_a_run_that_ended_within_a_module_leaves_no_trace_in_the_next(spill: str) -> None:
+    class Ending(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            teraio.restore(outer)
+            return x
+
+    outer = nn.Sequential(nn.Linear(WIDTH, WIDTH), Ending())
+    teraio.offload(outer, memory_budget=BUDGET, ssd=spill)
+    outer(torch.ones(4, WIDTH))
+    model = nn.Linear(WIDTH, WIDTH)
+    teraio.offload(model, memory_budget=BUDGET, ssd=spill)
+    for _ in range(3):
+        with teraio.iteration(model):
+            (torch.ones(WIDTH, WIDTH) * 2).sum()
+    trace = teraio.report(model).trace
+    assert trace is not None and {op.module for op in trace.ops} == {""}
+    teraio.restore(model)
+
+
 def test_what_another_thread_sends_away_during_restore_is_not_lost(spill: str) -> None:
     model = nn.Linear(64, 64)
     done = threading.Event()
