@@ -2,6 +2,7 @@
 #   make demo    trains with and without a memory budget and compares
 #   make test    style, types and tests
 #   make test-kvikio    tests of spill I/O through kvikio; they need no GPU, but apt of Debian
+#   make sanitize    the native part under address, undefined-behaviour and thread sanitizers
 #   make gpu     tests and figures that need a GPU
 PYTHON ?= python3
 VENV   ?= .venv
@@ -19,7 +20,7 @@ BIN    := $(VENV)/bin
 NATIVE := $(wildcard csrc/*.cpp csrc/*.h)
 export MAX_JOBS
 .DELETE_ON_ERROR:
-.PHONY: demo test test-kvikio gpu lint build clean
+.PHONY: demo test test-kvikio sanitize gpu lint build clean
 
 demo: $(VENV)/.built
 	$(BIN)/python -m benchmarks.demo $(DEMO_ARGS)
@@ -31,6 +32,10 @@ test-kvikio: $(VENV)/.kvikio
 	LD_LIBRARY_PATH=$(abspath $(VENV))/driver TERAIO_REQUIRE=kvikio \
 		$(BIN)/python -m pytest tests/integration/test_kvikio.py \
 		tests/device/test_device_by_kvikio.py $(PYTEST_ARGS)
+
+# What is instrumented is a copy in build/asan and build/tsan.
+sanitize: $(VENV)/.built
+	$(BIN)/python -m tests.sanitizers.run
 
 # Everything that only a GPU can show; the results are in build/gpu.
 gpu: $(VENV)/.built

@@ -1,10 +1,12 @@
 """Builds ``teraio._C`` from csrc/ against the installed torch; the rest is in pyproject.toml.
 
-In: csrc/*.cpp and the headers of torch. Out: one extension module. Must not know: CUDA.
+In: csrc/*.cpp, the headers of torch, $TERAIO_CXXFLAGS. Out: one extension module. Must not know:
+CUDA.
 """
 
 from __future__ import annotations
 
+import os
 import sysconfig
 from pathlib import Path
 
@@ -32,6 +34,8 @@ def native_extension() -> CppExtension:
             "-fvisibility=default",
             *WARNINGS,
             *(f"-isystem{path}" for path in SYSTEM_DIRS),
+            # Last, so that they win over those above, which $CFLAGS does not.
+            *os.environ.get("TERAIO_CXXFLAGS", "").split(),
         ],
     )
 
