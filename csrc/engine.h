@@ -182,7 +182,8 @@ class Engine {
   void look_on(uint64_t nbytes, int64_t duration_ns);
   // Whether anything may have to leave; not where iterations fit the budget. Then results are not looked at.
   void expect_moves(bool any);
-  // Other processes train with this one, see [Note: loud and quiet guards].
+  // From now on somebody asks for pointers without an op, though not to read through them: PyTorch where other
+  // processes train with this one, or a profile with stacks. See [Note: loud and quiet guards].
   void guard_quietly();
   bool guards_quietly() const;
   void reserve_spill(uint64_t nbytes);

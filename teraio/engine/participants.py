@@ -80,14 +80,15 @@ class Participants:
         self._name_parameters()
         optimized = [parameter for parameter, _ in _parameters(optimizer)]
         mine = any(id(parameter) in self._parameters for parameter in optimized)
-        if not mine:  # it may step views of them, such as the pieces of a flat buffer
-            storages = {_C.block_id(p) for m in self._living() for p in m.parameters()} - {0}
-            mine = any(_C.block_id(parameter) in storages for parameter in optimized)
         if not mine:
             named = {self._parameters[id(p)]: p for m in self._living() for p in m.parameters()}
-            masters = copies(named, optimized)
-            self._masters.update(masters)
-            mine = bool(masters)
+            # It may step views of them, such as the pieces of a flat buffer, or copies.
+            storages = {_C.block_id(parameter) for parameter in named.values()} - {0}
+            mine = any(_C.block_id(parameter) in storages for parameter in optimized)
+            if not mine:
+                masters = copies(named, optimized)
+                self._masters.update(masters)
+                mine = bool(masters)
         if mine:
             for _, _, value in _states(optimizer):
                 for _, tensor in unwrapped(value):
