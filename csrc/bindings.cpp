@@ -57,7 +57,8 @@ Result with_block(py::handle object, Result otherwise, Action&& action) {
 // Holds a storage in memory while Python needs its raw bytes.
 class Hold {
  public:
-  Hold(const py::handle& object, bool write) : storage_(storage_of(object)), write_(write) {
+  Hold(const py::handle& object, bool write) : Hold(storage_of(object), write) {}
+  Hold(c10::intrusive_ptr<c10::StorageImpl> storage, bool write) : storage_(std::move(storage)), write_(write) {
     block_ = storage_ ? teraio::block_of(storage_.get()) : nullptr;
     if (block_ != nullptr) engine().hold(block_, storage_.get());
   }
@@ -70,12 +71,30 @@ class Hold {
     engine().release(std::exchange(block_, nullptr), write_);
     storage_.reset();
   }
+  const Block* block() const { return block_; }  // nullptr: the memory is not ours, or has been released
 
  private:
   c10::intrusive_ptr<c10::StorageImpl> storage_;
   Block* block_ = nullptr;
   bool write_;
 };
+
+// A tensor on the same memory, which stays where it is as long as this one lives: for whoever is told of no ops, DLPack
+// for example. The tensor itself if its memory is not ours.
+at::Tensor window(const at::Tensor& tensor) {
+  if (!tensor.has_storage()) return tensor;
+  auto* storage = tensor.storage().unsafeGetStorageImpl();
+  auto hold = std::make_unique<Hold>(c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(storage), true);
+  if (hold->block() == nullptr) return tensor;
+  char* memory = hold->block()->memory;
+  return at::for_blob(memory, tensor.sizes())
+      .strides(tensor.strides())
+      .storage_offset(tensor.storage_offset())
+      .context(hold.release(), [](void* context) { delete static_cast<Hold*>(context); })
+      .options(tensor.options())
+      .target_device(tensor.device())
+      .make_tensor();
+}
 
 bool free_memory() { return engine().free_memory(); }
 
@@ -387,6 +406,7 @@ PYBIND11_MODULE(_C, m) {
       return reinterpret_cast<uintptr_t>(engine().publish(block, storage, lent));
     });
   });
+  m.def("window", &window);
   py::class_<Hold>(m, "Hold").def(py::init<const py::handle&, bool>()).def("release", &Hold::release);
   m.def("live_blocks", [] {
     std::vector<std::tuple<uint64_t, uint64_t, bool>> live;

@@ -30,7 +30,13 @@ def install() -> None:
         return
     if not _windows:
         _windows.replace(torch.Tensor, "numpy", _shares_memory)
-        _windows.replace(torch.Tensor, "__dlpack__", _shares_memory)
+        for owner, name in (
+            (torch._C, "_to_dlpack"),
+            (torch._C, "_to_dlpack_versioned"),
+            (torch.utils.dlpack, "to_dlpack"),
+            (torch, "to_dlpack"),
+        ):
+            _windows.replace(owner, name, _gives_away)
     _patches.replace(torch.Tensor, "tolist", _held)
     _patches.replace(torch.Tensor, "data_ptr", functools.partial(_gives_address, lent=True))
     # Checkpoints ask a storage for its address to tell which tensors share it.
@@ -95,16 +101,19 @@ def _shares_memory(original: Callable[..., Any]) -> Callable[..., Any]:
         except BaseException:
             hold.release()
             raise
-        try:
-            weakref.finalize(window, hold.release).atexit = False
-        except TypeError:
-            _forever.append(hold)  # such as a DLPack capsule: nobody tells when it is done with
+        weakref.finalize(window, hold.release).atexit = False
         return window
 
     return method
 
 
-_forever: list[Any] = []
+def _gives_away(original: Callable[..., Any]) -> Callable[..., Any]:
+    """The result goes to another library, which drops a tensor when it is done with the memory."""
+
+    def function(tensor: Any, *args: Any, **kwargs: Any) -> Any:
+        return original(_C.window(tensor), *args, **kwargs)
+
+    return function
 
 
 def _gives_address(original: Callable[..., Any], *, lent: bool) -> Callable[..., Any]:

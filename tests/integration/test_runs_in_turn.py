@@ -55,11 +55,18 @@ def test_states_of_an_earlier_run_move_from_the_beginning_of_the_next(spill: str
     assert all(map(torch.equal, weights(ours), weights(theirs)))
 
 
-@pytest.mark.parametrize(
+each_window = pytest.mark.parametrize(
     "window",
-    [lambda tensor: tensor.numpy(), np.from_dlpack],
-    ids=["numpy", "dlpack"],
+    [
+        lambda tensor: tensor.numpy(),
+        np.from_dlpack,
+        lambda tensor: torch.from_dlpack(torch.utils.dlpack.to_dlpack(tensor)).numpy(),
+    ],
+    ids=["numpy", "dlpack", "capsule"],
 )
+
+
+@each_window
 @pytest.mark.parametrize("runs_before", [0, 1])
 def test_an_array_made_between_runs_stays_the_parameter(
     window: Callable[[torch.Tensor], np.ndarray], runs_before: int, spill: str
@@ -80,6 +87,28 @@ def test_an_array_made_between_runs_stays_the_parameter(
     assert np.array_equal(array, weight.detach().clone().numpy())
     teraio.restore(model)
     assert np.array_equal(array, weight.detach().numpy())
+
+
+@each_window
+def test_a_parameter_moves_again_when_its_last_array_is_gone(
+    window: Callable[[torch.Tensor], np.ndarray], spill: str
+) -> None:
+    model = stack()
+    weight = next(model.parameters())
+    teraio.offload(model, memory_budget=BUDGET, ssd=spill)
+    array = window(weight.detach()[1:])
+    assert not testing.send_away(weight)
+    array[:] = 2.0
+    rows = array[3:]
+    del array
+    assert not testing.send_away(weight)
+    del rows
+    assert testing.send_away(weight)
+    assert torch.equal(weight[1:], torch.full_like(weight[1:], 2.0))
+    held = weakref.ref(weight.untyped_storage())
+    teraio.restore(model)
+    del model, weight
+    assert held() is None
 
 
 @pytest.mark.parametrize("graph", [False, True])
