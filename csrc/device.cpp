@@ -10,6 +10,7 @@
 #include <memory>
 #include <string>
 #include <unordered_map>
+#include <vector>
 
 namespace teraio {
 namespace {
@@ -59,12 +60,15 @@ bool Accelerator::can_allocate(size_t nbytes) const {
 }
 
 bool Accelerator::can_allocate_up_to(size_t nbytes) const {
-  for (size_t size = nbytes; size >= kLeastRequest; size /= 2) {
+  // Allocators keep small requests apart from larger ones, and the largest small one is a power of two.
+  std::vector<size_t> sizes{nbytes};
+  for (size_t size = kLeastRequest; size < nbytes; size *= 2) sizes.insert(sizes.begin() + 1, size);
+  for (const size_t size : sizes) {
     if (!can_allocate(size)) return false;
   }
   // For one size the allocator may have given up what it had for another. Then it does so again.
   const int64_t reserved = allocated().reserved;
-  for (size_t size = nbytes; size >= kLeastRequest; size /= 2) {
+  for (const size_t size : sizes) {
     if (!can_allocate(size) || allocated().reserved != reserved) return false;
   }
   return true;

@@ -22,6 +22,7 @@ class Accelerator {
 
   c10::Device device() const { return device_; }
   // The stream on which this thread issues work.
+  c10::DeviceType type() const { return device_.type(); }
   c10::Stream stream() const { return guard_.getStream(device_); }
   // A stream of its own, for copies.
   c10::Stream new_stream() const { return guard_.getNewStream(device_); }
@@ -34,8 +35,8 @@ class Accelerator {
   // Whether the allocator gave this memory, and gets it back from its deleter.
   bool owns(const at::DataPtr& memory) const { return memory.get_deleter() == allocator_->raw_deleter(); }
 
-  // Whether the allocator could give so much in one piece now, or half of it, or a quarter and so on, whichever is asked
-  // for: small requests have memory of their own, and allocators differ in what is small. It tries hard.
+  // Whether the allocator could give so much in one piece now, and any power of two below it, whichever is asked for:
+  // small requests have memory of their own, and allocators differ in what is small. It tries hard.
   bool can_allocate_up_to(size_t nbytes) const;
 
   // All that PyTorch's allocator has handed out on this device, the most since reset_peak(), and what it holds in all.

@@ -260,7 +260,7 @@ void Engine::begin(Frame& f, const std::vector<Operand>& operands) {
     const Block& block = *operand.block;
     return !operand.write && block.frame.load(std::memory_order_relaxed) == &f && (block.guarded || block.exempt);
   });
-  const bool begins = accelerator_ != nullptr && f.depth == 1 && active() && !forked_;
+  const bool begins = accelerator_ != nullptr && (f.depth == 1 || f.results > 0) && active() && !forked_;
   if (known && !begins) return;
   if (begins) look_at_device(f);
   GilRelease gil(std::defer_lock);

@@ -62,6 +62,7 @@ struct Frame {
   std::optional<c10::Event> resumed;       // when the device went on after a wait
   int64_t allocated_before = 0;            // on the device, as the op began
   int64_t allocated_most = 0;              // while it ran, where needs are measured
+  uint64_t results = 0;                    // bytes that it makes on the device, where no plan tells what it needs
   uint64_t taking = 0;                     // bytes that the engine itself takes just now
   bool freeing = false;                    // inside free_memory()
   bool unguarded = false;                  // what is born gets no guard, see [Note: threads of process groups]
@@ -168,6 +169,8 @@ class Engine {
   bool wants_results() const { return wants_results_.load(std::memory_order_relaxed); }
   // Whether the plan will run the op that begins again, or the recording wants to know if it could.
   bool wants_recipe(const Frame& frame);
+  // Whether no plan tells what the op needs, see [Note: what ops need].
+  bool lacks_need(const Frame& frame);
 
   // --- places of the program ---
   void anchor(uint64_t key);

@@ -276,13 +276,23 @@ void Engine::note_peak() { stats_.peak_bytes = std::max(stats_.peak_bytes, used(
 
 // [Note: what ops need]
 // An op's results and temporaries on a device come from PyTorch's allocator, without asking us. So room is made
-// before the op: as much as the plan knows of it, or else the most that any op has needed so far, for what leaves
-// takes time. If an op needs more, the allocator calls free_memory().
+// before the op: as much as the plan knows of it, or else what its results will take and the most that any op has
+// needed so far, for what leaves takes time. If an op needs more, the allocator calls free_memory(), but it doesn't say
+// how much it lacks: so what an op makes has to be known before.
 void Engine::look_at_device(Frame& f) {
-  f.stream = accelerator_->stream();
-  if (measuring_) accelerator_->reset_peak();
-  f.allocated_before = accelerator_->allocated().current;
-  beside_ = f.allocated_before - static_cast<int64_t>(used_.load());
+  if (f.depth == 1) {
+    f.stream = accelerator_->stream();
+    if (measuring_) accelerator_->reset_peak();
+  }
+  const int64_t allocated = accelerator_->allocated().current;
+  if (f.depth == 1) f.allocated_before = allocated;
+  beside_ = allocated - static_cast<int64_t>(used_.load());
+}
+
+bool Engine::lacks_need(const Frame& f) {
+  if (!active() || forked_) return false;
+  const Lock lock(*this);
+  return expects_moves_ && !(schedule_ && schedule_->expects(f.name));
 }
 
 // At the end of an op, before the mutex is taken.
@@ -310,8 +320,9 @@ bool Engine::free_memory() {
     Lock lock(*this);
     stall_ns = stats_.stall_ns;
     freed = find_pieces(f, lock);
-  } catch (const std::exception&) {
-    // A write that failed is reported when an op lacks its memory; here the allocator says that there is none.
+  } catch (const std::exception& error) {
+    // What the allocator raises then says nothing of it.
+    TORCH_WARN("teraio could not move anything out of the device's memory: ", error.what());
   }
   if (f.training) {
     const Lock lock(*this);
@@ -327,7 +338,7 @@ bool Engine::find_pieces(const Frame& f, Lock& lock) {
   uint64_t need = need_of(f);
   if (f.taking == 0 && f.stream) {  // a part of it the op has taken already
     const int64_t taken = std::max<int64_t>(0, allocated.current - f.allocated_before);
-    need -= std::min(need, static_cast<uint64_t>(taken));
+    need = std::max(need - std::min(need, static_cast<uint64_t>(taken)), f.results);
   }
   need = round_up(std::max(need, uint64_t{kHugePage}), kHugePage);
   if (static_cast<uint64_t>(allocated.reserved) + need + kSharedSegment <= limit_) return false;
@@ -335,7 +346,9 @@ bool Engine::find_pieces(const Frame& f, Lock& lock) {
   bool gone = !garbage_.empty();
   const uint64_t wanted = used() + need;
   uint64_t lacking = std::max(wanted - std::min(wanted, budget_.load()), need / 4);
+  const uint64_t failures = write_failures_;
   for (uint64_t more = need / 4; !has_pieces(need, lock); lacking = more, more *= 2) {
+    if (write_failures_ != failures) throw SpillError(write_failure_);
     if (leave_natively(lacking, lock)) {
       gone = true;
     } else if (in_flight_ > 0 && !spill_->needs_python()) {

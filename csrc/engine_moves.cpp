@@ -170,7 +170,7 @@ uint64_t Engine::need_of(const Frame& f) const {
   }
   uint64_t operands = 0;
   for (const auto& pinned : f.pinned) operands += pinned.block->nbytes;
-  return std::min(std::max(headroom_.load(), operands), budget_ / 2);
+  return std::max(std::min(std::max(headroom_.load(), operands), budget_ / 2), f.results);
 }
 
 void Engine::make_room_if_possible(uint64_t nbytes, Lock& lock) {

@@ -28,6 +28,7 @@
 #include "collectives.h"
 #include "engine.h"
 #include "recipe.h"
+#include "result_bytes.h"
 
 // The public accessors copy the whole schema, or only give the name.
 namespace {
@@ -52,6 +53,7 @@ struct OpInfo {
   bool nested = false;        // it makes nested tensors of others
   bool collective = false;    // see [Note: collectives]
   bool kernel = false;        // it is implemented per device, not by calls of other ops
+  std::optional<c10::OperatorHandle> measurable;  // what it makes can be known before, see [Note: what ops need]
   std::vector<bool> written;  // per argument
   std::vector<bool> viewed;   // per argument: the result is another view of it, its data is not touched
 };
@@ -65,9 +67,10 @@ OpInfo describe(const c10::FunctionSchema& schema) {
   info.id = Engine::instance().intern(schema.name());
   const auto op = c10::Dispatcher::singleton().findOp(schema.operator_name());
   info.kernel = !op || !op->hasKernelForDispatchKey(c10::DispatchKey::CompositeImplicitAutograd);
-  if (op && Recipe::possible(*op)) info.repeatable = op;
   info.nested = schema.name().find("nested") != std::string::npos;
   info.collective = collectives::is_one(schema);
+  if (op && Recipe::possible(*op)) info.repeatable = op;
+  if (op && info.kernel && !info.collective) info.measurable = op;
   for (const auto& argument : schema.arguments()) {
     const auto* alias = argument.alias_info();
     const bool undeclared = info.collective || writes_undeclared(schema.name());
@@ -371,6 +374,11 @@ std::unique_ptr<at::ObserverContext> on_start(const at::RecordFunction& op) {
     const bool known = argument < info.written.size();
     add(operands, frame, value, !known || !info.viewed[argument], known && info.written[argument]);
     ++argument;
+  }
+  if (frame.depth == 1) frame.results = 0;
+  if (births == Births::kDevice && info.measurable && Engine::instance().lacks_need(frame)) {
+    const c10::DeviceType device = Engine::instance().accelerator()->type();
+    frame.results = std::max(frame.results, result_bytes(*info.measurable, op.inputs(), device).value_or(0));
   }
   Engine::instance().begin(frame, operands);
   if (info.collective && births != Births::kMeta && collective_frame == nullptr) {

@@ -6,11 +6,16 @@ request is served, as storages could leave. Must not know: plans.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+
+import pytest
 import torch
 
 import teraio
 from tests.device.sim import SimModule
 from tests.device.test_offloading import plain, start_anew
+from tests.integration.test_faults import open_spill_files
 from tests.integration.training import Case, Training, make_batch
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -35,6 +40,64 @@ def test_small_requests_are_served_where_only_large_pieces_are_free(
     small = [empty(SMALL) for _ in range(3 * MIB // 2 // SMALL)]
     assert sim.reserved() <= BUDGET
     assert part.nbytes + sum(tensor.nbytes for tensor in small) < BUDGET // 4
+    teraio.restore(model)
+    assert all(torch.equal(weight.cpu(), torch.ones(WEIGHT // 4)) for weight in model)
+
+
+def outer_product(column: torch.Tensor) -> torch.Tensor:
+    return column @ column.T
+
+
+def broadcast_sum(column: torch.Tensor) -> torch.Tensor:
+    return column + column.T
+
+
+def new_tensor(column: torch.Tensor) -> torch.Tensor:
+    return column.new_empty(len(column), len(column))
+
+
+def loss_of_classes(column: torch.Tensor) -> torch.Tensor:
+    classes = torch.zeros(len(column), dtype=torch.long, device="sim")
+    return torch.nn.functional.cross_entropy(column.expand(-1, len(column)), classes)
+
+
+@pytest.mark.parametrize("op", [outer_product, broadcast_sum, new_tensor, loss_of_classes])
+def test_an_op_that_makes_more_than_any_before_is_served(
+    op: Callable[[torch.Tensor], torch.Tensor], sim: SimModule, spill: str
+) -> None:
+    model = torch.nn.ParameterList(torch.ones(WEIGHT // 4, device="sim") for _ in range(WEIGHTS))
+    column = torch.ones(1536, 1, device="sim")
+    expected = op(column).cpu()
+    sim.empty_cache()
+    teraio.offload(model, memory_budget=BUDGET, ssd=spill)
+    result = op(column)
+    assert sim.reserved() <= BUDGET
+    if op is not new_tensor:
+        assert torch.equal(result.cpu(), expected)
+    del result
+    teraio.restore(model)
+    assert all(torch.equal(weight.cpu(), torch.ones(WEIGHT // 4)) for weight in model)
+
+
+def test_a_drive_that_fails_where_memory_is_lacking_is_named(sim: SimModule, spill: str) -> None:
+    model = torch.nn.ParameterList(torch.ones(WEIGHT // 4, device="sim") for _ in range(WEIGHTS))
+    teraio.offload(model, memory_budget=BUDGET, ssd=spill)
+    kept = {fd: os.dup(fd) for fd in open_spill_files(spill)}
+    for fd in kept:
+        read_only = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECT)
+        os.dup2(read_only, fd)
+        os.close(read_only)
+    try:
+        with (
+            pytest.warns(UserWarning, match="teraio could not.*writing .* failed.*errno 9"),
+            pytest.raises(torch.OutOfMemoryError),
+        ):
+            empty(BUDGET - WEIGHTS * WEIGHT // 2)
+    finally:
+        for fd, copy in kept.items():
+            os.dup2(copy, fd)
+            os.close(copy)
+    assert empty(BUDGET - WEIGHTS * WEIGHT // 2).numel() > 0
     teraio.restore(model)
     assert all(torch.equal(weight.cpu(), torch.ones(WEIGHT // 4)) for weight in model)
 
