@@ -31,7 +31,7 @@ void in_python(const Coding& coding, Call&& call) {
   const at::DisableRecordFunctionGuard unseen;
   std::optional<c10::StreamGuard> on;
   if (coding.stream) on.emplace(*coding.stream);
-  const py::gil_scoped_acquire gil;
+  const InPython python;
   try {
     call();
   } catch (const py::error_already_set& error) {

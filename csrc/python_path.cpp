@@ -32,7 +32,7 @@ int errno_of(const py::handle& value) {
 }
 
 Moved call(const py::object& callable, const Request& r) {
-  const py::gil_scoped_acquire gil;
+  const InPython python;
   try {
     const int device = r.device.is_cpu() ? -1 : r.device.index();
     const auto moved =
