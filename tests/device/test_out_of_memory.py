@@ -44,6 +44,25 @@ def test_small_requests_are_served_where_only_large_pieces_are_free(
     assert all(torch.equal(weight.cpu(), torch.ones(WEIGHT // 4)) for weight in model)
 
 
+def test_the_largest_small_request_is_served_where_a_slightly_smaller_piece_is_free(
+    sim: SimModule, spill: str
+) -> None:
+    whole = empty(8 * MIB)
+    model = torch.nn.ParameterList(torch.ones(WEIGHT // 4, device="sim") for _ in range(2))
+    teraio.offload(model, memory_budget=BUDGET, ssd=spill)
+    del whole
+    part = empty(MIB)  # keeps the whole's segment, whose rest is free
+    empty(6 * MIB)  # the most that an op has needed, and no power of two
+    small = [empty(128 * KIB) for _ in range(11)]
+    small.append(empty(16 * KIB))  # the last segment for small requests has 112 KiB left
+    assert sim.reserved() == BUDGET
+    small.append(empty(128 * KIB))
+    assert sim.reserved() <= BUDGET
+    assert part.nbytes + sum(tensor.nbytes for tensor in small) < BUDGET // 4
+    teraio.restore(model)
+    assert all(torch.equal(weight.cpu(), torch.ones(WEIGHT // 4)) for weight in model)
+
+
 def outer_product(column: torch.Tensor) -> torch.Tensor:
     return column @ column.T
 
