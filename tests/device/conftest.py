@@ -1,6 +1,7 @@
-"""The simulated device as a fixture.
+"""The simulated device as a fixture, and CUDA where there is one.
 
-In: a C++ compiler. Out: ``sim``, built and clean for each test. Must not know: single tests.
+In: a C++ compiler. Out: ``sim``, built and clean for each test; ``accelerator``, the name of one or
+the other. Must not know: single tests.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from teraio.engine.testing import stress
 from tests.device.sim import SimModule, load
 from tests.integration.conftest import _no_run_left_over, spill
-from tests.required import promised
+from tests.required import lacking, promised
 
 __all__ = ["_no_run_left_over", "sim", "spill"]
 
@@ -49,3 +51,17 @@ def sim() -> Iterator[SimModule]:
     device.reset()
     torch.__future__.set_swap_module_params_on_conversion(swapping)
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(params=["sim", pytest.param("cuda", marks=pytest.mark.gpu)])
+def accelerator(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A device with deterministic kernels and an empty allocator."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        lacking("gpu", "no CUDA device")
+    if request.param == "sim":
+        request.getfixturevalue("sim")
+    else:
+        torch.use_deterministic_algorithms(True)
+    yield request.param
+    stress(0)
+    torch.use_deterministic_algorithms(False)

@@ -8,7 +8,6 @@ while transfers are delayed at random and freed memory is filled with NaN.
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +21,6 @@ from tests.drives import pass_for_slow
 from tests.integration.programs import ended
 from tests.integration.test_equal_results import assert_equal
 from tests.integration.training import Case, Outcome, Training
-from tests.required import lacking
 
 DELAY_US = 1000
 CASES = [
@@ -37,20 +35,6 @@ CASES = [
 SHARES = (60, 40, 25)
 each_case = pytest.mark.parametrize("case", CASES, ids=str)
 each_share = pytest.mark.parametrize("share", SHARES)
-
-
-@pytest.fixture(params=["sim", pytest.param("cuda", marks=pytest.mark.gpu)])
-def accelerator(request: pytest.FixtureRequest) -> Iterator[str]:
-    """A device with deterministic kernels and an empty allocator."""
-    if request.param == "cuda" and not torch.cuda.is_available():
-        lacking("gpu", "no CUDA device")
-    if request.param == "sim":
-        request.getfixturevalue("sim")
-    else:
-        torch.use_deterministic_algorithms(True)
-    yield request.param
-    stress(0)
-    torch.use_deterministic_algorithms(False)
 
 
 def placed(case: Case, device: str) -> Case:
