@@ -16,11 +16,9 @@ from torch._inductor.output_code import CompiledFxGraph
 
 import teraio
 from teraio.engine.testing import stress
-from tests.device.test_offloading import accelerator, peak_bytes
+from tests.device.test_offloading import peak_bytes
 from tests.integration.test_compile import Blocks, forget_compiled, train
 from tests.integration.training import NO_LIMIT, digests
-
-__all__ = ["accelerator"]
 
 
 class KernelByKernel(CompiledFxGraph):

@@ -23,7 +23,6 @@ from teraio.engine.compression import compression
 from teraio.engine.testing import send_away, stress
 from teraio.kernels import implementation, pack, unpack
 from tests.device.test_offloading import (
-    accelerator,
     module_of,
     peak_bytes,
     placed,
@@ -32,8 +31,6 @@ from tests.device.test_offloading import (
 )
 from tests.integration.test_equal_results import assert_equal
 from tests.integration.training import Case, Training
-
-__all__ = ["accelerator"]
 
 MIB = 1 << 20
 CASES = [(Case("llama", steps=3), 60), (Case("gpt2", "sgd", frozenset({"clip"}), steps=3), 40)]

@@ -20,7 +20,6 @@ from teraio.engine.materialize import materialize, stored_tensors, weight_files
 from teraio.engine.testing import stress
 from tests.device.sim import SimModule
 from tests.device.test_offloading import (
-    accelerator,  # noqa: F401
     assert_equal,
     peak_bytes,
     placed,
@@ -129,7 +128,7 @@ def losses_of(model: nn.Module, device: str) -> list[str]:
 @pytest.mark.parametrize("origin", ["meta", "cpu", "files"])
 def test_a_model_larger_than_the_budget_comes_to_the_device_and_trains(
     origin: str,
-    accelerator: str,  # noqa: F811
+    accelerator: str,
     spill: str,
     tmp_path: Path,
 ) -> None:
@@ -168,7 +167,7 @@ def test_a_model_larger_than_the_budget_comes_to_the_device_and_trains(
 )
 def test_steps_in_the_backward_pass_are_equal_under_a_budget(
     case: Case,
-    accelerator: str,  # noqa: F811
+    accelerator: str,
     spill: str,
 ) -> None:
     case = placed(case, accelerator)
