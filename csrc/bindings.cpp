@@ -1,5 +1,6 @@
 // The Python module teraio._C: the engine's calls, with plain numbers, strings, lists and tensors.
 // In and out: Python objects. Must not know: how anything works.
+#include <ATen/ops/from_blob.h>
 #include <pthread.h>
 #include <torch/csrc/DynamicTypes.h>
 #include <torch/csrc/autograd/python_variable.h>

@@ -67,7 +67,8 @@ class MetaCall {
   bool on_device() const { return wanted_ ? *wanted_ == device_ : sees_device_; }
 
   uint64_t bytes_made() const {
-    std::vector<const c10::StorageImpl*> seen = given_;
+    std::vector<const c10::StorageImpl*> seen;
+    for (const at::Tensor& tensor : given_) seen.push_back(tensor.storage().unsafeGetStorageImpl());
     uint64_t nbytes = 0;
     const auto count = [&](const at::Tensor& tensor) {
       if (!tensor.defined() || !tensor.has_storage()) return;
@@ -101,7 +102,7 @@ class MetaCall {
     const auto options = at::TensorOptions().dtype(tensor.dtype()).device(c10::kMeta);
     at::Tensor meta = at::empty_strided(tensor.sizes(), tensor.strides(), options);
     if (tensor.unsafeGetTensorImpl()->is_wrapped_number()) meta.unsafeGetTensorImpl()->set_wrapped_number(true);
-    given_.push_back(meta.storage().unsafeGetStorageImpl());
+    given_.push_back(meta);
     append(std::move(meta));
     return true;
   }
@@ -109,7 +110,7 @@ class MetaCall {
   c10::DeviceType device_;
   std::optional<c10::DeviceType> wanted_;  // what the call says of the device of its result
   bool sees_device_ = false;
-  std::vector<const c10::StorageImpl*> given_;
+  std::vector<at::Tensor> given_;  // the call takes them off the stack, but what it returns may be references to them
 };
 
 std::optional<uint64_t> measured(const c10::OperatorHandle& op, c10::ArrayRef<const c10::IValue> arguments,
