@@ -6,7 +6,6 @@ request is served, as storages could leave. Must not know: plans.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 import pytest
@@ -15,7 +14,7 @@ import torch
 import teraio
 from tests.device.sim import SimModule
 from tests.device.test_offloading import peak_bytes, plain, start_anew
-from tests.integration.test_faults import open_spill_files
+from tests.integration.test_faults import read_only_spill_files
 from tests.integration.training import Case, Training, make_batch
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -101,21 +100,12 @@ def test_an_op_that_makes_more_than_any_before_is_served(
 def test_a_drive_that_fails_where_memory_is_lacking_is_named(sim: SimModule, spill: str) -> None:
     model = torch.nn.ParameterList(torch.ones(WEIGHT // 4, device="sim") for _ in range(WEIGHTS))
     teraio.offload(model, memory_budget=BUDGET, ssd=spill)
-    kept = {fd: os.dup(fd) for fd in open_spill_files(spill)}
-    for fd in kept:
-        read_only = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECT)
-        os.dup2(read_only, fd)
-        os.close(read_only)
-    try:
-        with (
-            pytest.warns(UserWarning, match="teraio could not.*writing .* failed.*errno 9"),
-            pytest.raises(torch.OutOfMemoryError),
-        ):
-            empty(BUDGET - WEIGHTS * WEIGHT // 2)
-    finally:
-        for fd, copy in kept.items():
-            os.dup2(copy, fd)
-            os.close(copy)
+    with (
+        read_only_spill_files(spill),
+        pytest.warns(UserWarning, match="teraio could not.*writing .* failed.*errno 9"),
+        pytest.raises(torch.OutOfMemoryError),
+    ):
+        empty(BUDGET - WEIGHTS * WEIGHT // 2)
     assert empty(BUDGET - WEIGHTS * WEIGHT // 2).numel() > 0
     teraio.restore(model)
     assert all(torch.equal(weight.cpu(), torch.ones(WEIGHT // 4)) for weight in model)

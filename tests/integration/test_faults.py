@@ -58,6 +58,23 @@ def open_spill_files(spill: str) -> list[int]:
 
 
 @contextmanager
+def read_only_spill_files(spill: str) -> Iterator[None]:
+    """Writes to them fail meanwhile."""
+    kept = {fd: os.dup(fd) for fd in open_spill_files(spill)}
+    assert kept
+    for fd in kept:
+        read_only = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECT)
+        os.dup2(read_only, fd)
+        os.close(read_only)
+    try:
+        yield
+    finally:
+        for fd, copy in kept.items():
+            os.dup2(copy, fd)
+            os.close(copy)
+
+
+@contextmanager
 def offloaded(training: Training, budget: int, spill: str) -> Iterator[Training]:
     teraio.offload(training.model, memory_budget=budget, ssd=[spill])
     try:
@@ -345,19 +362,11 @@ def test_a_failed_write_is_an_error_and_loses_nothing(spill: str, tmp_path: Path
     theirs.run(4)
     with offloaded(Training(LLAMA), unlimited_peak(LLAMA, spill) * 35 // 100, spill) as ours:
         ours.run(4)
-        kept = {fd: os.dup(fd) for fd in open_spill_files(spill)}
-        assert kept
-        for fd in kept:
-            read_only = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECT)
-            os.dup2(read_only, fd)
-            os.close(read_only)
-        try:
-            with pytest.raises(teraio.SpillError, match=r"(?i)bad file descriptor|errno 9"):
-                ours.forward_and_backward()
-        finally:
-            for fd, copy in kept.items():
-                os.dup2(copy, fd)
-                os.close(copy)
+        with (
+            read_only_spill_files(spill),
+            pytest.raises(teraio.SpillError, match=r"(?i)bad file descriptor|errno 9"),
+        ):
+            ours.forward_and_backward()
         ours.optimizer.zero_grad()
         theirs.forward_and_backward()
         theirs.optimizer.zero_grad()
