@@ -58,8 +58,7 @@ Result with_block(py::handle object, Result otherwise, Action&& action) {
 // Holds a storage in memory while Python needs its raw bytes.
 class Hold {
  public:
-  Hold(const py::handle& object, bool write) : Hold(storage_of(object), write) {}
-  Hold(c10::intrusive_ptr<c10::StorageImpl> storage, bool write) : storage_(std::move(storage)), write_(write) {
+  Hold(const py::handle& object, bool write) : storage_(storage_of(object)), write_(write) {
     block_ = storage_ ? teraio::block_of(storage_.get()) : nullptr;
     if (block_ != nullptr) engine().hold(block_, storage_.get());
   }
@@ -84,8 +83,7 @@ class Hold {
 // for example. The tensor itself if its memory is not ours.
 at::Tensor window(const at::Tensor& tensor) {
   if (!tensor.has_storage()) return tensor;
-  auto* storage = tensor.storage().unsafeGetStorageImpl();
-  auto hold = std::make_unique<Hold>(c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(storage), true);
+  auto hold = std::make_unique<Hold>(py::cast(tensor), true);
   if (hold->block() == nullptr) return tensor;
   char* memory = hold->block()->memory;
   return at::for_blob(memory, tensor.sizes())

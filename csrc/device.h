@@ -22,7 +22,6 @@ class Accelerator {
 
   c10::Device device() const { return device_; }
   // The stream on which this thread issues work.
-  c10::DeviceType type() const { return device_.type(); }
   c10::Stream stream() const { return guard_.getStream(device_); }
   // A stream of its own, for copies.
   c10::Stream new_stream() const { return guard_.getNewStream(device_); }

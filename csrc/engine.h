@@ -62,7 +62,8 @@ struct Frame {
   std::optional<c10::Event> resumed;       // when the device went on after a wait
   int64_t allocated_before = 0;            // on the device, as the op began
   int64_t allocated_most = 0;              // while it ran, where needs are measured
-  uint64_t results = 0;                    // bytes that it makes on the device, where no plan tells what it needs
+  bool unforeseen = false;                 // no plan tells what it needs
+  uint64_t results = 0;                    // bytes that it makes on the device, where that is so
   uint64_t taking = 0;                     // bytes that the engine itself takes just now
   bool freeing = false;                    // inside free_memory()
   bool unguarded = false;                  // what is born gets no guard, see [Note: threads of process groups]
@@ -169,8 +170,8 @@ class Engine {
   bool wants_results() const { return wants_results_.load(std::memory_order_relaxed); }
   // Whether the plan will run the op that begins again, or the recording wants to know if it could.
   bool wants_recipe(const Frame& frame);
-  // Whether no plan tells what the op needs, see [Note: what ops need].
-  bool lacks_need(const Frame& frame);
+  // Whether it is known what the op that begins needs, or nothing has to leave for it; see [Note: what ops need].
+  bool foresees(const Frame& frame, const std::vector<Operand>& operands);
 
   // --- places of the program ---
   void anchor(uint64_t key);
@@ -296,6 +297,8 @@ class Engine {
   bool find_pieces(const Frame& frame, Lock& lock);
   bool has_pieces(uint64_t nbytes, Lock& lock) const;
   uint64_t need_of(const Frame& frame) const;
+  // Of the storage of the trace that the block is.
+  uint64_t planned_bytes(const Block* block) const { return schedule_->sizes[static_cast<size_t>(block->trace_index)]; }
   void wait(Lock& lock, int32_t storage = -1, bool memory = false);
   void note_stall(int32_t storage, bool memory, int64_t ns);
 

@@ -276,23 +276,27 @@ void Engine::note_peak() { stats_.peak_bytes = std::max(stats_.peak_bytes, used(
 
 // [Note: what ops need]
 // An op's results and temporaries on a device come from PyTorch's allocator, without asking us. So room is made
-// before the op: as much as the plan knows of it, or else what its results will take and the most that any op has
-// needed so far, for what leaves takes time. If an op needs more, the allocator calls free_memory(), but it doesn't say
+// before the op: as much as the plan knows of it, if its operands are what the plan knows, or else what its results will
+// take and the most that any op has needed so far, for what leaves takes time. If an op needs more, the allocator calls free_memory(), but it doesn't say
 // how much it lacks: so what an op makes has to be known before.
 void Engine::look_at_device(Frame& f) {
-  if (f.depth == 1) {
-    f.stream = accelerator_->stream();
-    if (measuring_) accelerator_->reset_peak();
-  }
   const int64_t allocated = accelerator_->allocated().current;
-  if (f.depth == 1) f.allocated_before = allocated;
   beside_ = allocated - static_cast<int64_t>(used_.load());
+  if (f.depth > 1) return;
+  f.stream = accelerator_->stream();
+  f.allocated_before = allocated;
+  if (measuring_) accelerator_->reset_peak();
 }
 
-bool Engine::lacks_need(const Frame& f) {
-  if (!active() || forked_) return false;
+bool Engine::foresees(const Frame& f, const std::vector<Operand>& operands) {
+  if (!active() || forked_) return true;
   const Lock lock(*this);
-  return expects_moves_ && !(schedule_ && schedule_->expects(f.name));
+  if (!expects_moves_) return true;
+  return schedule_ && schedule_->expects(f.name) &&
+         std::all_of(operands.begin(), operands.end(), [this](const Operand& operand) {
+           const Block* block = operand.block;
+           return block->trace_index >= 0 && block->nbytes <= planned_bytes(block);
+         });
 }
 
 // At the end of an op, before the mutex is taken.

@@ -358,6 +358,7 @@ std::unique_ptr<at::ObserverContext> on_start(const at::RecordFunction& op) {
   frame.nested = frame.nested || info.nested;
   if (frame.depth++ == 0) {
     frame.name = info.id;
+    frame.results = 0;
     if (collectives::any()) collectives::release_done(false);
     if (!frame.training && torch::autograd::get_current_node()) frame.training = true;
     if (info.repeatable && Engine::instance().wants_recipe(frame)) take_recipe(op, *info.repeatable, frame);
@@ -375,10 +376,12 @@ std::unique_ptr<at::ObserverContext> on_start(const at::RecordFunction& op) {
     add(operands, frame, value, !known || !info.viewed[argument], known && info.written[argument]);
     ++argument;
   }
-  if (frame.depth == 1) frame.results = 0;
-  if (births == Births::kDevice && info.measurable && Engine::instance().lacks_need(frame)) {
-    const c10::DeviceType device = Engine::instance().accelerator()->type();
-    frame.results = std::max(frame.results, result_bytes(*info.measurable, op.inputs(), device).value_or(0));
+  if (births == Births::kDevice) {
+    if (frame.depth == 1) frame.unforeseen = !Engine::instance().foresees(frame, operands);
+    if (frame.unforeseen && info.measurable) {
+      const c10::DeviceType device = Engine::instance().accelerator()->device().type();
+      frame.results = std::max(frame.results, result_bytes(*info.measurable, op.inputs(), device));
+    }
   }
   Engine::instance().begin(frame, operands);
   if (info.collective && births != Births::kMeta && collective_frame == nullptr) {

@@ -3,7 +3,6 @@
 #include <ATen/Context.h>
 #include <ATen/Parallel.h>
 #include <ATen/autocast_mode.h>
-#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/as_strided.h>
 #include <ATen/ops/clone.h>
@@ -14,6 +13,7 @@
 #include <utility>
 
 #include "engine.h"
+#include "kernels_only.h"
 
 namespace teraio {
 namespace {
@@ -26,12 +26,6 @@ constexpr std::array kOthers = {"aten::to",         "aten::_to_copy",   "aten::t
 bool tagged(const c10::OperatorHandle& op, at::Tag tag) {
   const auto tags = op.getTags();
   return std::find(tags.begin(), tags.end(), tag) != tags.end();
-}
-
-// A kernel sees neither autograd nor modes.
-c10::impl::ForceDispatchKeyGuard kernels_only() {
-  return {c10::default_included_set - c10::DispatchKeySet(c10::DispatchKey::ADInplaceOrView),
-          c10::default_excluded_set | c10::autograd_dispatch_keyset_with_ADInplaceOrView};
 }
 
 bool is_plain(const at::Tensor& tensor) {

@@ -1,10 +1,8 @@
 #include "result_bytes.h"
 
-#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty_strided.h>
 #include <ATen/record_function.h>
-#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>
@@ -12,6 +10,8 @@
 #include <unordered_map>
 #include <utility>
 #include <vector>
+
+#include "kernels_only.h"
 
 namespace teraio {
 namespace {
@@ -27,38 +27,27 @@ class MetaCall {
 
   // False if there is no such call.
   bool add(const c10::IValue& argument) {
-    if (argument.isTensor()) {
-      return add(argument.toTensor(), [this](at::Tensor tensor) { stack.emplace_back(std::move(tensor)); });
-    }
+    if (argument.isTensor()) return append(argument.toTensor(), stack);
     if (argument.isTensorList()) {
       c10::List<at::Tensor> list;
-      const auto append = [&list](at::Tensor tensor) { list.push_back(std::move(tensor)); };
       for (const at::Tensor& tensor : argument.toTensorVector()) {
-        if (!add(tensor, append)) return false;
+        if (!append(tensor, list)) return false;
       }
       stack.emplace_back(std::move(list));
-      return true;
-    }
-    if (argument.isOptionalTensorList()) {
+    } else if (argument.isOptionalTensorList()) {
       c10::List<std::optional<at::Tensor>> list;
-      const auto append = [&list](at::Tensor tensor) { list.push_back(std::move(tensor)); };
       for (const std::optional<at::Tensor>& tensor : argument.toOptionalTensorVector()) {
-        if (!tensor) {
-          list.push_back(std::nullopt);
-        } else if (!add(*tensor, append)) {
-          return false;
-        }
+        if (tensor && !append(*tensor, list)) return false;
+        if (!tensor) list.push_back(std::nullopt);
       }
       stack.emplace_back(std::move(list));
-      return true;
-    }
-    if (argument.isStorage() || argument.isStream() || argument.isObject()) return false;
-    if (argument.isDevice()) {
+    } else if (argument.isDevice()) {
       wanted_ = argument.toDevice().type();
       stack.emplace_back(c10::Device(c10::kMeta));
     } else if (argument.isGenerator()) {
       stack.emplace_back();
     } else {
+      if (argument.isStorage() || argument.isStream() || argument.isObject()) return false;
       stack.push_back(argument);
     }
     return true;
@@ -89,10 +78,10 @@ class MetaCall {
   std::vector<c10::IValue> stack;
 
  private:
-  template <class Append>
-  bool add(const at::Tensor& tensor, Append&& append) {
+  template <class List>
+  bool append(const at::Tensor& tensor, List& list) {
     if (!tensor.defined()) {
-      append(tensor);
+      list.emplace_back(tensor);
       return true;
     }
     const bool plain = tensor.layout() == at::kStrided && tensor.has_storage() && !tensor.is_quantized() &&
@@ -100,10 +89,10 @@ class MetaCall {
     if (!plain) return false;
     sees_device_ = sees_device_ || tensor.device().type() == device_;
     const auto options = at::TensorOptions().dtype(tensor.dtype()).device(c10::kMeta);
-    at::Tensor meta = at::empty_strided(tensor.sizes(), tensor.strides(), options);
+    given_.push_back(at::empty_strided(tensor.sizes(), tensor.strides(), options));
+    at::Tensor& meta = given_.back();
     if (tensor.unsafeGetTensorImpl()->is_wrapped_number()) meta.unsafeGetTensorImpl()->set_wrapped_number(true);
-    given_.push_back(meta);
-    append(std::move(meta));
+    list.emplace_back(meta);
     return true;
   }
 
@@ -113,26 +102,23 @@ class MetaCall {
   std::vector<at::Tensor> given_;  // the call takes them off the stack, but what it returns may be references to them
 };
 
-std::optional<uint64_t> measured(const c10::OperatorHandle& op, c10::ArrayRef<const c10::IValue> arguments,
-                                 c10::DeviceType device) {
-  if (!op.hasComputedKernelForDispatchKey(c10::DispatchKey::Meta)) return std::nullopt;
+uint64_t measured(const c10::OperatorHandle& op, c10::ArrayRef<const c10::IValue> arguments, c10::DeviceType device) {
+  if (!op.hasComputedKernelForDispatchKey(c10::DispatchKey::Meta)) return 0;
   const at::DisableRecordFunctionGuard unobserved;
-  const c10::impl::ForceDispatchKeyGuard kernels_only(
-      c10::default_included_set - c10::DispatchKeySet(c10::DispatchKey::ADInplaceOrView),
-      c10::default_excluded_set | c10::autograd_dispatch_keyset_with_ADInplaceOrView);
+  const auto guard = kernels_only();
   const at::AutoGradMode no_grad(false);
   Silence silence;
   const c10::WarningUtils::WarningHandlerGuard silent(&silence);
   try {
     MetaCall call(device);
     for (const c10::IValue& argument : arguments) {
-      if (!call.add(argument)) return std::nullopt;
+      if (!call.add(argument)) return 0;
     }
     if (!call.on_device()) return 0;
     op.callBoxed(call.stack);
     return call.bytes_made();
   } catch (const std::exception&) {
-    return std::nullopt;
+    return 0;  // it depends on data, say
   }
 }
 
@@ -174,17 +160,17 @@ void add(std::string& key, const c10::IValue& value) {
 }  // namespace
 
 // A program calls the same ops with operands of the same shapes again and again, and asking takes up to milliseconds.
-std::optional<uint64_t> result_bytes(const c10::OperatorHandle& op, c10::ArrayRef<const c10::IValue> arguments,
-                                     c10::DeviceType device) {
+uint64_t result_bytes(const c10::OperatorHandle& op, c10::ArrayRef<const c10::IValue> arguments,
+                      c10::DeviceType device) {
   constexpr size_t kKept = 10'000;
-  static thread_local std::unordered_map<std::string, std::optional<uint64_t>> known;
+  static thread_local std::unordered_map<std::string, uint64_t> known;
   static thread_local std::string key;
   key.clear();
   add(key, static_cast<int64_t>(std::hash<c10::OperatorHandle>()(op)));
   for (const c10::IValue& argument : arguments) add(key, argument);
   const auto found = known.find(key);
   if (found != known.end()) return found->second;
-  const auto nbytes = measured(op, arguments, device);
+  const uint64_t nbytes = measured(op, arguments, device);
   if (known.size() >= kKept) known.clear();
   known.emplace(key, nbytes);
   return nbytes;

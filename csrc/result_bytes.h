@@ -7,13 +7,12 @@
 #include <c10/core/Device.h>
 
 #include <cstdint>
-#include <optional>
 
 namespace teraio {
 
-// Of the storages that the call makes on the device, as its kernel for meta tensors tells. nullopt where there is none,
-// where it depends on data, or where the operands are no plain tensors.
-std::optional<uint64_t> result_bytes(const c10::OperatorHandle& op, c10::ArrayRef<const c10::IValue> arguments,
-                                     c10::DeviceType device);
+// Of the storages that the call makes on the device, as its kernel for meta tensors tells. 0 where there is no such
+// kernel, where it depends on data, or where the operands are no plain tensors.
+uint64_t result_bytes(const c10::OperatorHandle& op, c10::ArrayRef<const c10::IValue> arguments,
+                      c10::DeviceType device);
 
 }  // namespace teraio

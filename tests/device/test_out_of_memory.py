@@ -111,6 +111,35 @@ def test_a_drive_that_fails_where_memory_is_lacking_is_named(sim: SimModule, spi
     assert all(torch.equal(weight.cpu(), torch.ones(WEIGHT // 4)) for weight in model)
 
 
+class Scales(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        weights = [torch.full((WEIGHT // 4,), 0.5, device="sim") for _ in range(WEIGHTS)]
+        self.weights = torch.nn.ParameterList(weights)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        scale = (inputs * inputs).sum()
+        return torch.stack([(scale * weight).sum() for weight in self.weights]).sum()
+
+
+def test_an_op_of_the_plan_is_served_with_a_larger_operand_that_it_does_not_know(
+    sim: SimModule, spill: str
+) -> None:
+    inputs, larger = torch.ones(4, device="sim"), torch.ones(5 * MIB // 4, device="sim")
+    model = Scales()
+    teraio.offload(model, memory_budget=BUDGET, ssd=spill)
+    for _ in range(4):
+        with teraio.iteration(model):
+            model(inputs).backward()
+            model.zero_grad()
+    assert teraio.report(model).phase == "run"
+    with teraio.iteration(model):
+        total = model(larger)
+    assert float(total.detach()) == larger.numel() * 0.5 * (WEIGHTS * WEIGHT // 4)
+    assert sim.reserved() <= BUDGET
+    teraio.restore(model)
+
+
 def larger_batch(training: Training) -> str:
     batch = make_batch("mixtral", 20, torch.Generator().manual_seed(5))
     loss = training.model(**{name: tensor.to("sim") for name, tensor in batch.items()}).loss
