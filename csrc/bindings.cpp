@@ -258,8 +258,8 @@ struct PlanColumns {
   std::vector<uint64_t> needs;
 };
 
-// (storage, fetch, tier, extent), the tier as a number of TierKind.
-using Action = std::tuple<int32_t, bool, uint8_t, int64_t>;
+// (storage, kind, tier, extent), kind and tier as numbers of ActionKind and TierKind.
+using Action = std::tuple<int32_t, uint8_t, uint8_t, int64_t>;
 // (op, storage that it makes, the storage's number once it is made again).
 using Again = std::tuple<uint32_t, int32_t, int32_t>;
 
@@ -275,8 +275,9 @@ void follow(const PlanColumns& ops, const std::vector<std::vector<Action>>& acti
   }
   schedule->action_offsets.push_back(0);
   for (const auto& at : actions) {
-    for (const auto& [storage, fetch, tier, extent] : at) {
-      schedule->actions.push_back({storage, fetch, static_cast<TierKind>(tier), extent});
+    for (const auto& [storage, kind, tier, extent] : at) {
+      schedule->actions.push_back(
+          {storage, static_cast<Schedule::ActionKind>(kind), static_cast<TierKind>(tier), extent});
     }
     schedule->action_offsets.push_back(static_cast<uint32_t>(schedule->actions.size()));
   }

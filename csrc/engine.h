@@ -307,6 +307,7 @@ class Engine {
     uint64_t offset;
   };
   void start_leaving(Block* block, bool urgent, std::optional<Slot> planned = std::nullopt, bool natively = false);
+  void start_copying(Block* block, bool urgent, std::optional<Slot> planned, bool natively = false);
   void leave(Block* block);
   void stay(Block* block);
   void arrived(Block* block, uint64_t moved);

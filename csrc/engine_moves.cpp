@@ -248,6 +248,12 @@ void Engine::start_leaving(Block* block, bool urgent, std::optional<Slot> planne
     detach(block);
     return;
   }
+  start_copying(block, urgent, planned, natively);
+  leave(block);
+}
+
+// The block stays as it is meanwhile. If it changes, the copy is none.
+void Engine::start_copying(Block* block, bool urgent, std::optional<Slot> planned, bool natively) {
   drop_extent(block);
   find_extent(block, planned);
   auto transfer = transfer_of(block, Transfer::Direction::kWrite);
@@ -258,7 +264,6 @@ void Engine::start_leaving(Block* block, bool urgent, std::optional<Slot> planne
     for (const c10::Stream& stream : block->device->streams) transfer->after.push_back(accelerator_->event(stream));
   }
   submit(block, std::move(transfer), urgent);
-  leave(block);
 }
 
 void Engine::leave(Block* block) {
@@ -462,13 +467,17 @@ void Engine::run_due_actions() {
       const Schedule::Action action = schedule_->actions[i];
       Block* block = bound_[static_cast<size_t>(action.storage)];
       if (block == nullptr) continue;
-      if (action.fetch) {
+      if (action.kind == Schedule::ActionKind::kFetch) {
         if (block->state == State::kAway || block->state == State::kLeaving) fetch_queue_.push_back(block->id);
       } else if (can_leave(block) && block->published_iteration != iteration_) {
         try {
           std::optional<Slot> planned;
           if (action.extent >= 0) planned = Slot{action.tier, static_cast<uint64_t>(action.extent)};
-          start_leaving(block, false, planned);
+          if (action.kind == Schedule::ActionKind::kLeave) {
+            start_leaving(block, false, planned);
+          } else if (block->transfer == nullptr && !block->clean()) {
+            start_copying(block, false, planned);
+          }
         } catch (const SpillError& error) {
           // Nothing is lost: the data stays, and an op that lacks the memory raises the cause.
           write_failure_ = error.msg;

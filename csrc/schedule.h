@@ -13,9 +13,11 @@ namespace teraio {
 
 class Schedule {
  public:
+  // A copy is written while ops still read the data, so that it can leave at once later on.
+  enum class ActionKind : uint8_t { kLeave, kCopy, kFetch };
   struct Action {
     int32_t storage;
-    bool fetch;      // else offload
+    ActionKind kind;
     TierKind tier;   // where it is kept meanwhile
     int64_t extent;  // -1: none, the data is made again
   };

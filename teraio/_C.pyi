@@ -108,7 +108,7 @@ def follow(
     modules: Sequence[int],
     phases: Sequence[int],
     needs: Sequence[int],
-    actions: Sequence[Sequence[tuple[int, bool, int, int]]],
+    actions: Sequence[Sequence[tuple[int, int, int, int]]],
     births: Sequence[Sequence[int]],
     uses: Sequence[Sequence[int]],
     persistent: Sequence[bool],

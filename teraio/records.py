@@ -145,7 +145,8 @@ class Extent:
 class Move:
     """One storage leaves during one inactive period, and comes back if it is used again.
 
-    Leaving starts after op ``offload_after``. Its memory is free during the ops from
+    Its write starts after op ``offload_after``; ops that only read it may still come then. Its
+    memory is free during the ops from
     ``gone_before`` to ``fetch_after``, both included, counted cyclically; coming back starts after
     op ``fetch_after`` and must be done before op ``needed_by``. ``write`` is False when the tier
     still holds a valid copy, so leaving costs nothing. ``fetch_after`` and ``needed_by`` are None
@@ -161,6 +162,14 @@ class Move:
     gone_before: int
     fetch_after: int | None
     needed_by: int | None
+
+    def leaves_after(self, storage: Storage, n: int) -> int:
+        """The op after which its memory can go: ``offload_after``, or the last one of ``n`` that
+        uses ``storage`` while its copy is made."""
+        uses = storage.uses if storage.birth is None else (storage.birth, *storage.uses)
+        begun, span = self.offload_after, (self.gone_before - self.offload_after) % n
+        after = max(((op - begun) % n for op in uses if (op - begun) % n < span), default=0)
+        return (begun + after) % n
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,8 +12,9 @@ import teraio._C as _C
 from teraio.engine.places import Places
 from teraio.records import Plan, Trace
 
-# As the native core numbers them.
+# As the native core numbers them. Of what is due after one op, the first of these go first.
 _TIERS = {"ssd": 0, "host": 1}
+_LEAVE, _COPY, _FETCH = range(3)
 
 
 def follow(
@@ -31,21 +32,24 @@ def follow(
     the storages it makes, in the order it makes them. ``codecs`` are the numbers of the codecs of
     all storages, as ``encoded_path`` counts them; 0 is none.
     """
-    actions: list[list[tuple[int, bool, int, int]]] = [[] for _ in trace.ops]
+    count = len(trace.ops)
+    actions: list[list[tuple[int, int, int, int]]] = [[] for _ in trace.ops]
     for move in plan.moves:
         place = (_TIERS[move.tier], move.extent.offset)
-        actions[move.offload_after].append((move.storage, False, *place))
+        leave = move.leaves_after(trace.storages[move.storage], count)
+        if leave != move.offload_after:
+            actions[move.offload_after].append((move.storage, _COPY, *place))
+        actions[leave].append((move.storage, _LEAVE, *place))
         if move.fetch_after is not None:
-            actions[move.fetch_after].append((move.storage, True, *place))
+            actions[move.fetch_after].append((move.storage, _FETCH, *place))
     recorded = len(trace.storages) - len(plan.recomputations)
     again = []
     for number, recomputation in enumerate(plan.recomputations, recorded):
         storage = recomputation.storage
-        actions[recomputation.drop_after].append((storage, False, 0, -1))
+        actions[recomputation.drop_after].append((storage, _LEAVE, 0, -1))
         again.append((trace.storages[storage].birth or 0, storage, number))
     # Of the fetches due after one op, the one needed first goes first.
     needed = {(move.storage, move.fetch_after): move.needed_by for move in plan.moves}
-    count = len(trace.ops)
     for op, due in enumerate(actions):
         due.sort(
             key=lambda action: (action[1], ((needed.get((action[0], op)) or 0) - op - 1) % count)

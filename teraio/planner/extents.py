@@ -3,9 +3,9 @@
 In: a Trace, choices, the tiers. Out: moves with extents, and the size of the spill space. Must not
 know: time, channels, budgets.
 
-A copy is needed from the op after which it is written to the op before which it was last read; two
-copies may share an extent if they are not needed at once. Each tier has its own space, counted from
-0.
+A copy is needed from the op after which its write begins to the op before which it was last read;
+two copies may share an extent if they are not needed at once. Each tier has its own space, counted
+from 0.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from teraio.records import Extent, Hardware, Move, Trace
 
 @dataclass(frozen=True, slots=True)
 class _Copy:
-    """A copy on a tier: needed after op ``start`` until op ``end``, both counted past the last op.
+    """A copy on a tier: needed after op ``start`` until op ``end``, counted past the last op, or
+    from before the first one.
 
     ``choices`` are the indices of the choices that use it. ``always``: needed at all times.
     ``back`` is the first op before which it is read, the number of ops if it never is.
@@ -95,14 +96,15 @@ def _copies(trace: Trace, choices: Sequence[Choice], here: Sequence[int]) -> lis
 def _copy(
     trace: Trace, storage: int, always: bool, members: list[int], choices: Sequence[Choice], n: int
 ) -> _Copy:
-    periods: list[Period] = [choices[index].period for index in members]
+    members = sorted(members, key=lambda index: age(choices[index].period, n))
+    first, last = choices[members[0]], choices[members[-1]].period
     nbytes = aligned(trace.storages[storage].nbytes)
+    periods: list[Period] = [choices[index].period for index in members]
     back = min((p.before for p in periods if p.before is not None), default=n)
     if always:
         return _Copy(storage, nbytes, 0, n, True, tuple(members), back)
-    periods.sort(key=lambda period: age(period, n))
-    start, last = periods[0].after, periods[-1]
-    end = start + age(last, n) - age(periods[0], n) + last.length + 1
+    start = min(first.leave, first.period.after)
+    end = first.period.after + age(last, n) - age(first.period, n) + last.length + 1
     return _Copy(storage, nbytes, start, end, end - start >= n, tuple(members), back)
 
 
@@ -131,7 +133,7 @@ def _pack(copies: Sequence[_Copy], n: int) -> list[int]:
     inside = []
     for index in sorted(range(len(copies)), key=lambda i: (copies[i].back, i)):
         copy = copies[index]
-        if copy.always or copy.end >= n:
+        if copy.always or copy.end >= n or copy.start < 0:
             offsets[index] = top
             top += copy.nbytes
         else:

@@ -13,7 +13,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
+import numpy as np
+
+from teraio.planner.memory import live_by_op
 from teraio.records import Hardware, Plan, Recomputation, Trace
 
 # Running an op again takes the device's time, so it must save this many times as much of a tier's.
@@ -83,47 +87,69 @@ def _operands(trace: Trace, births: Iterable[int | None]) -> dict[int | None, li
 
 
 def worthwhile(trace: Trace, hardware: Hardware, plan: Plan) -> Iterator[tuple[Recomputation, ...]]:
-    """Results that ``plan`` moves and whose ops take less time than their moves; more each time.
+    """Results whose ops take less time than moves of them; more each time.
 
-    They come beside those that the plan makes again already. Nothing if it has no stalls to save.
+    At first those that ``plan`` moves, then any that are kept while memory is short, as without
+    them others could stay. They come beside those that the plan makes again already. Nothing if it
+    has no stalls to save.
     """
-    found = _candidates(trace, hardware, plan)
-    tried = 0
-    for share in _SHARES:
-        left_s, count = share * (plan.predicted_s - plan.ideal_s), 0
-        while count < len(found) and left_s > 0:
-            left_s -= found[count][1]
-            count += 1
-        if count > tried:
-            tried = count
+    tried = set()
+    for gaps in (_moved(trace, hardware, plan), _kept(trace, hardware, plan)):
+        found = _candidates(trace, plan, gaps)
+        for share in _SHARES:
+            left_s, count = share * (plan.predicted_s - plan.ideal_s), 0
+            while count < len(found) and left_s > 0:
+                left_s -= found[count][1]
+                count += 1
             more = [again for again, _ in found[:count]]
-            yield _closed(trace, [*plan.recomputations, *more])
+            if more and frozenset(more) not in tried:
+                tried.add(frozenset(more))
+                yield _closed(trace, [*plan.recomputations, *more])
 
 
-def _candidates(trace: Trace, hardware: Hardware, plan: Plan) -> list[tuple[Recomputation, float]]:
-    """What could be made again, with the seconds of moves that it saves; the cheapest first."""
+# A result that could be given up after an op and made again before one, and the seconds on channels
+# that moving it takes.
+_Gap = tuple[Recomputation, float]
+
+
+def _moved(trace: Trace, hardware: Hardware, plan: Plan) -> Iterator[_Gap]:
     tiers = {tier.name: tier for tier in hardware.tiers}
-    longest: dict[int, tuple[float, float, Recomputation]] = {}
-    known = {again.storage for again in plan.recomputations}
-    births = {s.birth for s in trace.storages if s.repeatable}
-    operands = _operands(trace, births)
     for move in plan.moves:
-        new = move.storage < len(trace.storages) and move.storage not in known
-        if not new or move.needed_by is None:
+        if move.storage >= len(trace.storages) or move.needed_by is None:
             continue
         storage, tier = trace.storages[move.storage], tiers[move.tier]
         again = Recomputation(
             storage=move.storage,
-            drop_after=max((op for op in storage.uses if op <= move.offload_after), default=-1),
+            drop_after=max((op for op in storage.uses if op < move.gone_before), default=-1),
             needed_by=move.needed_by,
         )
-        if not possible(trace, again, operands[storage.birth]):
-            continue
         moved_s = storage.nbytes / tier.read_bytes_per_s
-        moved_s += storage.nbytes / tier.write_bytes_per_s if move.write else 0.0
+        yield again, moved_s + (storage.nbytes / tier.write_bytes_per_s if move.write else 0.0)
+
+
+def _kept(trace: Trace, hardware: Hardware, plan: Plan) -> Iterator[_Gap]:
+    short = np.concatenate(([0], np.cumsum(live_by_op(trace) > plan.budget_bytes)))
+    tier = max(hardware.tiers, key=lambda tier: tier.mixed_bytes_per_s)
+    for index, storage in enumerate(trace.storages):
+        moved_s = storage.nbytes / tier.read_bytes_per_s + storage.nbytes / tier.write_bytes_per_s
+        for drop, need in pairwise(storage.uses if storage.repeatable else ()):
+            if short[need] > short[drop + 1]:
+                yield Recomputation(storage=index, drop_after=drop, needed_by=need), moved_s
+
+
+def _candidates(trace: Trace, plan: Plan, gaps: Iterable[_Gap]) -> list[_Gap]:
+    """Of each storage the gap that saves most, if making it again is worth it; cheapest first."""
+    longest: dict[int, tuple[float, float, Recomputation]] = {}
+    known = {again.storage for again in plan.recomputations}
+    births = {s.birth for s in trace.storages if s.repeatable}
+    operands = _operands(trace, births)
+    for again, moved_s in gaps:
+        storage = trace.storages[again.storage]
+        if again.storage in known or not possible(trace, again, operands[storage.birth]):
+            continue
         op_s = trace.ops[storage.birth or 0].duration_ns * 1e-9
-        if moved_s > max(_WORTH * op_s, longest.get(move.storage, (0.0,))[0]):
-            longest[move.storage] = (moved_s, op_s / moved_s, again)
+        if moved_s > max(_WORTH * op_s, longest.get(again.storage, (0.0,))[0]):
+            longest[again.storage] = (moved_s, op_s / moved_s, again)
     order = sorted(longest.values(), key=lambda entry: (entry[1], entry[2].storage))
     return [(again, moved_s) for moved_s, _, again in order]
 

@@ -13,7 +13,8 @@ These numbers satisfy every row of the program:
 - memory is freed only for bytes that are out, so at a checkpoint at least what is live beyond the
   budget is out, and at most what fits on the tiers;
 - from checkpoint to checkpoint, what is out of a period grows by what is written, and falls by what
-  is read. Outside of the period nothing of it is out;
+  is read. Outside of the period nothing of it is out; what was written before it, since the data
+  was last changed, is out as it begins;
 - what is given up without a write was written in an earlier period that shares the copy. It may be
   counted as given up at once: that makes more bytes out, never less.
 Periods that no checkpoint lies in are left out unless others use their copy; periods that begin and
@@ -54,11 +55,13 @@ class Groups:
     """Periods that the program can't tell apart, and their bytes together.
 
     They begin in the stretch ``first`` and end in the stretch ``last``, which is in the next lap
-    for periods around the end. ``position`` counts the groups before it that share its copies;
-    those have the numbers right before it. ``count`` is how many periods a group has, ``of_period``
-    the group of each period of the Columns, -1 for those that no checkpoint sees.
+    for periods around the end. From the stretch ``ready`` on, which may be in the lap before, their
+    data is what it is when they begin. ``position`` counts the groups before it that share its
+    copies; those have the numbers right before it. ``count`` is how many periods a group has,
+    ``of_period`` the group of each period of the Columns, -1 for those that no checkpoint sees.
     """
 
+    ready: Ints
     first: Ints
     last: Ints
     returns: Flags
@@ -90,8 +93,8 @@ def relaxation(on: Columns, hardware: Hardware) -> Relaxation:
     for most in _CHECKPOINTS:
         points = checkpoints(on, hardware.budget_bytes, most)
         groups = grouped(on, points)
-        span = int((groups.last - groups.first + 1).sum())
-        if 3 * span * len(hardware.tiers) <= _MOST_VARIABLES:
+        variables = 3 * (groups.last - groups.first + 1) + groups.first - groups.ready
+        if int(variables.sum()) * len(hardware.tiers) <= _MOST_VARIABLES:
             break
     return _Program(on, hardware, points, groups).solved()
 
@@ -113,8 +116,10 @@ def checkpoints(on: Columns, budget_bytes: int, most: int) -> Ints:
     starts = np.flatnonzero(np.append(True, cell[1:] != cell[:-1]))
     tops = np.maximum.reduceat(on.live, starts)
     is_top = np.flatnonzero(on.live == np.repeat(tops, np.diff(np.append(starts, on.n))))
-    # Where phases begin as well, or what one makes might be written while the one before it runs.
-    return np.union1d(is_top[np.unique(cell[is_top], return_index=True)[1]], on.phases)
+    # Where phases begin and end as well, or what one makes might be written while the one before it
+    # runs, and what one needs be read into memory that it frees only at its end.
+    points = np.union1d(is_top[np.unique(cell[is_top], return_index=True)[1]], on.phases)
+    return np.union1d(points, (on.phases - 1) % on.n)
 
 
 def grouped(on: Columns, points: Ints) -> Groups:
@@ -128,16 +133,19 @@ def grouped(on: Columns, points: Ints) -> Groups:
     first = stretch_of(periods.after)
     last = stretch_of(periods.after + periods.length)
     written = periods.written_at != NONE
+    ready = np.where(written, stretch_of(periods.after - periods.age), first)
     alone = ~written | (np.bincount(periods.copy)[periods.copy] == 1)
     kept = np.flatnonzero((last > first) | ~alone)
     kept = kept[np.lexsort((periods.age[kept], periods.copy[kept]))]
     code = ((first + 1) * (2 * count + 2) + last + 1) * 4 + periods.returns * 2 + written
+    code = code * (count + 1) + first - ready
     chain = _chains(periods.copy[kept], alone[kept], code[kept])
     numbers, example, group = np.unique(chain, return_index=True, return_inverse=True)
     of_period = np.full(len(periods), -1, np.int64)
     of_period[kept] = group
     at = kept[example]
     return Groups(
+        ready=ready[at],
         first=first[at],
         last=last[at],
         returns=periods.returns[at],
@@ -305,17 +313,28 @@ class _Program:
         if room < self._total / self._unit_bytes:
             filled = rows.new(count, -_INF, room)
             rows.add(filled[stretch[inner] % count], out, 1.0)
-        for chosen, channel, sign in ((g.written, written, 1.0), (g.returns, read, -1.0)):
-            mine = chosen[which]
-            flow = self._new(int(mine.sum()), 0.0, amount[which[mine]])
-            rows.add(balance[mine], flow, sign)
-            sums = rows.new(count, 0.0, 0.0)
-            rows.add(sums, channel, -1.0)
-            rows.add(sums[stretch[mine] % count], flow, 1.0)
-            if sign > 0:
-                rows.add(whole[which[mine]], flow, 1.0)
-                self._leaving.append((flow, which[mine], at))
-                self._add_given_up(at, balance, np.cumsum(spans) - spans, flow, which[mine], whole)
+        begin = np.cumsum(spans) - spans
+        # What is written before the period begins is out as it begins.
+        writer, when = _expanded(g.ready, g.last - g.ready + 1)
+        writer, when = writer[g.written[writer]], when[g.written[writer]]
+        place = begin[writer] + np.maximum(when - g.first[writer], 0)
+        flow = self._add_flow(written, amount[writer], when, balance[place], 1.0)
+        rows.add(whole[writer], flow, 1.0)
+        self._leaving.append((flow, writer, at))
+        self._add_given_up(at, balance, begin, flow, writer, whole)
+        back = g.returns[which]
+        self._add_flow(read, amount[which[back]], stretch[back], balance[back], -1.0)
+
+    def _add_flow(
+        self, channel: Ints, most: Floats, stretch: Ints, balance: Ints, sign: float
+    ) -> Ints:
+        """Bytes on a channel in each stretch, by group; they change what is out."""
+        flow = self._new(len(most), 0.0, most)
+        self._rows.add(balance, flow, sign)
+        sums = self._rows.new(self._stretches, 0.0, 0.0)
+        self._rows.add(sums, channel, -1.0)
+        self._rows.add(sums[stretch % self._stretches], flow, 1.0)
+        return flow
 
     def _add_given_up(
         self, at: int, balance: Ints, begin: Ints, written: Ints, writer: Ints, whole: Ints

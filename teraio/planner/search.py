@@ -7,7 +7,7 @@ bounds other than as a number to stop at.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -36,13 +36,13 @@ _SHARED_ROOMS: tuple[float | None, ...] = (1.0, 0.85, None)
 # What writing costs beside reading, when too much is written in a day.
 _WRITE_PRICES = (4.0, 16.0, 64.0)
 _TUNINGS = (
+    Tuning(pace=0.2, queue=30.0),
+    Tuning(pace=0.2, queue=30.0, headroom=0.03),
     Tuning(),
-    Tuning(patience=10.0, headroom=0.03),
-    Tuning(patience=10.0),
-    Tuning(headroom=0.03),
-    Tuning(patience=10.0, headroom=0.06),
-    Tuning(patience=3.0, headroom=0.06),
-    Tuning(patience=2.0, headroom=0.07),
+    Tuning(pace=0.4, queue=30.0),
+    Tuning(pace=0.7, headroom=0.03),
+    Tuning(pace=0.4, headroom=0.03),
+    Tuning(pace=0.2, queue=30.0, headroom=0.06),
 )
 _QUICK_SLACK = (0.0025, 0.05)
 # So many of the best tries are made again with the stalls that they have shown.
@@ -63,7 +63,7 @@ class _Terms:
     """What tries count on: seconds that pass during each op, what writing costs beside reading.
 
     ``timings`` keeps what has been made on these terms, by all that it depends on: tries that
-    differ only in patience choose the same periods and share out the same room.
+    differ only in pace choose the same periods and share out the same room.
     """
 
     op_s: Floats
@@ -192,15 +192,15 @@ class Search:
     def _made(self, terms: _Terms, tuning: Tuning, shared_room: float | None) -> Found:
         target = int(self._hardware.budget_bytes * (1.0 - tuning.headroom))
         target = max(target, self._least_bytes)
-        known = target, tuning.slack, shared_room
+        known = target, replace(tuning, pace=None, headroom=0.0), shared_room
         if known not in terms.timings:
             terms.timings[known] = self._timing(terms, *known)
-        choices = terms.timings[known].choices(tuning.patience)
+        choices = terms.timings[known].choices(tuning.pace)
         moves, spill_bytes = moves_with_extents(self._trace, self._hardware, choices)
         return Found(moves, spill_bytes, simulate(self._trace, self._hardware, moves))
 
     def _timing(
-        self, terms: _Terms, target: int, slack: tuple[float, ...], shared_room: float | None
+        self, terms: _Terms, target: int, tuning: Tuning, shared_room: float | None
     ) -> Timing:
         on, hardware, reuse_copies = self._on, self._hardware, self._options.reuse_copies
         selection = Selection(
@@ -215,7 +215,7 @@ class Search:
         if terms.write_price == 1.0:
             selection.seed(self._seed)
         selection.cover(target)
-        return timed(on, hardware, selection.tier_of, terms.op_s, slack, target, reuse_copies)
+        return timed(on, hardware, selection.tier_of, terms.op_s, tuning, target, reuse_copies)
 
     def _writes_too_much(self, found: Found) -> bool:
         limit = self._hardware.max_write_bytes_per_day

@@ -3,7 +3,8 @@
 In: a Trace, a Hardware, moves. Out: a Simulation. Must not know: how moves are chosen.
 
 The engine's rules, in the order in which they apply between op ``k`` and the next:
-1. moves with ``offload_after == k`` queue their write; clean ones are gone at once;
+1. moves with ``offload_after == k`` queue their write; clean ones are gone at once. Ops may read
+   what is being written;
 2. the next op's gate: the writes of all moves that must be gone before it are complete;
 3. moves with ``fetch_after == k`` queue their read (2 has made their memory free);
 4. the reads that the next op needs are complete; until then they go before all other reads.

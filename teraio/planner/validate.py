@@ -24,7 +24,7 @@ _ALIGNMENT = 4096
 class _Away:
     """A move in ops counted on past the last one: away from ``gone`` until before ``back``.
 
-    It leaves after ``left``; its copy must last until ``needed``.
+    Its write begins after ``left``; its copy must last until ``needed``.
     """
 
     left: int
@@ -169,7 +169,7 @@ class _Checker:
             self._check_live(index, storage, left, needed)
         if move.needed_by not in storage.uses:
             raise self._error(index, "the op it is needed by does not use it", needed)
-        self._check_no_use(index, storage, left, needed)
+        self._check_no_use(index, storage, left, gone, needed)
         return _Away(left, gone, last_away + 1, needed)
 
     def _check_live(self, index: int, storage: Storage, left: int, end: int) -> None:
@@ -177,15 +177,28 @@ class _Checker:
         if left < (storage.birth or 0) or end > last:
             raise self._error(index, "it moves outside of the storage's life", end)
 
-    def _check_no_use(self, index: int, storage: Storage, left: int, end: int) -> None:
+    def _check_no_use(self, index: int, storage: Storage, left: int, gone: int, end: int) -> None:
         events = storage.uses if storage.birth is None else (storage.birth, *storage.uses)
-        for shift in (0, self._n):
-            if end > left + 1 and shift <= end:
-                at = bisect_right(storage.uses, left - shift)
-                if at < len(storage.uses) and storage.uses[at] + shift < end:
-                    raise self._error(index, "it is used while away", storage.uses[at])
+        used = self._first_between(storage.uses, gone - 1, end)
+        if used is not None:
+            raise self._error(index, "it is used while away", used)
+        self._check_unchanged(index, storage, left, gone)
         if storage.birth is not None and left < events[0] < end:
             raise self._error(index, "it is allocated while away", events[0])
+
+    def _check_unchanged(self, index: int, storage: Storage, left: int, gone: int) -> None:
+        """Of what is written while its copy is made, the copy is none."""
+        changed = self._first_between(storage.writes, left, gone)
+        if changed is not None:
+            raise self._error(index, "it is changed after its write has begun", changed)
+
+    def _first_between(self, ops: tuple[int, ...], low: int, high: int) -> int | None:
+        """The first of ``ops`` after ``low`` and before ``high``, in this iteration or the next."""
+        for shift in (0, self._n):
+            at = bisect_right(ops, low - shift)
+            if at < len(ops) and ops[at] + shift < high:
+                return ops[at]
+        return None
 
     def _leaving_for_good(self, index: int, storage: Storage) -> _Away:
         move, n = self._plan.moves[index], self._n
@@ -194,8 +207,10 @@ class _Checker:
             if storage.uses:
                 raise self._error(index, "it is used again but never comes back", storage.uses[0])
             return _Away(left, gone, gone + n, left + n)
-        if storage.uses and storage.uses[-1] > left:
+        gone = gone if gone > left else gone + n
+        if storage.uses and storage.uses[-1] >= gone:
             raise self._error(index, "it is used again but never comes back", storage.uses[-1])
+        self._check_unchanged(index, storage, left, min(gone, n))
         last = storage.death
         if last is None:
             last = n - 1
@@ -204,7 +219,6 @@ class _Checker:
                 if heir.uses:
                     raise self._error(index, "it is used in the next iteration", heir.uses[0])
                 last = n + (heir.death or 0)
-        gone = gone if gone > left else gone + n
         if left < (storage.birth or 0) or gone > last or last - left > n:
             raise self._error(index, "it moves outside of the storage's life", gone)
         return _Away(left, gone, last + 1, last)

@@ -156,11 +156,13 @@ def _whereabouts(
     spans: list[tuple[list[Span], list[Span], list[Span]]] = [([], [], []) for _ in trace.storages]
     for index, move in enumerate(moves):
         writing, away, reading = spans[move.storage]
-        leave = end_s[move.offload_after]
+        leave = end_s[move.leaves_after(trace.storages[move.storage], len(trace.ops))]
         if index in writes:
             write = writes[index]
             writing += within((write.begin_s, write.end_s), iteration_s)
-            leave = write.end_s
+            latest_s = float(start_s[move.gone_before] - leave) % iteration_s
+            if float(write.end_s - leave) % iteration_s <= latest_s:
+                leave = write.end_s  # else it was written before
         if index in reads:
             read = reads[index]
             reading += within((read.begin_s, read.end_s), iteration_s)

@@ -171,6 +171,52 @@ def test_an_interrupt_while_planning_leads_to_another_plan(
     teraio.restore(training.model)
 
 
+def scaled_at_times(model: nn.Module, steps: int) -> list[str]:
+    """Losses of steps of which the sixth and seventh halve gradients and optimizer states."""
+    optimizer = torch.optim.Adam(model.parameters(), foreach=False)
+    generator = torch.Generator().manual_seed(1)
+    losses = []
+    for step in range(steps):
+        loss = model(torch.randn(256, 256, generator=generator)).square().mean()
+        loss.backward()
+        if step in (5, 6):
+            for weight in model.parameters():
+                weight.grad.mul_(0.5)  # type: ignore[union-attr]
+        optimizer.step()
+        if step in (5, 6):
+            for weight in model.parameters():
+                optimizer.state[weight]["exp_avg"].mul_(0.5)
+                optimizer.state[weight]["exp_avg_sq"].mul_(0.5)
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()).hex())
+    return losses
+
+
+def test_a_copy_written_while_its_data_is_read_is_not_used_once_that_has_changed(
+    spill: str,
+) -> None:
+    def stack() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(*(nn.Linear(256, 256, bias=False) for _ in range(12)))
+
+    expected = scaled_at_times(stack(), 10)
+    model = teraio.offload(stack(), memory_budget="7MiB", ssd=spill)
+    stress(1000)
+    losses = scaled_at_times(model, 10)
+    stress(0)
+    report = teraio.report(model)
+    assert report.plan is not None and report.trace is not None
+    early = [
+        report.trace.storages[move.storage].kind
+        for move in report.plan.moves
+        if move.leaves_after(report.trace.storages[move.storage], len(report.trace.ops))
+        != move.offload_after
+    ]
+    assert "optimizer_state" in early
+    assert losses == expected
+    teraio.restore(model)
+
+
 def test_a_long_run_keeps_only_the_latest_reports(
     spill: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

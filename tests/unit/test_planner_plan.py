@@ -67,8 +67,8 @@ def test_any_budget_from_the_least_on_gives_a_valid_plan_within_it(
 
 
 TUNINGS = [
-    Tuning(patience=10.0),
-    Tuning(patience=1.0, headroom=0.2, slack=(0.1, 1.0)),
+    Tuning(pace=0.2, queue=30.0),
+    Tuning(pace=1.0, headroom=0.2, slack=(0.1, 1.0)),
     Tuning(slack=()),
 ]
 
@@ -97,8 +97,8 @@ def test_every_way_of_planning_keeps_the_rules(
     seed = data.draw(st.lists(tiers, min_size=count, max_size=count))
     selection.seed(np.array(seed, np.int64))
     selection.cover(machine.budget_bytes)
-    timing = timed(on, machine, selection.tier_of, op_s, tuning.slack, machine.budget_bytes, reuse)
-    moves, spill_bytes = moves_with_extents(trace, machine, timing.choices(tuning.patience))
+    timing = timed(on, machine, selection.tier_of, op_s, tuning, machine.budget_bytes, reuse)
+    moves, spill_bytes = moves_with_extents(trace, machine, timing.choices(tuning.pace))
     made = plan_of(trace, moves, spill_bytes)
     if all(use.space_bytes <= tier.capacity_bytes for use, tier in uses(trace, machine, moves)):
         validate(trace, machine, made)
@@ -273,13 +273,13 @@ def test_small_storages_stay_unless_they_must_go(transformer: Trace) -> None:
     assert len(made.moves) < 200
 
 
-def test_tries_that_differ_in_patience_share_what_else_they_are_made_of(
+def test_tries_that_differ_in_pace_share_what_else_they_are_made_of(
     transformer: Trace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[tuple[bytes, int]] = []
+    made: list[tuple[bytes, Tuning, int]] = []
 
     def counted(on: Columns, machine: Hardware, tiers: Ints, op_s: Floats, *rest: Any) -> Timing:
-        made.append((op_s.tobytes(), rest[1]))
+        made.append((op_s.tobytes(), rest[0], rest[1]))
         return timed(on, machine, tiers, op_s, *rest)
 
     monkeypatch.setattr("teraio.planner.search.timed", counted)

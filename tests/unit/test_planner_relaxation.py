@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from teraio.planner import least_budget, live_by_op, plan, simulate, validate
-from teraio.planner.columns import columns
+from teraio.planner.columns import NONE, columns
 from teraio.planner.relaxation import relaxation
 from teraio.records import Extent, Hardware, Move, Trace
 from tests.unit import strategies
@@ -86,7 +87,8 @@ def test_no_plan_of_the_planner_beats_it(case: tuple[Trace, Hardware]) -> None:
 
 
 def random_moves(draw: Any, on: Trace) -> list[Move]:
-    """Moves in some of the periods, at any ops that they allow, each with its own extent."""
+    """Moves in some of the periods, at any ops that they allow, each with its own extent; writes
+    begin at any op since the data was changed."""
     periods, n = columns(on).periods, len(on.ops)
     moves: list[Move] = []
     for i in range(len(periods)):
@@ -94,6 +96,10 @@ def random_moves(draw: Any, on: Trace) -> list[Move]:
             continue
         after, length = int(periods.after[i]), int(periods.length[i])
         gone = draw(st.integers(0, length - 1))
+        alone = np.count_nonzero(periods.storage == periods.storage[i]) == 1
+        early = 0
+        if alone and periods.written_at[i] != NONE:
+            early = draw(st.integers(0, max(0, min(int(periods.age[i]), n - 1 - length))))
         end = draw(st.integers(gone, length - 1))
         comes_back = bool(periods.returns[i])
         size = -(-int(periods.nbytes[i]) // 4096) * 4096
@@ -103,7 +109,7 @@ def random_moves(draw: Any, on: Trace) -> list[Move]:
                 tier="ssd",
                 extent=Extent(offset=sum(m.extent.nbytes for m in moves), nbytes=size),
                 write=True,
-                offload_after=after,
+                offload_after=(after - early) % n,
                 gone_before=(after + 1 + gone) % n,
                 fetch_after=(after + 1 + end) % n if comes_back else None,
                 needed_by=int(periods.before[i]) if comes_back else None,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from teraio.planner import live_by_op
 from teraio.planner.columns import columns
 from teraio.planner.memory import Profile
-from teraio.planner.timing import Choice, Timing, timed
+from teraio.planner.timing import Choice, Timing, Tuning, timed
 from teraio.records import Hardware, Trace
 from tests.unit.test_planner_plan import cases
 from tests.unit.traces import hardware, transformer_trace
@@ -61,14 +61,16 @@ def test_a_move_asks_for_room_until_it_meets_none(monkeypatch: pytest.MonkeyPatc
     assert 0 < sum(asked) <= len(choices)
 
 
-@given(st.floats(0.0, 100.0))
+@given(st.floats(0.01, 100.0))
 @settings(max_examples=20, deadline=None)
-def test_patience_changes_nothing_but_when_writes_begin(patience: float) -> None:
+def test_pace_changes_nothing_but_when_writes_begin(pace: float) -> None:
     trace = transformer_trace(layers=2)
     on = columns(trace)
     machine = hardware(int(on.live.max()) // 2)
     tiers = np.zeros(len(on.periods), np.int64)
-    timing = timed(on, machine, tiers, on.duration_s, SLACK, machine.budget_bytes, True)
-    for early, late in zip(timing.choices(float("inf")), timing.choices(patience), strict=True):
+    timing = timed(
+        on, machine, tiers, on.duration_s, Tuning(slack=SLACK), machine.budget_bytes, True
+    )
+    for early, late in zip(timing.choices(None), timing.choices(pace), strict=True):
         assert replace(late, leave=early.leave) == early
         assert early.leave <= late.leave <= late.first
