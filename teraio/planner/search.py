@@ -36,13 +36,13 @@ _SHARED_ROOMS: tuple[float | None, ...] = (1.0, 0.85, None)
 # What writing costs beside reading, when too much is written in a day.
 _WRITE_PRICES = (4.0, 16.0, 64.0)
 _TUNINGS = (
-    Tuning(pace=0.2, queue=30.0),
     Tuning(pace=0.2, queue=30.0, headroom=0.03),
+    Tuning(pace=0.2, queue=30.0),
+    Tuning(pace=0.4, queue=10.0, headroom=0.03),
     Tuning(),
-    Tuning(pace=0.4, queue=30.0),
-    Tuning(pace=0.7, headroom=0.03),
-    Tuning(pace=0.4, headroom=0.03),
     Tuning(pace=0.2, queue=30.0, headroom=0.06),
+    Tuning(pace=0.4, queue=30.0),
+    Tuning(pace=0.4, headroom=0.03),
 )
 _QUICK_SLACK = (0.0025, 0.05)
 # So many of the best tries are made again with the stalls that they have shown.
