@@ -4,13 +4,15 @@ In: a Job as JSON, then on stdin one word per line: ``build``, ``step N``, ``fin
 line of JSON per word: ``{"loaded": ...}`` at first, ``{"built": ...}``, ``{"step": ...}``,
 ``{"outcome": ...}``, or ``{"unavailable": reason}``. Must not know: other runs, tables.
 
-Between words the process sleeps, so several of them can take turns on one machine.
+Between words the process is stopped, so several of them can take turns on one machine.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -32,6 +34,8 @@ from benchmarks.meters import (
 from benchmarks.models import Batches, warm_up
 from benchmarks.shapes import SHAPES
 from benchmarks.systems import Unavailable, starter
+
+_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
 class Run:
@@ -144,7 +148,13 @@ def _channel() -> Iterator[TextIO]:
         yield channel
 
 
+def _end_with_parent() -> None:
+    """A stopped process would outlive a parent that is killed."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def main() -> None:
+    _end_with_parent()
     job = decode(Job, json.loads(sys.argv[1]))
     with _channel() as channel:
 

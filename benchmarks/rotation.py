@@ -3,8 +3,8 @@
 In: a Comparison and what the machine offers. Out: Compared. Must not know: systems, tables.
 
 As many runs as fit into memory are alive at once. In every turn each of them makes one step while
-the others sleep; every turn begins with another one. The ideal run takes part in all turns, so each
-step of any system has a step of the ideal run next to it.
+the others are stopped; every turn begins with another one. The ideal run takes part in all turns,
+so each step of any system has a step of the ideal run next to it.
 """
 
 from __future__ import annotations

@@ -32,7 +32,8 @@ class RunFailed(RuntimeError):
 
 
 class Worker:
-    """One child process. It sleeps whenever it isn't asked for something."""
+    """One child process. It is stopped whenever it isn't asked for something: all of its threads,
+    or what still moves after a step would take from the step of another one, and cost nothing."""
 
     def __init__(self, job: Job, answer_s: float = ANSWER_S) -> None:
         """Returns once libraries are loaded. Raises Unavailable or RunFailed."""
@@ -66,10 +67,13 @@ class Worker:
             if self.job.confined and self.job.limit_bytes is not None:
                 self._group = ControlGroup(self._process.pid, self.job.limit_bytes)
             self._ask("build", "built")
+            self._pause()
 
     def step(self, turn: int) -> Step:
         with self._closing_on_error():
-            return decode(Step, self._ask(f"step {turn}", "step"))
+            step = decode(Step, self._ask(f"step {turn}", "step"))
+            self._pause()
+            return step
 
     def finish(self) -> Outcome:
         with self._closing_on_error():
@@ -95,9 +99,13 @@ class Worker:
     def _closing_on_error(self) -> _ClosingOnError:
         return _ClosingOnError(self)
 
+    def _pause(self) -> None:
+        self._process.send_signal(signal.SIGSTOP)
+
     def _ask(self, word: str, key: str) -> Any:
         if self._process.stdin is None:
             raise RunFailed("the run has no input")
+        self._process.send_signal(signal.SIGCONT)
         try:
             self._process.stdin.write(word + "\n")
             self._process.stdin.flush()
