@@ -164,9 +164,9 @@ uint64_t Engine::need_of(const Frame& f) const {
       if (block->trace_index < 0) continue;
       growth = std::max(growth, static_cast<double>(block->nbytes) / static_cast<double>(planned_bytes(block)));
     }
-    const uint64_t need = schedule_->need();
-    if (growth == 1) return std::max(need, f.results);
-    return std::max(std::min(static_cast<uint64_t>(growth * static_cast<double>(need)), budget_ / 2), f.results);
+    uint64_t need = schedule_->need();
+    if (growth > 1) need = std::min(static_cast<uint64_t>(growth * static_cast<double>(need)), budget_ / 2);
+    return std::max(need, f.results);
   }
   uint64_t operands = 0;
   for (const auto& pinned : f.pinned) operands += pinned.block->nbytes;

@@ -146,12 +146,11 @@ class Move:
     """One storage leaves during one inactive period, and comes back if it is used again.
 
     Its write starts after op ``offload_after``; ops that only read it may still come then. Its
-    memory is free during the ops from
-    ``gone_before`` to ``fetch_after``, both included, counted cyclically; coming back starts after
-    op ``fetch_after`` and must be done before op ``needed_by``. ``write`` is False when the tier
-    still holds a valid copy, so leaving costs nothing. ``fetch_after`` and ``needed_by`` are None
-    for a storage that is freed without being used again: then its memory is free from
-    ``gone_before`` to its death.
+    memory is free during the ops from ``gone_before`` to ``fetch_after``, both included, counted
+    cyclically; coming back starts after op ``fetch_after`` and must be done before op
+    ``needed_by``. ``write`` is False when the tier still holds a valid copy, so leaving costs
+    nothing. ``fetch_after`` and ``needed_by`` are None for a storage that is freed without being
+    used again: then its memory is free from ``gone_before`` to its death.
     """
 
     storage: int

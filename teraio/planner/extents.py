@@ -96,13 +96,13 @@ def _copies(trace: Trace, choices: Sequence[Choice], here: Sequence[int]) -> lis
 def _copy(
     trace: Trace, storage: int, always: bool, members: list[int], choices: Sequence[Choice], n: int
 ) -> _Copy:
-    members = sorted(members, key=lambda index: age(choices[index].period, n))
-    first, last = choices[members[0]], choices[members[-1]].period
+    """The copy that ``members`` share, which are sorted by age."""
     nbytes = aligned(trace.storages[storage].nbytes)
     periods: list[Period] = [choices[index].period for index in members]
     back = min((p.before for p in periods if p.before is not None), default=n)
     if always:
         return _Copy(storage, nbytes, 0, n, True, tuple(members), back)
+    first, last = choices[members[0]], periods[-1]
     start = min(first.leave, first.period.after)
     end = first.period.after + age(last, n) - age(first.period, n) + last.length + 1
     return _Copy(storage, nbytes, start, end, end - start >= n, tuple(members), back)

@@ -133,7 +133,7 @@ class Timing:
         reuse_copies: bool,
     ) -> None:
         periods = on.periods
-        self._on, self._used, self._budget = on, used, hardware.budget_bytes
+        self._on, self._budget = on, hardware.budget_bytes
         self._clock = _Clock(op_s)
         self._writes = writing(on, used, reuse_copies)
         self._returns = periods.returns[used]
