@@ -10,6 +10,8 @@ namespace {
 
 // Below this, malloc's heap serves: fewer mappings, and no huge page to gain.
 constexpr size_t kPooled = size_t{128} << 10;
+// What remains of cut pages and is smaller would only make searches longer.
+constexpr size_t kWorthKeeping = size_t{64} << 10;
 
 char* map_pages(size_t nbytes) {
   const size_t slack = nbytes >= kHugePage ? kHugePage : 0;
@@ -39,8 +41,8 @@ bool move_pages(char* from, char* to, size_t nbytes) {
 // Programs need other sizes in their forward pass than in the optimizer's step, and a new mapping costs the kernel
 // zeroing all its pages, ten times what moving them costs. So what has no piece of its size is put together from
 // the pages of others: whole huge pages one by one, and what a size has beyond them (small pages) from another
-// piece's. A piece of 2 MiB or more begins at a huge page, and mremap takes a range of one mapping only: huge
-// pages and ends are what stays in one.
+// piece's, or else from a huge page that is cut. A piece of 2 MiB or more begins at a huge page, and mremap takes a
+// range of one mapping only: huge pages and ends are what stays in one.
 void* PagePool::take(size_t nbytes) {
   if (nbytes < kPooled) {
     void* memory = nullptr;
@@ -78,15 +80,23 @@ void PagePool::move_end(char* to, size_t nbytes) {
     const size_t spare = piece->first % kHugePage;
     if (spare >= nbytes && (from == free_.end() || spare < from->first % kHugePage)) from = piece;
   }
+  const bool cut = from == free_.end();
+  if (cut) from = oldest(kHugePage);
   if (from == free_.end()) return;
   const auto [whole, piece] = *from;
-  const size_t spare = whole % kHugePage;
-  char* source = piece.memory + (whole - spare);
+  const size_t huge = whole / kHugePage * kHugePage;
+  char* source = piece.memory + (cut ? 0 : huge);
+  const size_t spare = (cut ? kHugePage : whole - huge) - nbytes;
   if (!move_pages(source, to, nbytes)) return;
-  if (spare > nbytes) munmap(source + nbytes, spare - nbytes);
   free_.erase(from);
   cached_ -= whole;
-  if (whole > spare) keep(piece, whole - spare);
+  if (spare >= kWorthKeeping) {
+    keep({source + nbytes, piece.stamp}, spare);
+  } else if (spare > 0) {
+    munmap(source + nbytes, spare);
+  }
+  if (cut && whole > kHugePage) keep({piece.memory + kHugePage, piece.stamp}, whole - kHugePage);
+  if (!cut && huge > 0) keep(piece, huge);
 }
 
 void PagePool::give(void* memory, size_t nbytes) {
