@@ -268,6 +268,17 @@ void Engine::begin(Frame& f, const std::vector<Operand>& operands) {
   enter(f);
   if (!done_.empty()) drain();
   if (!fetch_queue_.empty()) start_waiting_fetches(lock);
+  if (short_of_room_ > 0 && f.pinned.empty()) {
+    const bool all_here = std::all_of(operands.begin(), operands.end(), [](const Operand& operand) {
+      return !operand.data || operand.block->state == State::kResident;
+    });
+    if (!all_here) {
+      lock.unlock();
+      gil.release();
+      lock.lock();
+      let_others_have_room(lock);
+    }
+  }
   bool missing = false, settled = true;
   for (const Operand& operand : operands) {
     link(operand.block, operand.storage);
@@ -581,6 +592,7 @@ void Engine::adopt(Block* block, c10::StorageImpl* storage, std::string name) {
 }
 
 void Engine::hold_locked(Block* block, c10::StorageImpl* storage, Lock& lock) {
+  if (block->state != State::kResident) let_others_have_room(lock);
   link(block, storage);
   ++block->pins;
   try {
@@ -766,7 +778,7 @@ void Engine::after_fork_in_child() {
   any_done_ = false;
   // Other threads don't live on, and a condition variable that counts them among its waiters would wait for them.
   new (&changed_) std::condition_variable;
-  waiters_ = waiting_threads_ = 0;
+  waiters_ = waiting_threads_ = short_of_room_ = 0;
   pinning_threads_ = frame().entered ? 1 : 0;
   for (Block* block : blocks_) {
     if (block->state == State::kResident || block->state == State::kLeaving) continue;

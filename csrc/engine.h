@@ -262,6 +262,11 @@ class Engine {
       free_garbage();
       condition.wait(lock_, changed);
     }
+    template <class Duration, class Changed>
+    void wait_for(std::condition_variable& condition, Duration most, Changed&& changed) {
+      free_garbage();
+      condition.wait_for(lock_, most, changed);
+    }
 
    private:
     Engine& engine_;
@@ -289,6 +294,7 @@ class Engine {
   void make_resident(Frame& frame, Lock& lock);
   void fetch_now(Block* block, Lock& lock);
   void hold_locked(Block* block, c10::StorageImpl* storage, Lock& lock);
+  void let_others_have_room(Lock& lock);
   void make_room(uint64_t nbytes, Lock& lock, int32_t storage = -1);
   void make_room_if_possible(uint64_t nbytes, Lock& lock);
   bool wait_for_collective(Lock& lock, int64_t& begun_ns);
@@ -412,6 +418,7 @@ class Engine {
   int waiters_ = 0;
   int pinning_threads_ = 0;  // threads inside an op that has touched a block
   int waiting_threads_ = 0;  // those of them that wait for memory
+  int short_of_room_ = 0;    // threads that wait until others have left, see [Note: taking turns]
 
   std::unordered_map<std::string, uint32_t> op_ids_;
   std::vector<std::string> op_names_;

@@ -21,6 +21,7 @@ constexpr size_t kVictimsKept = 256;
 constexpr uint64_t kVictimsLast = 64;  // ops
 constexpr auto kCollectivesAskedEvery = std::chrono::microseconds(200);
 constexpr int64_t kCollectivesLastNs = 60'000'000'000;
+constexpr auto kTurnLasts = std::chrono::seconds(1);
 
 }  // namespace
 
@@ -41,6 +42,25 @@ void Engine::wait(Lock& lock, int32_t storage, bool memory) {
   drain();
   // What the plan fetches must not take the memory that the device's allocator lacks.
   if (!fetch_queue_.empty() && !frame().freeing) start_waiting_fetches(lock);
+}
+
+// [Note: taking turns]
+// An op that needs much room would never find it while ops on other threads take what gets free, or want back what was
+// about to leave for it. So what holds nothing yet lets those go first that wait already. They may need what it holds
+// in other ways (a lock of the program's own), so it doesn't wait for ever.
+void Engine::let_others_have_room(Lock& lock) {
+  Frame& f = frame();
+  if (short_of_room_ == 0 || !f.pinned.empty() || f.freeing || at::get_thread_num() > 0) return;
+  const int64_t begin = now_ns();
+  const int self = f.entered ? 1 : 0;
+  waiting_threads_ += self;
+  notify();
+  ++waiters_;
+  lock.wait_for(changed_, kTurnLasts, [this] { return short_of_room_ == 0; });
+  --waiters_;
+  waiting_threads_ -= self;
+  f.waited = true;
+  if (f.training) note_stall(-1, true, now_ns() - begin);
 }
 
 void Engine::note_stall(int32_t storage, bool memory, int64_t ns) {
@@ -96,6 +116,19 @@ void Engine::make_room(uint64_t nbytes, Lock& lock, int32_t storage) {
   const int self = frame().entered ? 1 : 0;
   const int employer = at::get_thread_num() > 0 ? 1 : 0;
   int64_t waiting_for_collectives_ns = 0;
+  struct Wait {
+    Engine& engine;
+    bool begun = false;
+    void begin() {
+      if (!std::exchange(begun, true)) ++engine.short_of_room_;
+    }
+    ~Wait() {
+      if (!begun) return;
+      --engine.short_of_room_;
+      engine.notify();
+    }
+  } short_of_room{*this};
+  let_others_have_room(lock);
   for (;;) {
     if (!done_.empty()) drain();
     lock.free_garbage();
@@ -113,6 +146,7 @@ void Engine::make_room(uint64_t nbytes, Lock& lock, int32_t storage) {
         throw BudgetError(over_budget(nbytes));
       }
     }
+    short_of_room.begin();
     waiting_threads_ += self;
     wait(lock, storage, true);
     waiting_threads_ -= self;
@@ -241,6 +275,7 @@ void Engine::find_victims() {
 void Engine::start_leaving(Block* block, bool urgent, std::optional<Slot> planned, bool natively) {
   if (drop(block)) return;
   if (block->transfer != nullptr) {  // its copy is still being written, and nothing has changed it since
+    if (urgent && block->tier == TierKind::kSpill) spill_->promote(block->transfer);
     leave(block);
     return;
   }
@@ -444,7 +479,7 @@ void Engine::detach(Block* block) {
 
 void Engine::start_waiting_fetches(Lock& lock) {
   // A codec that lacks memory of the device comes here; what an I/O thread takes would belong to its stream.
-  if (SpillSpace::on_io_thread()) return;
+  if (SpillSpace::on_io_thread() || short_of_room_ > 0) return;
   while (!fetch_queue_.empty()) {
     const uint64_t id = fetch_queue_.front();
     Block* block = find_block(id);

@@ -440,3 +440,29 @@ def test_memory_put_together_from_freed_pieces_belongs_to_one_tensor_alone(
             held.pop(number % len(held))
     for value, tensor in held:
         assert bool((tensor == value).all())
+
+
+def test_an_op_that_needs_much_room_gets_it_while_other_threads_go_on(engine: nn.Module) -> None:
+    """They want back what is about to leave, and take whatever has left."""
+    tensors = [torch.zeros(64 * KIB) for _ in range(40)]  # 10 MiB
+    stress(20_000)
+    stopped, ops = threading.Event(), [0] * 4
+
+    def change(thread: int) -> None:
+        while not stopped.is_set():
+            tensors[(ops[thread] * 7 + thread * 10) % len(tensors)].add_(1)
+            ops[thread] += 1
+
+    threads = [threading.Thread(target=change, args=(thread,)) for thread in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        while min(ops) < 5:
+            time.sleep(0.01)
+        before = sum(ops)
+        assert torch.ones(MIB).sum().item() == MIB  # 4 MiB
+        assert sum(ops) - before < 200, sum(ops) - before
+    finally:
+        stopped.set()
+        for thread in threads:
+            thread.join()
