@@ -46,11 +46,12 @@ void Engine::wait(Lock& lock, int32_t storage, bool memory) {
 
 // [Note: taking turns]
 // An op that needs much room would never find it while ops on other threads take what gets free, or want back what was
-// about to leave for it. So what holds nothing yet lets those go first that wait already. They may need what it holds
-// in other ways (a lock of the program's own), so it doesn't wait for ever.
+// about to leave for it. So an op that holds nothing yet lets those go first that wait already, and so do the plan's
+// fetches. They may need what its thread holds in other ways (a lock of the program's own), so it doesn't wait for ever.
 void Engine::let_others_have_room(Lock& lock) {
   Frame& f = frame();
-  if (short_of_room_ == 0 || !f.pinned.empty() || f.freeing || at::get_thread_num() > 0) return;
+  const bool holds = !f.pinned.empty() || f.apart || f.freeing || at::get_thread_num() > 0;
+  if (short_of_room_ == 0 || holds) return;
   const int64_t begin = now_ns();
   const int self = f.entered ? 1 : 0;
   waiting_threads_ += self;
