@@ -273,9 +273,7 @@ void Engine::begin(Frame& f, const std::vector<Operand>& operands) {
       return !operand.data || operand.block->state == State::kResident;
     });
     if (!all_here) {
-      lock.unlock();
-      gil.release();
-      lock.lock();
+      lock.release_gil(gil);
       let_others_have_room(lock);
     }
   }
@@ -292,11 +290,12 @@ void Engine::begin(Frame& f, const std::vector<Operand>& operands) {
   }
   const bool cramped = begins && used() + need_of(f) > budget_;
   if ((!missing && !cramped && settled) || forked_) return;
-  lock.unlock();
-  gil.release();
-  lock.lock();
+  lock.release_gil(gil);
   if (missing || !settled) make_resident(f, lock);
-  if (begins) make_room_if_possible(need_of(f), lock);  // it may need less
+  if (begins) {
+    let_others_have_room(lock);
+    make_room_if_possible(need_of(f), lock);  // it may need less
+  }
   if (f.waited && begins && recording_) f.resumed = accelerator_->event(*f.stream, true);
 }
 

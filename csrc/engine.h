@@ -29,6 +29,8 @@
 
 namespace teraio {
 
+class GilRelease;
+
 enum class Phase : uint8_t { kForward, kBackward, kOptimizer, kOther };
 
 // What the observer knows of an op's operand.
@@ -254,6 +256,8 @@ class Engine {
     Lock& operator=(const Lock&) = delete;
     void lock() { lock_.lock(); }
     void unlock();
+    // Before the thread waits for what others do: they may need the GIL, and hold it while they wait for the mutex.
+    void release_gil(GilRelease& gil);
     void free_garbage() {
       if (!engine_.garbage_.empty() || !engine_.old_recipes_.empty()) unlock(), lock();
     }

@@ -37,9 +37,8 @@ Block* Engine::allocate(size_t nbytes, bool pin_to_frame) {
   GilRelease gil(std::defer_lock);
   Lock lock(*this);
   if (active() && !forked_ && used() + block->nbytes > budget_) {
-    lock.unlock();
-    gil.release();
-    lock.lock();
+    lock.release_gil(gil);
+    let_others_have_room(lock);
     make_room(block->nbytes, lock);
   }
   take_memory(block.get());
@@ -103,6 +102,7 @@ void Engine::small_allocated(size_t nbytes) {
   if (used() <= budget_) return;
   const GilRelease gil;
   Lock lock(*this);
+  let_others_have_room(lock);
   try {
     make_room(0, lock);
   } catch (...) {
@@ -230,6 +230,12 @@ void Engine::Lock::unlock() {
   lock_.unlock();
   recipes.clear();
   if (!garbage.empty()) engine_.free_garbage(std::move(garbage));
+}
+
+void Engine::Lock::release_gil(GilRelease& gil) {
+  unlock();
+  gil.release();
+  lock();
 }
 
 void Engine::free_garbage(std::vector<Garbage> garbage) noexcept {

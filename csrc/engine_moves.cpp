@@ -129,7 +129,6 @@ void Engine::make_room(uint64_t nbytes, Lock& lock, int32_t storage) {
       engine.notify();
     }
   } short_of_room{*this};
-  let_others_have_room(lock);
   for (;;) {
     if (!done_.empty()) drain();
     lock.free_garbage();

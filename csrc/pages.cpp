@@ -95,8 +95,8 @@ void PagePool::move_end(char* to, size_t nbytes) {
   } else if (spare > 0) {
     munmap(source + nbytes, spare);
   }
-  if (cut && whole > kHugePage) keep({piece.memory + kHugePage, piece.stamp}, whole - kHugePage);
-  if (!cut && huge > 0) keep(piece, huge);
+  const size_t rest = cut ? whole - kHugePage : huge;
+  if (rest > 0) keep({piece.memory + (cut ? kHugePage : 0), piece.stamp}, rest);
 }
 
 void PagePool::give(void* memory, size_t nbytes) {

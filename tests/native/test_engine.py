@@ -421,27 +421,6 @@ def test_large_storages_are_striped_over_all_folders(tmp_path: Path) -> None:
         teraio.restore(module)
 
 
-PIECES = st.lists(st.tuples(st.integers(16, 1500), st.integers(0, 3)), min_size=1, max_size=40)
-
-
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(pieces=PIECES)
-def test_memory_put_together_from_freed_pieces_belongs_to_one_tensor_alone(
-    engine: nn.Module, pieces: list[tuple[int, int]]
-) -> None:
-    held: list[tuple[float, torch.Tensor]] = []
-    for number, (kilobytes_of_pages, freed) in enumerate(pieces):
-        tensor = torch.empty(kilobytes_of_pages * KIB, dtype=torch.float32)
-        held.append((float(number), tensor.fill_(number)))
-        # Which one goes changes from turn to turn, so that pieces of many sizes lie free.
-        for _ in range(min(freed, len(held))):
-            held.pop(number % len(held))
-    for value, tensor in held:
-        assert bool((tensor == value).all())
-
-
 def test_an_op_that_needs_much_room_gets_it_while_other_threads_go_on(engine: nn.Module) -> None:
     """They want back what is about to leave, and take whatever has left."""
     tensors = [torch.zeros(64 * KIB) for _ in range(40)]  # 10 MiB

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 import teraio
@@ -36,7 +38,7 @@ def tensors_of(nbytes: int, count: int) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("given", "taken"),
+    ("before", "after"),
     [
         ([(6 * MIB, 6)], [(4 * MIB, 9)]),  # huge pages
         ([(6 * MIB, 6)], [(1152 * KIB, 18)]),  # smaller than a huge page, so one is cut
@@ -48,12 +50,34 @@ def tensors_of(nbytes: int, count: int) -> list[torch.Tensor]:
     ],
 )
 def test_pages_given_back_serve_other_sizes(
-    given: list[tuple[int, int]], taken: list[tuple[int, int]]
+    before: list[tuple[int, int]], after: list[tuple[int, int]]
 ) -> None:
-    before = [tensor for size in given for tensor in tensors_of(*size)]
-    faults_of_filling(before)
-    before.clear()
-    after = [tensor for size in taken for tensor in tensors_of(*size)]
-    pages = sum(nbytes * count for nbytes, count in taken) // PAGE
-    assert faults_of_filling(after) < pages // 20
-    assert all(bool((tensor == value).all()) for value, tensor in enumerate(after))
+    tensors = [tensor for size in before for tensor in tensors_of(*size)]
+    faults_of_filling(tensors)
+    tensors.clear()
+    tensors = [tensor for size in after for tensor in tensors_of(*size)]
+    pages = sum(nbytes * count for nbytes, count in after) // PAGE
+    assert faults_of_filling(tensors) < pages // 20
+    assert all(bool((tensor == value).all()) for value, tensor in enumerate(tensors))
+
+
+# How many pages a tensor takes, and how many tensors go after it.
+TURNS = st.lists(st.tuples(st.integers(16, 1500), st.integers(0, 3)), min_size=1, max_size=40)
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(turns=TURNS)
+def test_memory_put_together_from_freed_pieces_belongs_to_one_tensor_alone(
+    turns: list[tuple[int, int]],
+) -> None:
+    held: list[tuple[int, torch.Tensor]] = []
+    for number, (pages, going) in enumerate(turns):
+        tensor = torch.empty(pages * PAGE // 4, dtype=torch.float32)
+        held.append((number, tensor.fill_(number)))
+        # Which one goes changes from turn to turn, so that pieces of many sizes lie free.
+        for _ in range(min(going, len(held))):
+            held.pop(number % len(held))
+    for value, tensor in held:
+        assert bool((tensor == value).all())
