@@ -19,6 +19,8 @@ KVIKIO := kvikio-cu12 libkvikio-cu12 nvidia-cufile-cu12 rapids-logger cuda-pathf
 BIN    := $(VENV)/bin
 NATIVE := $(wildcard csrc/*.cpp csrc/*.h)
 export MAX_JOBS
+# PyTorch looks for ninja there.
+export PATH := $(PATH):$(abspath $(BIN))
 .DELETE_ON_ERROR:
 .PHONY: demo test test-kvikio sanitize gpu lint build clean
 

@@ -16,8 +16,10 @@ from torch.utils.cpp_extension import BuildExtension, CppExtension, include_path
 ROOT = Path(__file__).parent
 
 # Headers of others are system headers, so that the warnings below count for our own sources only.
+# They are errors in CI alone, where TERAIO_CXXFLAGS says so: what a newer compiler finds should not
+# keep anybody from building.
 SYSTEM_DIRS = [*include_paths(), sysconfig.get_paths()["include"]]
-WARNINGS = ["-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Wno-sign-conversion", "-Werror"]
+WARNINGS = ["-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Wno-sign-conversion"]
 
 
 def native_extension() -> CppExtension:

@@ -154,7 +154,7 @@ py::object run_graph(const py::object& call, const py::sequence& inputs, const p
     PyObject* input = held.back().ptr();
     if (THPVariable_Check(input)) tensors.push_back({&THPVariable_Unpack(input), writes[i]});
   }
-  for (const py::handle constant : constants) {
+  for (const auto& constant : constants) {
     if (THPVariable_Check(constant.ptr())) tensors.push_back({&THPVariable_Unpack(constant.ptr()), false});
   }
   observer::Graph running(name, static_cast<observer::GraphKind>(kind), module, tensors);

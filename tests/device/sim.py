@@ -14,6 +14,7 @@ import contextlib
 import fcntl
 import functools
 import hashlib
+import os
 import shutil
 import sys
 import types
@@ -34,7 +35,7 @@ FLAGS = [
     "-Wall",
     "-Wextra",
     "-Wshadow",
-    "-Werror",
+    *os.environ.get("TERAIO_CXXFLAGS", "").split(),
 ]
 
 
