@@ -173,14 +173,16 @@ Block* rehome(c10::StorageImpl* storage) {
   if (Engine::instance().accelerator() != nullptr) return block_on_device(storage);
   if (Block* block = block_of(storage)) return block;
   const at::DataPtr& data = storage->_mutable_data_ptr_no_checks();
-  const bool plain = storage->device_type() == c10::kCPU && data.get() != nullptr && storage->resizable() &&
+  // From the default allocator, and nobody else's: an owner beside the storage would be the context.
+  const bool plain = storage->device_type() == c10::kCPU && data.get() != nullptr &&
+                     data.get_context() == data.get() &&
                      data.get_deleter() == c10::GetDefaultCPUAllocator()->raw_deleter();
   const size_t nbytes = storage->nbytes();
   if (!plain || nbytes < Engine::instance().min_block()) return nullptr;
   Block* block = Engine::instance().allocate(nbytes, false);
   std::memcpy(block->memory, data.get(), nbytes);
   storage->set_data_ptr_noswap(at::DataPtr(block->memory, block, &block_released, c10::Device(c10::kCPU)));
-  storage->set_allocator(&allocator());
+  if (storage->resizable()) storage->set_allocator(&allocator());
   return block;
 }
 

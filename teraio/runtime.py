@@ -11,8 +11,8 @@ import math
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence, Set
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -33,13 +33,15 @@ from teraio.engine.compiled_graphs import CompiledGraphs, explained
 from teraio.engine.compression import Compression
 from teraio.engine.encoded_path import EncodedPath
 from teraio.engine.foreign import own_memory, storages_with_hidden_owners
+from teraio.engine.iterations import Iterations
 from teraio.engine.materialize import StoredTensor, is_elsewhere, lacks_data, materialize
 from teraio.engine.module_hooks import ModuleHooks
 from teraio.engine.participants import Participants, tensors_of
 from teraio.engine.places import Places
 from teraio.engine.progress import Progress
-from teraio.planner import ideal_s, least_budget, replayed
+from teraio.planner import ideal_s, least_budget, live_by_op, replayed
 from teraio.planner import plan as make_plan
+from teraio.planner.feasibility import PLAN_RESERVE
 from teraio.profiler.hardware import (
     HostSpeed,
     free_memory_bytes,
@@ -58,6 +60,7 @@ from teraio.records import (
 )
 from teraio.sizes import format_size
 from teraio.telemetry import sampler_for
+from teraio.telemetry.host import by_drive
 
 log = logging.getLogger("teraio")
 
@@ -73,9 +76,6 @@ _LIST_OP_SHARE = 8
 _SPARE_SHARE = 0.5
 # Iterations that end later, or never, are given up with what they needed until then.
 _LOOK_ON_S = 60.0
-# The plan keeps this part of the budget free for what differs from iteration to iteration, or as
-# much of it as the largest op leaves.
-_PLAN_RESERVE = 0.01
 # What planning takes at most, measured for traces of 2,000 to 100,000 ops; but no more than this
 # part of the budget is made free for it.
 _PLANNING_BYTES = 48 << 20
@@ -87,8 +87,6 @@ _DRIFT_ITERATIONS = 3
 # A long run keeps the reports of so many iterations at least, and the stalls of fewer.
 _STEPS_KEPT = 10_000
 _STEPS_WITH_STALLS = 100
-# So many steps of unknown optimizers, and nothing else, are worth a word.
-_STRANGE_STEPS = 3
 # The profiled iteration may compute slowly (cold caches, fresh pages, a busy machine). The first
 # ones under a plan are timed too; one quicker by more than this part is planned for instead.
 _TIMED_ITERATIONS = 3
@@ -129,7 +127,8 @@ class Runtime:
         self.recorded: Recorded | None = None
         self.plan: Plan | None = None
         self.steps: list[StepReport] = []  # the latest ones
-        self._iterations = 0
+        self._iterations = Iterations(_C.mark_training_thread, self._end_iteration)
+        self._ended = 0  # iterations
         self.device = device
         self._options = PlanOptions(recompute=recompute)
         self._on_trace = on_trace
@@ -138,17 +137,15 @@ class Runtime:
         self._drifting = 0
         self._timed = 0
         self._patience = _DRIFT_ITERATIONS
-        self._manual = False
         self._places = Places()
         self._participants = Participants()
+        self._immovable: set[str] = set()  # names of what the user was told of
         self._deaths: dict[int, weakref.finalize[Any, Any]] = {}  # id(model) -> what is done then
         self._module_ids: dict[int, int] = {}
         self._module_paths: dict[str, int] = {}  # as names of parameters begin
-        self._strangers = 0  # steps of optimizers that have nothing of the models
         self._backward_step: BackwardStep | None = None
-        self._closing: weakref.ref[torch.optim.Optimizer] | None = None
         self._live_at_start: list[tuple[int, int, bool]] = []
-        self._module_hooks = ModuleHooks(self._module_ids)
+        self._module_hooks = ModuleHooks(self._module_ids, self._iterations.model_called)
         self._compiled = CompiledGraphs(self._module_paths)
         self._progress = Progress(profile_iterations)
         self._status = status.StatusFile()
@@ -205,12 +202,22 @@ class Runtime:
             register_optimizer_step_pre_hook(self._before_step),
             register_optimizer_step_post_hook(self._after_step),
         ]
+        for some in by_drive(folders):
+            if len(some) > 1:
+                log.warning(
+                    "the spill folders %s are on one drive, so they share its speed and room. One "
+                    "folder per drive is enough.",
+                    ", ".join(some),
+                )
         for speed in speeds:
             log.info(
-                "spill folder %s: read %.2f GB/s, write %.2f GB/s by %s (%s)",
+                "spill folder %s: read %.2f GB/s, write %.2f GB/s, both at once %.2f GB/s, latency "
+                "%.0f us by %s (%s)",
                 speed.folder,
                 speed.read_bytes_per_s / 1e9,
                 speed.write_bytes_per_s / 1e9,
+                speed.mixed_bytes_per_s / 1e9,
+                speed.latency_s * 1e6,
                 speed.path,
                 speed.reason,
             )
@@ -258,8 +265,7 @@ class Runtime:
         if optimizer_in_backward:
             self._backward_step = self._backward_step or BackwardStep()
             self._backward_step.add({id(p): prefix + name for name, p in model.named_parameters()})
-        shared = set() if self._accelerator else storages_with_hidden_owners(_data_of(model))
-        self._adopt(tensors_of(model, prefix), shared)
+        self._adopt_all(tensors_of(model, prefix))
         _C.release_free_pages()  # malloc keeps where the weights were
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             _C.guard_quietly()
@@ -268,6 +274,10 @@ class Runtime:
         self._deaths[id(model)].atexit = False
         _C.mark_training_thread()
         self._start_profile(self._profile_iterations)
+
+    def _adopt_all(self, tensors: dict[str, torch.Tensor]) -> None:
+        new = [t for t in tensors.values() if _C.block_id(t) == 0]
+        self._adopt(tensors, set() if self._accelerator else storages_with_hidden_owners(new))
 
     def _adopt(self, tensors: dict[str, torch.Tensor], shared: Set[int] = frozenset()) -> None:
         """Lets tensors move from now on, under names for messages; says which can't.
@@ -290,11 +300,13 @@ class Runtime:
         if self._accelerator is None and foreign:
             own_memory(list(foreign.values()))
         left |= {name: tensor for name, tensor in foreign.items() if not _C.adopt(tensor, name)}
+        left = {name: tensor for name, tensor in left.items() if name not in self._immovable}
+        self._immovable.update(left)
         if left:
             log.warning(
-                "%s of the model can't move and are not counted, because other code shares their "
-                "memory (numpy, DLPack, shared memory, another allocator): %s%s. Replace them by "
-                "clones before teraio.offload to let them move.",
+                "%s of the training can't move and are not counted, because other code shares "
+                "their memory (numpy, DLPack, shared memory, another allocator): %s%s. Replace "
+                "them by clones to let them move.",
                 format_size(sum(tensor.untyped_storage().nbytes() for tensor in left.values())),
                 ", ".join(list(left)[:3]),
                 ", ..." if len(left) > 3 else "",
@@ -390,21 +402,19 @@ class Runtime:
 
     # ------------------------------------------------------------ iterations
 
-    @contextmanager
-    def iteration(self) -> Iterator[None]:
+    def iteration(self) -> AbstractContextManager[None]:
         """One iteration; optimizer steps inside don't end it."""
-        self._manual = True
-        _C.mark_training_thread()
-        yield
-        self._end_iteration()
+        return self._iterations.mark()
 
     # A step may be compiled, but not these. (What it takes, optimizers have loaded already.)
     @_disable_dynamo
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         participants = self._participants
         if not participants.trains(optimizer):
-            self._note_stranger()
+            self._iterations.stranger_stepped()
             return
+        if not participants.knows(optimizer):
+            self._adopt_all(participants.tensors_of(optimizer))  # states may have been loaded
         used: dict[int, str] = {}
         if self._backward_step is not None:
             self._backward_step.check_copies(name for name, _ in participants.named(optimizer))
@@ -420,29 +430,15 @@ class Runtime:
             return
         _C.end_optimizer()
         # With several optimizers, an iteration ends with the step of the one that came up last.
-        if self._participants.add_optimizer(optimizer):
-            if self._closing is not None and self._closing() is not None:
-                self._start_profile(self._profile_iterations)
-            self._closing = weakref.ref(optimizer)
-        if not self._manual and self._closing is not None and self._closing() is optimizer:
-            self._end_iteration()
-
-    def _note_stranger(self) -> None:
-        self._strangers += 1
-        if self._strangers == _STRANGE_STEPS and not self.steps and not self._manual:
-            log.warning(
-                "%d optimizer steps so far, none with parameters of an offloaded model, so teraio "
-                "does not see where an iteration ends and makes no plan. Offload the module that "
-                "has those parameters as well, or wrap each iteration in "
-                "`with teraio.iteration(model):`.",
-                self._strangers,
-            )
+        if self._participants.add_optimizer(optimizer) and self._iterations.comes_up(optimizer):
+            self._start_profile(self._profile_iterations)
+        self._iterations.stepped(optimizer)
 
     def _end_iteration(self) -> None:
         stats = _C.end_iteration()
         self._keep(
             StepReport(
-                iteration=self._iterations,
+                iteration=self._ended,
                 phase="profile" if self.phase == "profile" else "run",
                 duration_s=stats["duration_ns"] / 1e9,
                 stall_s=stats["stall_ns"] / 1e9,
@@ -475,7 +471,7 @@ class Runtime:
 
     def _keep(self, step: StepReport) -> None:
         self.steps.append(step)
-        self._iterations += 1
+        self._ended += 1
         if len(self.steps) > _STEPS_WITH_STALLS:
             old = -1 - _STEPS_WITH_STALLS
             self.steps[old] = replace(self.steps[old], stalls=())
@@ -526,6 +522,9 @@ class Runtime:
         return max(0, int((free_memory_bytes() - to_come) * _SPARE_SHARE))
 
     def _record(self) -> None:
+        # What has come since from elsewhere, from a checkpoint above all, is to move as well.
+        everything = self._participants.tensors()
+        self._adopt_all({n: t for n, t in everything.items() if _C.block_id(t) == 0})
         self._live_at_start = _C.live_blocks()
         _C.record(True)
 
@@ -547,11 +546,17 @@ class Runtime:
             self.device,
         )
         trace = self.recorded.trace
+        if not trace.ops:
+            log.info("an iteration without any op is no profile: the next one will be")
+            self._start_profile(1)
+            return
         log.info(
-            "profiled %d ops and %d storages, %s in all",
+            "profiled %d ops and %d storages: peak %s without a limit, least budget %s, budget %s",
             len(trace.ops),
             len(trace.storages),
-            format_size(sum(storage.nbytes for storage in trace.storages)),
+            format_size(int(live_by_op(trace).max())),
+            format_size(least_budget(trace)),
+            format_size(self._counted_bytes),
         )
         self.phase = "run"
         _C.look_on(0, 0)
@@ -571,7 +576,8 @@ class Runtime:
     def _follow_plan(self, recorded: Recorded) -> None:
         begin = time.perf_counter()
         least, most = least_budget(recorded.trace), self._counted_bytes
-        budget = max(int(most * (1 - _PLAN_RESERVE)), min(least, most))
+        # The reserve gives way to the largest op.
+        budget = max(int(most * (1 - PLAN_RESERVE)), min(least, most))
         _C.release_free_pages(self._planning_bytes(len(recorded.trace.ops)))
         target = replace(self.hardware, budget_bytes=budget)
         try:
@@ -581,24 +587,12 @@ class Runtime:
             if least <= most:
                 raise
             # Of the budget, a part may be set aside from what storages may take.
-            whole = math.ceil(least * self.budget_bytes / most / (1 - _PLAN_RESERVE))
+            whole = math.ceil(least * self.budget_bytes / most / (1 - PLAN_RESERVE))
             raise errors.BudgetError(
                 f"{error}. Pass memory_budget={whole} or more, or make that op smaller, with a "
                 "smaller batch for example."
             ) from None
-        log.info(
-            "planned in %.2f s: %d moves, %d results made again, %s to write and %s to read per "
-            "iteration, spill space %s; predicted %.3f s per iteration, ideal %.3f s (%.0f %%)",
-            time.perf_counter() - begin,
-            len(plan.moves),
-            len(plan.recomputations),
-            format_size(plan.written_bytes),
-            format_size(plan.read_bytes),
-            format_size(plan.spill_bytes),
-            plan.predicted_s,
-            plan.ideal_s,
-            100 * plan.ideal_s / plan.predicted_s if plan.predicted_s else 100,
-        )
+        planned_s = time.perf_counter() - begin
         self.plan = plan
         if plan.moves or plan.recomputations:
             space = {tier.tier: tier.space_bytes for tier in plan.tiers}
@@ -610,9 +604,27 @@ class Runtime:
             )
             schedule.follow(planned, plan, recorded.blocks, recorded.births, self._places, codecs)
             _C.record(self._timed < _TIMED_ITERATIONS)
+            log.info(
+                "planned in %.2f s: %d moves, %d results made again, %s to write and %s to read "
+                "per iteration, spill space %s; predicted %.3f s per iteration, ideal %.3f s "
+                "(%.0f %%)",
+                planned_s,
+                len(plan.moves),
+                len(plan.recomputations),
+                format_size(plan.written_bytes),
+                format_size(plan.read_bytes),
+                format_size(plan.spill_bytes),
+                plan.predicted_s,
+                plan.ideal_s,
+                100 * plan.ideal_s / plan.predicted_s,
+            )
         else:
-            self._places_are_known()  # all fits: nothing to follow
+            self._places_are_known()  # nothing to follow
             _C.expect_moves(False)
+            log.info(
+                "everything fits the budget, so nothing moves; ideal %.3f s per iteration",
+                plan.ideal_s,
+            )
         _C.release_free_pages()
 
     def _planning_bytes(self, ops: int) -> int:
@@ -656,18 +668,15 @@ class Runtime:
         self._drifting = self._drifting + 1 if drifted else 0
         if self._drifting >= self._patience:
             log.info(
-                "%d iterations in a row differed from the plan: profiling again", self._drifting
+                "%d iterations in a row differed from the plan, the last one in %d of its %d ops: "
+                "profiling again",
+                self._drifting,
+                step.drift_ops,
+                step.ops,
             )
             self._drifting = 0
             self._patience *= 2  # a program that never repeats itself is not profiled for ever
             self._start_profile(1)
-
-
-def _data_of(model: torch.nn.Module) -> list[torch.Tensor]:
-    """The parameters and buffers whose memory is no block yet."""
-    return [
-        tensor for tensor in (*model.parameters(), *model.buffers()) if _C.block_id(tensor) == 0
-    ]
 
 
 def _root_name(model: torch.nn.Module) -> str:

@@ -150,7 +150,7 @@ class BackwardStep:
             return
         _check_optimizer(optimizer, self._separate)
         _check_alone()
-        if len(args) > 1 or any(value is not None for value in kwargs.values()):
+        if any(value is not None for value in (*args[1:], *kwargs.values())):
             raise ConfigurationError(
                 "optimizer.step() got a closure, which computes gradients again; with "
                 f"optimizer_in_backward=True they are used up in backward. {_REMEDY}"

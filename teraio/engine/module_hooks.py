@@ -1,7 +1,7 @@
 """Tells the native observer which module runs.
 
-In: modules and their numbers. Out: two global hooks, while they are on. Must not know: plans,
-traces.
+In: modules and their numbers. Out: two global hooks, while they are on; each call of a model.
+Must not know: plans, traces.
 """
 
 from __future__ import annotations
@@ -19,8 +19,12 @@ import teraio._C as _C
 class ModuleHooks:
     """``numbers`` maps the id() of modules to their numbers; more may be added at any time."""
 
-    def __init__(self, numbers: Mapping[int, int]) -> None:
-        self._numbers = numbers
+    def __init__(
+        self, numbers: Mapping[int, int], called: Callable[[], None] = lambda: None
+    ) -> None:
+        """``called()`` tells of each call of a module that no other one with a number made."""
+        self._numbers, self._called = numbers, called
+        self._depth = 0
         self._hooks: list[Any] = []
 
     def add(self) -> None:
@@ -30,6 +34,7 @@ class ModuleHooks:
             warnings.filterwarnings(
                 "ignore", r"Using `torch\.compile\(module\)` when there are global"
             )
+            self._depth = 0
             self._hooks = [
                 register_module_forward_pre_hook(self._enter_hook()),
                 register_module_forward_hook(self._exit_hook(), always_call=True),
@@ -52,6 +57,9 @@ class ModuleHooks:
                 return
             number = numbers.get(id(module))
             if number is not None:
+                if self._depth == 0:
+                    self._called()
+                self._depth += 1
                 enter(number)
 
         return hook
@@ -64,6 +72,7 @@ class ModuleHooks:
                 return
             number = numbers.get(id(module))
             if number is not None:
+                self._depth = max(0, self._depth - 1)
                 leave(number)
 
         return hook

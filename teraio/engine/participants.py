@@ -71,10 +71,7 @@ class Participants:
     # ------------------------------------------------------------ optimizers
 
     def trains(self, optimizer: Optimizer) -> bool:
-        """Whether it steps parameters of the models, or copies of them.
-
-        Its states are taken under the budget before its first step ends.
-        """
+        """Whether it steps parameters of the models, or copies of them."""
         if optimizer in self._optimizers:
             return True
         self._name_parameters()
@@ -89,11 +86,11 @@ class Participants:
                 masters = copies(named, optimized)
                 self._masters.update(masters)
                 mine = bool(masters)
-        if mine:
-            for _, _, value in _states(optimizer):
-                for _, tensor in unwrapped(value):
-                    _C.adopt(tensor, "")
         return mine
+
+    def knows(self, optimizer: Optimizer) -> bool:
+        """Whether it was added."""
+        return optimizer in self._optimizers
 
     def add_optimizer(self, optimizer: Optimizer) -> bool:
         """False if it is known."""
@@ -109,6 +106,25 @@ class Participants:
             (names.get(id(parameter), position), parameter)
             for parameter, position in _parameters(optimizer)
         ]
+
+    def tensors_of(self, optimizer: Optimizer) -> dict[str, torch.Tensor]:
+        """Its parameters and states by name, or what they are made of."""
+        names = {id(parameter): name for name, parameter in self.named(optimizer)}
+        found: dict[str, torch.Tensor] = {}
+        for parameter, _ in _parameters(optimizer):
+            found.update(unwrapped(parameter, names[id(parameter)]))
+        for parameter, key, value in _states(optimizer):
+            found.update(unwrapped(value, f"{names.get(id(parameter), '')}:{key}"))
+        return found
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Those of all models and all known optimizers."""
+        found: dict[str, torch.Tensor] = {}
+        for model in self._living():
+            found.update(tensors_of(model, self._prefixes[id(model)]))
+        for optimizer in self._optimizers:
+            found.update(self.tensors_of(optimizer))
+        return found
 
     def note_gradients(self, optimizer: Optimizer, used: Mapping[int, str]) -> None:
         """``used`` are blocks of gradients that are gone already, with their parameters."""

@@ -344,6 +344,58 @@ def test_weights_mapped_from_a_checkpoint_move_like_any_others(
     teraio.restore(mapped)
 
 
+def layers_and_adam() -> tuple[nn.Sequential, torch.optim.AdamW]:
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(256, 256) for _ in range(6)))
+    return model, torch.optim.AdamW(model.parameters())
+
+
+def steps(model: nn.Module, optimizer: torch.optim.Optimizer, count: int) -> None:
+    for _ in range(count):
+        model(torch.ones(4, 256)).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("mmap", [False, True])
+@pytest.mark.parametrize("loaded", ["before", "after", "in mid-run"])
+def test_what_a_checkpoint_brings_counts_and_moves(
+    loaded: str, mmap: bool, assign: bool, tmp_path: Path, spill: str
+) -> None:
+    model, optimizer = layers_and_adam()
+    steps(model, optimizer, 1)
+    states = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    torch.save(states, tmp_path / "checkpoint.pt")
+    steps(model, optimizer, 8)
+
+    ours, our_optimizer = layers_and_adam()
+    if loaded != "before":
+        teraio.offload(ours, memory_budget="2MiB", ssd=[spill])
+    if loaded == "in mid-run":
+        steps(ours, our_optimizer, 4)
+    checkpoint = torch.load(tmp_path / "checkpoint.pt", mmap=mmap)
+    ours.load_state_dict(checkpoint["model"], assign=assign)
+    if assign:
+        our_optimizer = torch.optim.AdamW(ours.parameters())
+    our_optimizer.load_state_dict(checkpoint["optimizer"])
+    del checkpoint
+    if loaded == "before":
+        teraio.offload(ours, memory_budget="2MiB", ssd=[spill])
+    steps(ours, our_optimizer, 8)
+
+    report = teraio.report(ours)
+    assert report.trace is not None and report.plan is not None
+    counted = {"parameter": 0, "optimizer_state": 0}
+    for storage in report.trace.storages:
+        if storage.kind in counted:
+            counted[storage.kind] += storage.nbytes
+    weights = 6 * 256 * 256 * 4
+    assert counted == {"parameter": weights, "optimizer_state": 2 * weights}
+    assert_same(dict(ours.state_dict()), dict(model.state_dict()))
+    teraio.restore(ours)
+
+
 def test_memory_shared_with_numpy_stays_shared_and_is_named(
     spill: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -352,7 +404,7 @@ def test_memory_shared_with_numpy_stays_shared_and_is_named(
     model.weight = nn.Parameter(torch.from_numpy(array))
     with caplog.at_level("WARNING", logger="teraio"):
         teraio.offload(model, memory_budget="64MiB", ssd=[spill])
-    assert "64.0 KiB of the model can't move" in caplog.text
+    assert "64.0 KiB of the training can't move" in caplog.text
     assert "weight" in caplog.text
     array[0, 0] = 7
     assert model.weight[0, 0].item() == 7

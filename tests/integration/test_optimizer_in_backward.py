@@ -374,6 +374,18 @@ def test_a_closure_is_refused(spill: str) -> None:
     teraio.restore(model)
 
 
+def test_no_closure_is_none(spill: str) -> None:
+    """Wrappers of optimizers pass None on."""
+    model = offloaded(layers(), spill)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(3):
+        backward(model)
+        optimizer.step(None)
+        optimizer.zero_grad()
+    assert all(parameter.grad is None for parameter in model.parameters())
+    teraio.restore(model)
+
+
 class NormedSGD(torch.optim.SGD):
     """Scales the gradients of all parameters by their common norm."""
 

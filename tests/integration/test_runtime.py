@@ -103,6 +103,69 @@ def test_a_loop_whose_iterations_are_not_seen_is_warned(
     assert "teraio.iteration" in caplog.text
 
 
+def test_a_loop_that_ends_no_iteration_is_warned(
+    spill: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = teraio.offload(SlowAtTimes(), memory_budget="1MiB", ssd=spill)
+    with torch.no_grad():
+        for _ in range(99):
+            model(torch.ones(4, 128))
+        assert caplog.text == ""
+        for _ in range(99):
+            model(torch.ones(4, 128))
+    teraio.restore(model)
+    assert caplog.text.count("100 calls of the model and no end of an iteration") == 1
+
+
+def trained(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
+    for _ in range(steps):
+        model(torch.ones(4, 128)).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def test_a_loop_within_one_marked_iteration_is_warned(
+    spill: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = teraio.offload(SlowAtTimes(), memory_budget="1MiB", ssd=spill)
+    with teraio.iteration(model):
+        trained(model, torch.optim.SGD(model.parameters(), lr=0.1), 12)
+    assert len(teraio.report(model).steps) == 1
+    teraio.restore(model)
+    assert caplog.text.count("10 optimizer steps in one") == 1
+
+
+def test_steps_end_iterations_again_once_none_is_marked_any_more(spill: str) -> None:
+    model = teraio.offload(SlowAtTimes(), memory_budget="1MiB", ssd=spill)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    mark = teraio.iteration(model)
+    for _ in range(3):
+        with mark:
+            model(torch.ones(4, 128)).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert len(teraio.report(model).steps) == 3
+    trained(model, optimizer, 4)
+    report = teraio.report(model)
+    assert len(report.steps) == 7
+    teraio.restore(model)
+
+
+def test_an_empty_iteration_is_no_profile(spill: str) -> None:
+    model = teraio.offload(SlowAtTimes(), memory_budget="1MiB", ssd=spill)
+    for _ in range(4):
+        with teraio.iteration(model):
+            pass
+    assert teraio.report(model).plan is None
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):
+        with teraio.iteration(model):
+            trained(model, optimizer, 1)
+    plan = teraio.report(model).plan
+    assert plan is not None and plan.ideal_s > 0
+    teraio.restore(model)
+
+
 def test_a_step_report_names_the_ops_that_waited_and_for_what(spill: str) -> None:
     torch.manual_seed(0)
     model = teraio.offload(SlowAtTimes(), memory_budget="1MiB", ssd=spill)
@@ -129,7 +192,7 @@ def test_a_step_report_names_the_ops_that_waited_and_for_what(spill: str) -> Non
 def test_what_a_plan_keeps_free_gives_way_to_the_largest_op(
     spill: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runtime, "_PLAN_RESERVE", 0.99)
+    monkeypatch.setattr(runtime, "PLAN_RESERVE", 0.99)
     training = Training(Case("llama"))
     teraio.offload(training.model, memory_budget=16 << 20, ssd=[spill])
     training.run(4)

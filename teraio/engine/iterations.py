@@ -1,0 +1,119 @@
+"""Where the iterations of a training loop end, and a word to users where none does.
+
+In: steps of optimizers, calls of models, blocks that the user marks. Out: ``end()`` after each
+iteration. Must not know: plans, the native core.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import torch
+
+log = logging.getLogger("teraio")
+
+# So many steps of unknown optimizers, and nothing else, are worth a word.
+_STRANGE_STEPS = 3
+# And so many calls or steps within one iteration, which accumulation hardly ever makes.
+_MANY_CALLS = 100
+_MANY_STEPS = 10
+# Steps in a row outside of all marked blocks after which the user is known to mark no more.
+_UNMARKED_STEPS = 2
+
+
+class Iterations:
+    """Ends an iteration with the step of the optimizer that came up last, or as the user says."""
+
+    def __init__(self, begin: Callable[[], None], end: Callable[[], None]) -> None:
+        """``begin()`` and ``end()`` are called around each block that the user marks, and ``end()``
+        after steps that end an iteration."""
+        self._begin, self._end = begin, end
+        self._closing: weakref.ref[torch.optim.Optimizer] | None = None
+        self._marked = False
+        self._inside = False
+        self._ended = False
+        self._calls = self._steps = self._unmarked_steps = self._strange_steps = 0
+
+    def mark(self) -> AbstractContextManager[None]:
+        """One iteration; steps of optimizers inside don't end it."""
+        return _Marked(self)
+
+    def comes_up(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Iterations end with this one from now on; True if they ended with another before."""
+        before = self._closing() if self._closing is not None else None
+        self._closing = weakref.ref(optimizer)
+        return before is not None
+
+    def stepped(self, optimizer: torch.optim.Optimizer) -> None:
+        """An optimizer of the models has made its step."""
+        if self._closing is None or self._closing() is not optimizer:
+            return
+        if self._inside:
+            self._steps += 1
+            if self._steps == _MANY_STEPS:
+                log.warning(
+                    "%d optimizer steps in one `with teraio.iteration(model):`. Put it around each "
+                    "iteration, inside of the loop, or leave it out: steps end iterations too. "
+                    "Until one ends there is no plan.",
+                    self._steps,
+                )
+            return
+        if self._marked:
+            self._unmarked_steps += 1
+            if self._unmarked_steps < _UNMARKED_STEPS:
+                return
+            self._marked = False
+        self._ends()
+
+    def model_called(self) -> None:
+        """A model was called, in an iteration that is profiled."""
+        self._calls += 1
+        if self._calls == _MANY_CALLS and not self._inside:
+            log.warning(
+                "%d calls of the model and no end of an iteration, so teraio makes no plan yet. "
+                "Steps of torch.optim's optimizers end iterations; in a loop without any, wrap "
+                "each iteration in `with teraio.iteration(model):`.",
+                self._calls,
+            )
+
+    def stranger_stepped(self) -> None:
+        """An optimizer has made its step that has no parameters of the models."""
+        self._strange_steps += 1
+        if self._strange_steps == _STRANGE_STEPS and not (self._ended or self._marked):
+            log.warning(
+                "%d optimizer steps so far, none with parameters of an offloaded model, so teraio "
+                "does not see where an iteration ends and makes no plan. Offload the module that "
+                "has those parameters as well, or wrap each iteration in "
+                "`with teraio.iteration(model):`.",
+                self._strange_steps,
+            )
+
+    def _ends(self) -> None:
+        self._ended = True
+        self._calls = self._steps = self._unmarked_steps = 0
+        self._end()
+
+    def enter(self) -> None:
+        """A marked block begins."""
+        self._marked = self._inside = True
+        self._begin()
+
+    def leave(self, whole: bool) -> None:
+        """A marked block is over; an iteration only if it ran as a ``whole``."""
+        self._inside = False
+        if whole:
+            self._ends()
+
+
+class _Marked(AbstractContextManager[None]):
+    def __init__(self, iterations: Iterations) -> None:
+        self._iterations = iterations
+
+    def __enter__(self) -> None:
+        self._iterations.enter()
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        self._iterations.leave(whole=error is None)
