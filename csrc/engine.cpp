@@ -68,7 +68,7 @@ void Engine::start(std::unique_ptr<SpillSpace> spill, std::unique_ptr<HostTier> 
   }
   make_room_if_possible(0, lock);
   stats_ = {};
-  stats_.peak_bytes = used();
+  peak_ = used();
   iteration_begin_ns_ = now_ns();
 }
 
@@ -467,8 +467,8 @@ IterationStats Engine::end_iteration() {
   stats.duration_ns = end - iteration_begin_ns_;
   iteration_begin_ns_ = end;
   stats.stalls = longest(std::exchange(stalls_, {}));
+  stats.peak_bytes = peak_.exchange(used());
   stats_ = {};
-  stats_.peak_bytes = used();
   needed_ = 0;
   last_op_stall_ns_ = 0;
   ++iteration_;

@@ -401,6 +401,7 @@ class Engine {
   std::atomic<int64_t> small_{0};
   std::atomic<int64_t> beside_{0};  // bytes that a device's allocator gave out beside blocks
   std::atomic<int64_t> small_peak_{0};
+  std::atomic<uint64_t> peak_{0};  // of the iteration
   int64_t logical_ = 0;            // bytes of all live blocks, wherever they are
   uint64_t leaving_ = 0;           // bytes that running writes will free
   uint64_t leaving_natively_ = 0;  // those of them that don't need Python, see [Note: out of memory]

@@ -19,6 +19,13 @@ namespace {
 // What CUDA's allocator takes of the device for requests between 1 and 10 MiB, which share it.
 constexpr uint64_t kSharedSegment = uint64_t{20} << 20;
 
+template <class Value>
+void raise_to(std::atomic<Value>& most, Value value) {
+  Value known = most.load();
+  while (value > known && !most.compare_exchange_weak(known, value)) {
+  }
+}
+
 }  // namespace
 
 void Engine::raise_if_failed(const Frame& f) {
@@ -96,10 +103,11 @@ void Engine::small_allocated(size_t nbytes) {
   raise_if_failed(frame());
   const int64_t small = small_ += static_cast<int64_t>(nbytes);
   if (!active() || forked_) return;
-  int64_t peak = small_peak_.load();
-  while (small > peak && !small_peak_.compare_exchange_weak(peak, small)) {
+  raise_to(small_peak_, small);
+  if (used() <= budget_) {
+    note_peak();
+    return;
   }
-  if (used() <= budget_) return;
   const GilRelease gil;
   Lock lock(*this);
   let_others_have_room(lock);
@@ -109,6 +117,7 @@ void Engine::small_allocated(size_t nbytes) {
     small_ -= static_cast<int64_t>(nbytes);
     throw;
   }
+  note_peak();
 }
 
 // ---------------------------------------------------------------- blocks that go
@@ -276,7 +285,7 @@ void Engine::notify() {
   if (waiters_ > 0) changed_.notify_all();
 }
 
-void Engine::note_peak() { stats_.peak_bytes = std::max(stats_.peak_bytes, used()); }
+void Engine::note_peak() { raise_to(peak_, used()); }
 
 // ---------------------------------------------------------------- a device's memory
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstddef>
 #include <cstring>
 #include <exception>
 #include <mutex>
@@ -24,11 +25,17 @@ class SpeedTest {
     seconds(nbytes_, 0);  // first writes into new space are slower
     const double n = static_cast<double>(nbytes_);
     FolderSpeed speed;
+    std::vector<double> page_seconds;  // at several times, as the machine may be busy at one of them
     speed.write_bytes_per_s = n / seconds(nbytes_, 0);
+    read_pages(page_seconds);
     speed.read_bytes_per_s = n / seconds(0, nbytes_);
+    read_pages(page_seconds);
     const size_t half = round_up(nbytes_ / 2, request_.nbytes);
     speed.mixed_bytes_per_s = n / seconds(half, nbytes_ - half);
-    speed.latency_s = page_seconds();
+    read_pages(page_seconds);
+    const auto middle = page_seconds.begin() + static_cast<std::ptrdiff_t>(page_seconds.size() / 2);
+    std::nth_element(page_seconds.begin(), middle, page_seconds.end());
+    speed.latency_s = *middle;
     return speed;
   }
 
@@ -54,11 +61,14 @@ class SpeedTest {
     }
   }
 
-  double page_seconds() {
+  // How long each of some pages takes by itself.
+  void read_pages(std::vector<double>& each_seconds) {
     constexpr size_t kPages = 8;
-    const int64_t start = now_ns();
-    for (size_t i = 0; i < kPages; ++i) move(false, i * (nbytes_ / kPages) / kPage * kPage, kPage);
-    return seconds_since(start) / kPages;
+    for (size_t i = 0; i < kPages; ++i) {
+      const int64_t start = now_ns();
+      move(false, i * (nbytes_ / kPages) / kPage * kPage, kPage);
+      each_seconds.push_back(seconds_since(start));
+    }
   }
 
   void move(bool write, size_t at, size_t nbytes) {

@@ -421,6 +421,14 @@ def test_large_storages_are_striped_over_all_folders(tmp_path: Path) -> None:
         teraio.restore(module)
 
 
+def test_small_tensors_count_in_the_peak(engine: nn.Module) -> None:
+    _C.end_iteration()
+    before = used()
+    tensors = [torch.zeros(2 * KIB) for _ in range(100)]  # 8 KiB each
+    del tensors
+    assert 800 * KIB <= _C.end_iteration()["peak_bytes"] - before < 900 * KIB
+
+
 def test_an_op_that_needs_much_room_gets_it_while_other_threads_go_on(engine: nn.Module) -> None:
     """They want back what is about to leave, and take whatever has left."""
     tensors = [torch.zeros(64 * KIB) for _ in range(40)]  # 10 MiB
