@@ -6,16 +6,19 @@ done.
 
 from __future__ import annotations
 
+import inspect
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import TypedDict, TypeVar
 
 import torch
 
 import teraio._C as _C
 from teraio.engine.accelerator import accelerator_for
-from teraio.engine.compression import Compression, compression
+from teraio.engine.compression import compression
 from teraio.engine.devices import device_for
 from teraio.engine.folders import check_folder, spill_folders
 from teraio.engine.materialize import StoredTensor, stored_tensors
@@ -26,6 +29,8 @@ from teraio.records import RunReport
 from teraio.runtime import Runtime
 from teraio.sizes import format_size, parse_size
 from teraio.watch import Stopped, Watch
+
+log = logging.getLogger("teraio")
 
 _Model = TypeVar("_Model", bound=torch.nn.Module)
 # Of the memory that is free, this part is left to everything that is no tensor.
@@ -43,6 +48,7 @@ class _HowToAdd(TypedDict):
 
 
 _runtime: Runtime | None = None
+_settings: dict[str, object] = {}  # of the run; further models share them
 _watch: Watch | None = None
 
 
@@ -70,7 +76,8 @@ def offload(
     (bytes, or a share of the machine's) may serve as a tier between it and the drives. ``ssd`` is
     one folder per drive; by default ``$TERAIO_SSD`` (colon-separated), else the user's cache
     folder. The first ``profile_iterations`` (at least 2: the first makes the optimizer's states)
-    are watched to make the plan. A further model shares the budget of the first. With
+    are watched to make the plan. A further model shares the run of the first, with its budget and
+    all settings but ``device``, ``weights`` and ``optimizer_in_backward``. With
     ``require_gds`` any way to the SSDs but GPUDirect Storage is an error; without it the fastest
     way is taken, and the report's ``hardware.tiers[...].folders`` say for each folder which one
     that is and why.
@@ -94,17 +101,24 @@ def offload(
     changes no bit. Lossy codecs are used only for the storages that they are named for: a mapping
     from their kind (``"parameter"``, ``"gradient"``, ``"optimizer_state"``, ``"activation"``,
     ``"buffer"``, ``"input"``), or from a state such as ``"optimizer_state:exp_avg"``, to the name
-    of a codec; ``teraio.kernels.CODECS`` states the error of each. A further model takes over what
-    the first one asked for.
+    of a codec; ``teraio.kernels.CODECS`` states the error of each.
 
     Raises ConfigurationError for arguments that can't be used, for weights that don't fit the model
     and for tensors that nothing fills, FileFormatError for damaged weights and SpillError for
     folders that can't be used.
     """
-    global _runtime
+    global _runtime, _settings
     if not isinstance(model, torch.nn.Module):
         raise ConfigurationError(f"offload() takes a torch.nn.Module, not {type(model).__name__}.")
     _check_iterations("profile_iterations", profile_iterations)
+    for name, value in (
+        ("allow_tmpfs", allow_tmpfs),
+        ("require_gds", require_gds),
+        ("optimizer_in_backward", optimizer_in_backward),
+        ("recompute", recompute),
+    ):
+        if not isinstance(value, bool):
+            raise ConfigurationError(f"{name}={value!r}: pass True or False.")
     if _C.forked():
         raise ConfigurationError(
             "this process was forked off one that trains under teraio, whose files and threads "
@@ -125,29 +139,34 @@ def offload(
     accelerator = accelerator_for(target)
     free, total = accelerator.free_and_total_bytes() if accelerator else (None, memory_bytes())
     budget = _budget(memory_budget, total)
+    host_bytes = parse_size(host_memory, whole=memory_bytes(), what="host_memory")
+    settings: dict[str, object] = {
+        "memory_budget": budget,
+        "ssd": None if ssd is None else _places(spill_folders(ssd)),
+        "host_memory": host_bytes,
+        "profile_iterations": profile_iterations,
+        "require_gds": require_gds,
+        "compress": encoded,
+        "recompute": recompute,
+    }
     if _runtime is not None and _runtime.phase != "closed":
         if _runtime.has_model(model):
             raise ConfigurationError(
                 "this model is offloaded already; call teraio.restore(model) before offloading it "
                 "anew."
             )
-        if budget not in (None, _runtime.budget_bytes):
-            raise ConfigurationError(
-                f"another model runs under a budget of {format_size(_runtime.budget_bytes)}, and "
-                f"models of "
-                "one process share it; leave memory_budget out, or restore the other model first."
-            )
-        _check_compression(encoded, _runtime.compress)
         if torch.device(_runtime.device) != target:
             raise ConfigurationError(
                 f"another model runs under a budget on {_runtime.device}, this one is on {target}; "
                 "one process offloads from one device. Restore the other model first."
             )
+        _check_shared(settings)
         _runtime.add_model(model, **how)
         return model
+    _check_host(host_bytes, target)
     folders = spill_folders(ssd)
     for folder in folders:
-        check_folder(folder, allow_tmpfs=allow_tmpfs)
+        check_folder(folder, allow_tmpfs=allow_tmpfs, consent="allow_tmpfs=True")
     if budget is None:
         budget = int((free_memory_bytes() if free is None else free) * (1 - _DEFAULT_RESERVE))
     _runtime = Runtime(
@@ -156,11 +175,12 @@ def offload(
         spill_bytes=_spill_bytes(model, budget),
         profile_iterations=profile_iterations,
         device=str(target),
-        host_bytes=_host_bytes(host_memory, target),
+        host_bytes=host_bytes,
         require_gds=require_gds,
         compress=encoded,
         recompute=recompute,
     )
+    _settings = {**settings, "memory_budget": budget, "ssd": _places(folders)}
     try:
         _runtime.add_model(model, **how)
     except BaseException:
@@ -188,10 +208,17 @@ def iteration(model: torch.nn.Module) -> AbstractContextManager[None]:
 
 @contextmanager
 def resident(*tensors: torch.Tensor) -> Iterator[None]:
-    """Holds tensors in memory for code that reads or writes raw memory, such as a C extension."""
+    """Holds tensors in memory for code that reads or writes raw memory, such as a C extension.
+
+    Raises ConfigurationError for anything that is no tensor.
+    """
     holds = []
     try:
         for tensor in tensors:
+            if not isinstance(tensor, torch.Tensor):
+                raise ConfigurationError(
+                    f"resident() takes tensors, not {type(tensor).__name__}; pass each by itself."
+                )
             holds += [_C.Hold(inner, True) for _, inner in unwrapped(tensor)]
         yield
     finally:
@@ -241,24 +268,30 @@ def profile(
         _watch = None
 
 
-def _check_compression(wanted: Compression | None, used: Compression | None) -> None:
-    if wanted not in (None, used):
-        raise ConfigurationError(
-            "another model runs with another `compress`, and models of one process share it; leave "
-            "compress out, or restore the other model first."
-        )
+def _places(folders: Sequence[Path]) -> list[Path]:
+    return [folder.resolve() for folder in folders]
+
+
+def _check_shared(asked: dict[str, object]) -> None:
+    """What a further model asks for must be what the run has."""
+    defaults = inspect.signature(offload).parameters
+    for name, value in asked.items():
+        if value not in (defaults[name].default, None, _settings[name]):
+            raise ConfigurationError(
+                f"another model runs with another {name}, and models of one process share it; "
+                f"leave {name} out, or restore the other model first."
+            )
 
 
 def _check_iterations(what: str, iterations: int) -> None:
-    if iterations < 2:
+    if not isinstance(iterations, int) or iterations < 2:
         raise ConfigurationError(
-            f"{what}={iterations}: pass 2 or more; the first iteration makes "
+            f"{what}={iterations!r}: pass 2 or more; the first iteration makes "
             "the optimizer's states, so it is not like the others."
         )
 
 
-def _host_bytes(host_memory: int | str, device: torch.device) -> int:
-    nbytes = parse_size(host_memory, whole=memory_bytes(), what="host_memory")
+def _check_host(nbytes: int, device: torch.device) -> None:
     if nbytes and device.type == "cpu":
         raise ConfigurationError(
             "host_memory is a tier beside a device's memory, and the model is on the CPU; leave it "
@@ -269,7 +302,6 @@ def _host_bytes(host_memory: int | str, device: torch.device) -> int:
             f"host_memory is {format_size(nbytes)}, and {format_size(free_memory_bytes())} are "
             "free; pass less."
         )
-    return nbytes
 
 
 def _budget(memory_budget: int | str | None, total_bytes: int) -> int | None:
@@ -278,6 +310,13 @@ def _budget(memory_budget: int | str | None, total_bytes: int) -> int | None:
     budget = parse_size(memory_budget, whole=total_bytes, what="memory_budget")
     if budget == 0:
         raise ConfigurationError("memory_budget is 0; pass the bytes that tensors may take.")
+    if budget > total_bytes:
+        log.warning(
+            "memory_budget is %s, and there are %s of memory in all, so nothing keeps the program "
+            "from running out of memory. Pass less.",
+            format_size(budget),
+            format_size(total_bytes),
+        )
     return budget
 
 

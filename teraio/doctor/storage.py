@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from teraio.doctor.check import Check, Status
@@ -22,6 +22,7 @@ from teraio.profiler.hardware import (
 )
 from teraio.records import Hardware
 from teraio.sizes import format_size
+from teraio.telemetry.host import by_drive
 
 _LITTLE_ROOM = 16 << 30
 _SLOW_BYTES_PER_S = 1e9
@@ -40,12 +41,14 @@ def examine(folders: Sequence[Path], measure: bool) -> Examined:
     """Checks each folder, and with ``measure`` writes and reads 128 MiB there."""
     checks: list[Check] = []
     speeds: list[FolderSpeed] = []
-    for folder in folders:
-        usable = _usable(folder)
-        checks.append(usable)
-        if usable.status == "fail":
+    usable = {folder: _usable(folder) for folder in folders}
+    works = [folder for folder, check in usable.items() if check.status != "fail"]
+    sharing = {Path(one): some for some in by_drive(works) for one in some}
+    for folder, check in usable.items():
+        checks.append(check)
+        if check.status == "fail":
             continue
-        checks += [_room(folder), _drive(folder)]
+        checks += [_room(folder), _shared(_drive(folder), folder, sharing[folder])]
         if measure:
             speed = _measured(folder)
             checks += _speed(folder, speed)
@@ -105,6 +108,19 @@ def _drive(folder: Path) -> Check:
     if rotational and not drive.name.startswith("vd"):  # virtual drives don't know
         return _check(folder, "drive", "warn", f"{found}: a hard disk", "Use an SSD.")
     return _check(folder, "drive", "ok", found)
+
+
+def _shared(drive: Check, folder: Path, sharing: Sequence[str]) -> Check:
+    """A drive that is fine for one folder is not for several."""
+    others = ", ".join(other for other in sharing if Path(other) != folder)
+    if not others:
+        return drive
+    return replace(
+        drive,
+        status="warn",
+        found=f"{drive.found}; on the same drive as {others}: they share its speed",
+        remedy=f"{drive.remedy} Pass one folder per drive.".strip(),
+    )
 
 
 def _first_line(path: Path) -> str:

@@ -21,38 +21,50 @@ def spill_folders(
     ssd: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None,
 ) -> list[Path]:
     """The folders to spill to: as passed, else ``$TERAIO_SSD`` (colon-separated), else the user's
-    cache."""
+    cache.
+
+    Raises ConfigurationError for what is no folder's name, and for a folder that is named twice.
+    """
     if ssd is None:
         named = os.environ.get(ENVIRONMENT)
         if not named:
             cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "teraio"
             cache.mkdir(mode=0o700, parents=True, exist_ok=True)
             return [cache]
-        ssd = named.split(":")
+        ssd = [name for name in named.split(":") if name]
     if isinstance(ssd, str | os.PathLike):
         ssd = [ssd]
-    folders = [Path(folder) for folder in ssd]
-    if not folders:
+    if not isinstance(ssd, Sequence) or not all(isinstance(f, str | os.PathLike) for f in ssd):
+        raise ConfigurationError(f"ssd={ssd!r} names no folders; pass a path, or a list of paths.")
+    if not ssd or "" in ssd:
         raise ConfigurationError("ssd is empty; pass at least one folder on an SSD.")
+    folders = [Path(folder).expanduser() for folder in ssd]
+    places = [folder.resolve() for folder in folders]
+    for place in places:
+        if places.count(place) > 1:
+            raise ConfigurationError(
+                f"ssd names the folder {place} more than once; pass one folder per drive."
+            )
     return folders
 
 
-def check_folder(folder: Path, *, allow_tmpfs: bool) -> None:
-    """Raises SpillError for a folder that can't hold spill files."""
+def check_folder(folder: Path, *, allow_tmpfs: bool, consent: str = "") -> None:
+    """Raises SpillError for a folder that can't hold spill files.
+
+    ``consent`` says how the user may ask for memory all the same, if that can be.
+    """
     if not folder.exists():
-        raise SpillError(
-            f"the spill folder {folder} does not exist; create it or pass another as `ssd`."
-        )
+        raise SpillError(f"the spill folder {folder} does not exist; create it or pass another.")
     if not folder.is_dir():
-        raise SpillError(f"the spill folder {folder} is not a folder; pass one as `ssd`.")
+        raise SpillError(f"the spill folder {folder} is not a folder; pass one.")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise SpillError(f"the spill folder {folder} is not writable; pass another as `ssd`.")
+        raise SpillError(f"the spill folder {folder} is not writable; pass another.")
     kind = file_system(folder)
     if kind in _IN_MEMORY and not allow_tmpfs:
         raise SpillError(
             f"the spill folder {folder} is on {kind}, which is memory itself, so nothing would be "
-            f"saved; "
-            "pass a folder on an SSD as `ssd`, or allow_tmpfs=True to use it all the same."
+            f"saved; pass a folder on an SSD"
+            + (f", or {consent} to use it all the same." if consent else ".")
         )
 
 

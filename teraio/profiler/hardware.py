@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 
 from teraio.records import Hardware, SpillFolder, Tier
+from teraio.telemetry.host import by_drive
 
 _MOST_PARTS = 16
 # To issue a copy and to be told of its end.
@@ -50,9 +51,17 @@ class HostSpeed:
 def stripe_weights(speeds: Sequence[FolderSpeed]) -> list[int]:
     """Parts of each stripe that go to each folder, in proportion to its speed with reads and
     writes mixed."""
-    fastest = max(speed.mixed_bytes_per_s for speed in speeds)
+    rates = _shared([speed.mixed_bytes_per_s for speed in speeds], speeds)
     whole = 1 if len(speeds) == 1 else _MOST_PARTS
-    return [max(1, round(whole * speed.mixed_bytes_per_s / fastest)) for speed in speeds]
+    return [max(1, round(whole * rate / max(rates))) for rate in rates]
+
+
+def _shared(amounts: Sequence[float], speeds: Sequence[FolderSpeed]) -> list[float]:
+    """What each folder has of its drive's, which it had to itself while it was measured."""
+    sharers = {f: len(some) for some in by_drive(s.folder for s in speeds) for f in some}
+    return [
+        amount / sharers[str(speed.folder)] for amount, speed in zip(amounts, speeds, strict=True)
+    ]
 
 
 def hardware(
@@ -64,22 +73,25 @@ def hardware(
 ) -> Hardware:
     """The budget, one SSD tier striped over the folders, and host memory where it is a tier.
 
-    A stripe is as fast as its slowest part. ``file_bytes`` is what spill files take in each folder
-    already, which is room too.
+    A stripe is as fast as its slowest part, and folders on one drive share its speed and room.
+    ``file_bytes`` is what spill files take in each folder already, which is room too.
     """
     total = sum(weights)
     taken = file_bytes or [0] * len(speeds)
-    room = [free_bytes(speed.folder) + own for speed, own in zip(speeds, taken, strict=True)]
+    free = _shared([free_bytes(speed.folder) for speed in speeds], speeds)
 
-    def striped(rates: Sequence[float]) -> float:
-        return min(rate * total / weight for rate, weight in zip(rates, weights, strict=True))
+    def striped(parts: Sequence[float]) -> float:
+        return min(part * total / weight for part, weight in zip(parts, weights, strict=True))
+
+    def rate(measured: Sequence[float]) -> float:
+        return striped(_shared(measured, speeds))
 
     tier = Tier(
         name="ssd",
-        capacity_bytes=int(striped(room)),
-        read_bytes_per_s=striped([speed.read_bytes_per_s for speed in speeds]),
-        write_bytes_per_s=striped([speed.write_bytes_per_s for speed in speeds]),
-        mixed_bytes_per_s=striped([speed.mixed_bytes_per_s for speed in speeds]),
+        capacity_bytes=int(striped([room + own for room, own in zip(free, taken, strict=True)])),
+        read_bytes_per_s=rate([speed.read_bytes_per_s for speed in speeds]),
+        write_bytes_per_s=rate([speed.write_bytes_per_s for speed in speeds]),
+        mixed_bytes_per_s=rate([speed.mixed_bytes_per_s for speed in speeds]),
         latency_s=max(speed.latency_s for speed in speeds),
         folders=tuple(
             SpillFolder(folder=str(speed.folder), path=speed.path, reason=speed.reason)

@@ -38,10 +38,7 @@ class Drives:
     """What all programs read from and write to the drives below ``folders``, each drive once."""
 
     def __init__(self, folders: Iterable[str]) -> None:
-        by_drive: dict[int, list[str]] = {}
-        for folder in folders:
-            by_drive.setdefault(os.stat(folder).st_dev, []).append(folder)
-        self._drives = {f"drive of {', '.join(some)}": some[0] for some in by_drive.values()}
+        self._drives = {f"drive of {', '.join(some)}": some[0] for some in by_drive(folders)}
 
     def measures(self) -> Iterator[Measure | Unmeasured]:
         """The counters now."""
@@ -52,6 +49,14 @@ class Drives:
                 continue
             for what, nbytes in zip(("read", "written"), counted, strict=True):
                 yield Measure(name, what, "bytes/s", nbytes, counter=True)
+
+
+def by_drive(folders: Iterable[str | os.PathLike[str]]) -> list[list[str]]:
+    """Folders that exist, those on one file system together, which share its drives."""
+    found: dict[int, list[str]] = {}
+    for folder in folders:
+        found.setdefault(os.stat(folder).st_dev, []).append(os.fspath(folder))
+    return list(found.values())
 
 
 def drive_bytes(folder: str) -> tuple[int, int] | None:

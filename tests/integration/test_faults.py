@@ -176,6 +176,69 @@ def test_something_that_is_no_module_is_refused(spill: str) -> None:
         teraio.offload([1, 2], ssd=[spill])  # type: ignore[type-var]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"ssd": 5}, "ssd=5 names no folders"),
+        ({"ssd": ""}, "ssd is empty"),
+        ({"ssd": []}, "ssd is empty"),
+        ({"profile_iterations": "2"}, "profile_iterations='2'"),
+        ({"profile_iterations": 2.5}, "profile_iterations=2.5"),
+        ({"recompute": "yes"}, "recompute='yes'"),
+        ({"require_gds": 1}, "require_gds=1"),
+    ],
+)
+def test_an_argument_of_another_type_is_named(arguments: dict[str, object], match: str) -> None:
+    refused(teraio.ConfigurationError, match, memory_budget=NO_LIMIT, **arguments)
+
+
+def test_a_folder_named_twice_is_refused(spill: str) -> None:
+    same = f"{spill}/../{Path(spill).name}"
+    refused(teraio.ConfigurationError, "more than once", memory_budget=NO_LIMIT, ssd=[spill, same])
+
+
+def test_a_home_folder_is_found(spill: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(Path(spill).parent))
+    monkeypatch.setenv("TERAIO_SSD", f"~/{Path(spill).name}:")
+    model = teraio.offload(torch.nn.Linear(64, 64), memory_budget=NO_LIMIT)
+    try:
+        (folder,) = teraio.report(model).hardware.tiers[0].folders
+        assert folder.folder == spill
+    finally:
+        teraio.restore(model)
+
+
+def test_folders_on_one_drive_share_its_speed_and_room(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folders = [tmp_path / name for name in ("one", "two", "three", "four")]
+    for folder in folders:
+        folder.mkdir()
+    model = teraio.offload(torch.nn.Linear(64, 64), memory_budget=NO_LIMIT, ssd=folders)
+    try:
+        (tier,) = teraio.report(model).hardware.tiers
+        assert tier.capacity_bytes < 1.1 * shutil.disk_usage(tmp_path).free
+        assert "share its speed and room" in caplog.text
+    finally:
+        teraio.restore(model)
+
+
+def test_a_budget_above_all_memory_is_warned_of(
+    spill: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = teraio.offload(torch.nn.Linear(64, 64), memory_budget="110%", ssd=spill)
+    teraio.restore(model)
+    assert "of memory in all" in caplog.text
+
+
+def test_what_is_no_tensor_is_not_held(spill: str) -> None:
+    with (
+        pytest.raises(teraio.ConfigurationError, match="takes tensors, not int"),
+        teraio.resident(3),  # type: ignore[arg-type]
+    ):
+        pass
+
+
 def test_offloading_a_model_twice_is_refused(spill: str) -> None:
     with (
         offloaded(Training(LLAMA), NO_LIMIT, spill) as training,
@@ -601,12 +664,28 @@ def test_a_second_model_shares_the_budget(spill: str) -> None:
     assert max(step.peak_bytes for step in steps) <= budget
 
 
-def test_a_second_model_with_another_budget_is_refused(spill: str) -> None:
-    with (
-        offloaded(Training(LLAMA), half(spill), spill),
-        pytest.raises(teraio.ConfigurationError, match="budget"),
-    ):
-        teraio.offload(torch.nn.Linear(2, 2), memory_budget="1GiB", ssd=[spill])
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"memory_budget": "1GiB"},
+        {"ssd": "elsewhere"},
+        {"profile_iterations": 9},
+        {"require_gds": True},
+        {"compress": "lossless"},
+        {"recompute": False},
+    ],
+)
+def test_a_second_model_shares_all_settings(spill: str, other: dict[str, object]) -> None:
+    first = teraio.offload(torch.nn.Linear(64, 64), memory_budget="64MiB", ssd=spill)
+    (name,) = other
+    try:
+        with pytest.raises(teraio.ConfigurationError, match=f"another {name}, and models of one"):
+            teraio.offload(torch.nn.Linear(64, 64), **other)  # type: ignore[arg-type]
+        second = torch.nn.Linear(64, 64)
+        teraio.offload(second, memory_budget=64 << 20, ssd=[Path(spill)], profile_iterations=2)
+        teraio.restore(second)
+    finally:
+        teraio.restore(first)
 
 
 def test_other_threads_read_the_right_values_while_training_goes_on(spill: str) -> None:

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -84,7 +85,10 @@ def test_training_is_equal_with_all_spill_io_through_kvikio(
 
     monkeypatch.setattr(kvikio_trials, "KvikioPath", Counted)
     training = Training(case)
-    teraio.offload(training.model, memory_budget=budget, ssd=[spill, spill])
+    both = [Path(spill) / "one", Path(spill) / "two"]
+    for folder in both:
+        folder.mkdir()
+    teraio.offload(training.model, memory_budget=budget, ssd=both)
     moved.clear()
     training.run()
     report = teraio.report(training.model)

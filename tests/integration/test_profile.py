@@ -106,6 +106,17 @@ def test_a_model_larger_than_the_budget_is_recorded_within_it(script: Path, spil
     assert sum(storage.nbytes for storage in load(output, Trace).storages) > 20 << 20
 
 
+@pytest.mark.parametrize(("steps", "recorded"), [(2, False), (4, True)])
+def test_ctrl_c_says_what_there_is(steps: int, recorded: bool, script: Path, spill: str) -> None:
+    script.write_text(SCRIPT + "import signal\nsignal.raise_signal(signal.SIGINT)\n")
+    done = tool("profile", "--to-end", script, 64, steps, cwd=script.parent, spill=spill)
+    assert done.returncode == 130, done.stderr
+    told = "interrupted after 2 of 3 iterations, no trace"
+    assert (told in done.stderr) is not recorded
+    assert (script.parent / "train.trace").exists() is recorded
+    assert "Traceback" not in done.stderr
+
+
 def test_a_module_is_recorded(script: Path, spill: str) -> None:
     (script.parent / "package").mkdir()
     script.rename(script.parent / "package" / "train.py")

@@ -279,7 +279,10 @@ def test_training_through_a_python_path_is_equal(
     budget = unlimited_peak(case, str(tmp_path)) // 2
     by_python.clear()
     training = Training(case)
-    teraio.offload(training.model, memory_budget=budget, ssd=[tmp_path, tmp_path])
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder in folders:
+        folder.mkdir()
+    teraio.offload(training.model, memory_budget=budget, ssd=folders)
     before = len(by_python[0].requests)
     training.run()
     report = teraio.report(training.model)

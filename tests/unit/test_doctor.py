@@ -34,6 +34,7 @@ def test_this_machine_can_do_the_work(
         "free space", "drive", "direct I/O", "speed", "driver", "CUDA in PyTorch", "Triton",
         "kvikio",
     }  # fmt: skip
+    assert f"saved: {tmp_path / 'this.hardware'}\n" in ran.err  # JSON has standard output
     tier = load(tmp_path / "this.hardware", Hardware).tiers[0]
     assert tier.read_bytes_per_s > 0
     assert tier.latency_s > 0
@@ -49,6 +50,34 @@ def test_a_folder_that_can_not_be_used_gives_exit_code_1(
     assert found.replace(" ", "") in unwrapped
     assert remedy.replace(" ", "") in unwrapped
     assert "Does not work yet" in ran.out
+
+
+def test_a_saved_machine_says_what_it_lacks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folders, "file_system", lambda _: "ext4")
+    saved, missing = tmp_path / "this.hardware", tmp_path / "missing"
+    ran = run(capsys, "doctor", tmp_path, missing, "-o", saved)
+    assert ran.out.endswith(f"saved: {saved} (without {missing})\n")
+    assert saved.exists()
+    ran = run(capsys, "doctor", missing, "-o", tmp_path / "none.hardware")
+    assert "not saved: " in ran.out
+    assert not (tmp_path / "none.hardware").exists()
+
+
+def test_folders_on_one_drive_are_told_to_share_its_speed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folders, "file_system", lambda _: "ext4")
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.mkdir()
+    other.mkdir()
+    drives = [c for c in storage.examine([one, other], measure=False).checks if c.name == "drive"]
+    assert [check.status for check in drives] == ["warn", "warn"]
+    assert f"on the same drive as {other}: they share its speed" in drives[0].found
+    assert f"on the same drive as {one}: " in drives[1].found
+    (alone,) = [c for c in storage.examine([one], measure=False).checks if c.name == "drive"]
+    assert "same drive" not in alone.found
 
 
 def test_strict_counts_what_is_optional(
