@@ -5,6 +5,7 @@ In: ``24``, ``"24GiB"``, ``"60%"``. Out: bytes, and text for people. Must not kn
 
 from __future__ import annotations
 
+import math
 import re
 
 from teraio.errors import ConfigurationError
@@ -14,25 +15,44 @@ for _power, _letter in enumerate("kmgt", start=1):
     _UNITS[_letter] = _UNITS[f"{_letter}ib"] = 1024**_power
     _UNITS[f"{_letter}b"] = 1000**_power
 
+# A number without a unit that is less lacks its unit.
+_FEWEST_BYTES = 1024
 
-def parse_size(size: int | str, *, whole: int, what: str) -> int:
+
+def parse_size(size: int | str, *, whole: int | None, what: str) -> int:
     """Bytes of a size such as ``24 * 2**30``, ``"24GiB"``, ``"24GB"`` or ``"60%"`` (of ``whole``).
 
-    ``what`` names the setting in the ConfigurationError that anything else raises.
+    Without a ``whole`` a share is refused. So is a text such as ``"50"``, which is hardly meant as
+    50 bytes. ``what`` names the setting in the ConfigurationError that anything else raises.
     """
+    pass_one = 'pass bytes or "24GiB".' if whole is None else 'pass bytes, "24GiB" or "60%".'
     if isinstance(size, bool) or not isinstance(size, int | str):
-        raise ConfigurationError(f'{what}={size!r} is no size; pass bytes, "24GiB" or "60%".')
+        raise ConfigurationError(f"{what}={size!r} is no size; {pass_one}")
     if isinstance(size, str):
-        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-zA-Z]*|%)\s*", size)
-        if match is None or (match[2] != "%" and match[2].lower() not in _UNITS):
-            raise ConfigurationError(f'{what}={size!r} is no size; pass bytes, "24GiB" or "60%".')
-        number = float(match[1])
-        nbytes = number * whole / 100 if match[2] == "%" else number * _UNITS[match[2].lower()]
-    else:
-        nbytes = size
-    if nbytes < 0:
+        return _parsed(size, whole, what, pass_one)
+    if size < 0:
         raise ConfigurationError(f"{what}={size!r} is negative; pass a size above 0.")
-    return int(nbytes)
+    return size
+
+
+def _parsed(text: str, whole: int | None, what: str, pass_one: str) -> int:
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-zA-Z]*|%)\s*", text)
+    if match is None or (match[2] != "%" and match[2].lower() not in _UNITS):
+        raise ConfigurationError(f"{what}={text!r} is no size; {pass_one}")
+    digits, unit = match[1], match[2].lower()
+    number = float(digits)
+    if unit == "%":
+        if whole is None:
+            raise ConfigurationError(
+                f"{what}={text!r} is a share, which has no meaning here; {pass_one}"
+            )
+        return int(number * whole / 100)
+    if not unit and 0 < number < _FEWEST_BYTES:
+        share = f'"{digits}%" or ' if whole is not None and number <= 100 else ""
+        raise ConfigurationError(
+            f'{what}={text!r} is {digits} bytes; did you mean {share}"{digits}GiB"?'
+        )
+    return int(number * _UNITS[unit])
 
 
 def format_size(nbytes: float) -> str:
@@ -42,3 +62,15 @@ def format_size(nbytes: float) -> str:
             return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
         nbytes /= 1024
     return f"{nbytes:.2f} GiB"
+
+
+def format_least(nbytes: int) -> str:
+    """Text such as ``1.50 GiB`` for what is needed at least: rounded up, so that it is enough."""
+    if nbytes < 1024:
+        return f"{nbytes} B"
+    value = nbytes / 1024
+    for unit in ("KiB", "MiB"):
+        if value < 1024:
+            return f"{math.ceil(value * 10) / 10:.1f} {unit}"
+        value /= 1024
+    return f"{math.ceil(value * 100) / 100:.2f} GiB"

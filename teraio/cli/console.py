@@ -40,7 +40,10 @@ class _Unpadded(io.TextIOBase):
 
 def notes() -> Console:
     """Standard error: progress, and what is not the result."""
-    return Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False)
+    if console.is_terminal:
+        return console
+    return Console(stderr=True, highlight=False, width=_PIPE_WIDTH)
 
 
 def write(text: str) -> None:

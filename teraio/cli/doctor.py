@@ -7,9 +7,12 @@ anything is checked.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from teraio.records import Hardware
 
 _EXAMPLES = """
 [bold]Examples[/bold]
@@ -47,23 +50,37 @@ def _doctor(
     The exit code is 1 where something can't work.
     """
     from teraio.cli.console import notes, out, write
-    from teraio.cli.inputs import check_folder_of
+    from teraio.cli.inputs import check_folder_of, folders_of
     from teraio.doctor import diagnose
-    from teraio.engine.folders import spill_folders
-    from teraio.files import save
     from teraio.reports.as_json import as_json
     from teraio.reports.health import health_text
 
     if output is not None:
         check_folder_of(output)
     with notes().status("teraio: looking at this machine"):
-        found = diagnose(spill_folders(list(folders) if folders else None))
-    if output is not None and found.hardware is not None:
-        save(found.hardware, output)
+        examined = folders_of(folders or [], "FOLDERS")
+        found = diagnose(examined)
+    saved = "" if output is None else _saved(found.hardware, examined, output)
     worst = found.worst()
     if json:
         write(as_json(found))
+        if saved:
+            notes().print(saved, markup=False)
     else:
         out().print(health_text(found.checks, worst))
+        if saved:
+            out().print(f"\n{saved}", markup=False)
     if worst == "fail" or (strict and worst != "ok"):
         raise typer.Exit(_FOUND_SOMETHING)
+
+
+def _saved(hardware: Hardware | None, folders: list[Path], output: Path) -> str:
+    """Saves the machine, and says which of the folders it lacks."""
+    from teraio.files import save
+
+    if hardware is None:
+        return f"not saved: {output}, as no folder could be measured"
+    save(hardware, output)
+    measured = {folder.folder for tier in hardware.tiers for folder in tier.folders}
+    missing = ", ".join(str(folder) for folder in folders if str(folder) not in measured)
+    return f"saved: {output}{f' (without {missing})' if missing else ''}"

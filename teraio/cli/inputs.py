@@ -5,9 +5,12 @@ In: paths. Out: records and Subjects. Must not know: rendering, torch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from teraio.errors import ConfigurationError
+import typer
+
+from teraio.errors import ConfigurationError, SpillError
 from teraio.files import load_any
 from teraio.records import Trace
 from teraio.reports.subject import Subject, subject_of
@@ -30,3 +33,33 @@ def check_folder_of(output: Path) -> None:
         raise ConfigurationError(f"{output}: the folder {folder} does not exist; create it first.")
     if output.is_dir():
         raise ConfigurationError(f"{output} is a folder; pass the name of a file.")
+
+
+def folders_of(ssd: Sequence[str | Path], what: str) -> list[Path]:
+    """The folders to spill to, from ``what`` of the command line; empty: those by default.
+
+    Raises ConfigurationError for what names none.
+    """
+    from teraio.engine.folders import spill_folders
+
+    try:
+        return spill_folders(list(ssd) or None)
+    except ConfigurationError as error:  # speaks of the argument `ssd`
+        raise ConfigurationError(what + str(error).removeprefix("ssd")) from None
+
+
+def check_folders(folders: Sequence[Path], *, allow_tmpfs: bool) -> None:
+    """Raises ConfigurationError for a folder that can't hold spill files."""
+    from teraio.engine.folders import check_folder
+
+    for folder in folders:
+        try:
+            check_folder(folder, allow_tmpfs=allow_tmpfs)
+        except SpillError as error:
+            raise ConfigurationError(f"--ssd: {error}") from None
+
+
+def is_given(context: typer.Context, name: str) -> bool:
+    """Whether the parameter ``name`` of a command is on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"

@@ -42,8 +42,13 @@ def _inspect(
     """Show where memory goes and what could move."""
     from teraio.cli.console import out, write
     from teraio.cli.inputs import load_subject
+    from teraio.errors import ConfigurationError
     from teraio.reports.as_json import as_json
 
+    if tree and tensor is not None:
+        raise ConfigurationError("--tree and --tensor show different things; pass one of them.")
+    if depth is not None and not tree:
+        raise ConfigurationError("--depth goes with --tree, whose levels it limits.")
     subject = load_subject(file)
     facts: Any
     if tensor is not None:

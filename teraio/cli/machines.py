@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from teraio.errors import ConfigurationError, SpillError
+from teraio.errors import ConfigurationError
 from teraio.records import Hardware, Tier
 from teraio.sizes import parse_size
 
@@ -23,7 +23,7 @@ def machine(name: str, ssd: Sequence[str], host: str | None, budget_bytes: int |
     A ``budget_bytes`` of None takes the machine's own. Raises ConfigurationError for what does not
     fit together.
     """
-    host_bytes = 0 if host is None else parse_size(host, whole=0, what="--host")
+    host_bytes = 0 if host is None else parse_size(host, whole=None, what="--host")
     if name == THIS:
         return _this(ssd, host_bytes, budget_bytes)
     if Path(name).is_file():
@@ -36,7 +36,7 @@ def machine(name: str, ssd: Sequence[str], host: str | None, budget_bytes: int |
 
 
 def _this(ssd: Sequence[str], host_bytes: int, budget_bytes: int | None) -> Hardware:
-    from teraio.engine.folders import check_folder, spill_folders
+    from teraio.cli.inputs import check_folders, folders_of
     from teraio.profiler.hardware import free_memory_bytes
 
     if host_bytes:
@@ -50,12 +50,8 @@ def _this(ssd: Sequence[str], host_bytes: int, budget_bytes: int | None) -> Hard
             f"--ssd {counts[0]} counts the drives of another machine (--hardware); for this one "
             "pass a folder on each drive."
         )
-    folders = spill_folders(list(ssd) or None)
-    for folder in folders:
-        try:
-            check_folder(folder, allow_tmpfs=False)
-        except SpillError as error:
-            raise ConfigurationError(f"--ssd: {error}") from None
+    folders = folders_of(ssd, "--ssd")
+    check_folders(folders, allow_tmpfs=False)
     from teraio.profiler.machine import measured_hardware
 
     if budget_bytes is None:

@@ -14,10 +14,10 @@ import typer
 
 from teraio import __version__
 from teraio.cli import compare, doctor, inspect, plan, profile, report, top
+from teraio.cli.script import INTERRUPTED
 from teraio.errors import TeraioError
 
 BAD_INPUT = 2
-_INTERRUPTED = 130
 
 app = typer.Typer(
     name="teraio",
@@ -67,7 +67,7 @@ def main() -> None:
             raise
         _leave(f"teraio: {error.filename}: {error.strerror}.")
     except KeyboardInterrupt:
-        sys.exit(_INTERRUPTED)
+        sys.exit(INTERRUPTED)
 
 
 def _leave(message: str) -> None:

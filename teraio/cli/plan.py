@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from teraio.planner import Explanation, Variant
     from teraio.records import Hardware, Plan, Trace
     from teraio.reports.subject import Subject
@@ -31,6 +33,7 @@ _EXAMPLES = """
   teraio plan --model llama3-8b --batch 8 --sequence 2048 --hardware h100-nvl --ssd 4
 """
 _OF_MODEL = "Options of --model"
+_JOB = ("batch", "sequence", "precision", "optimizer", "checkpointing", "optimizer_in_backward")
 
 
 def add_to(app: typer.Typer) -> None:
@@ -39,6 +42,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def _plan(
+    context: typer.Context,
     file: Annotated[
         Path | None, typer.Argument(help="A trace, or a plan or report with a trace.")
     ] = None,
@@ -126,6 +130,8 @@ def _plan(
     json: Annotated[bool, typer.Option("--json", help="JSON for programs.")] = False,
 ) -> None:
     """Plan what leaves memory when, and predict what that gives."""
+    from rich.text import Text
+
     from teraio.cli.console import out, write
     from teraio.cli.inputs import check_folder_of, load_trace
     from teraio.errors import ConfigurationError
@@ -135,6 +141,7 @@ def _plan(
     if (file is None) == (model is None):
         raise ConfigurationError("pass either the file of a trace, or --model.")
     if file is not None:
+        _check_no_job(context)
         trace, title = load_trace(file), file.name
     else:
         title = Path(str(model)).stem
@@ -169,6 +176,39 @@ def _plan(
         out().print(explanation_text(facts, _why(subject), others))
     if output is not None:
         out().print(f"\nsaved: {output}", markup=False)
+    if _can_run(subject, hardware):
+        out().print(Text(""), _next(subject, ssd or [], recompute=not no_recompute), sep="\n")
+
+
+def _check_no_job(context: typer.Context) -> None:
+    from teraio.cli.inputs import is_given
+    from teraio.errors import ConfigurationError
+
+    given = [f"--{name.replace('_', '-')}" for name in _JOB if is_given(context, name)]
+    if given:
+        raise ConfigurationError(
+            f"{', '.join(given)}: only for --model; a trace is of the iteration that was recorded."
+        )
+
+
+def _can_run(subject: Subject, hardware: str) -> bool:
+    """Whether a run on the machine that is planned for could follow this plan, and needs one."""
+    from teraio.cli.machines import THIS
+
+    named = hardware != THIS and not Path(hardware).is_file()
+    return bool(subject.moves) and not named and "(simulated)" not in subject.trace.device
+
+
+def _next(subject: Subject, ssd: list[str], *, recompute: bool) -> RenderableType:
+    """The call that trains under this plan's budget."""
+    from teraio.planner.feasibility import run_budget
+    from teraio.reports.table import labelled
+
+    budget_bytes = subject.plan.budget_bytes if subject.plan else 0
+    arguments = [f"memory_budget={run_budget(budget_bytes)}"]
+    arguments += [f"ssd={ssd}"] if ssd else []
+    arguments += [] if recompute else ["recompute=False"]
+    return labelled(("next", f"teraio.offload(model, {', '.join(arguments)})"))
 
 
 def _what_if(model: str, job: dict[str, Any], hardware: str) -> Trace:
@@ -218,11 +258,22 @@ def _planned(
 
 def _make_plan(trace: Trace, hardware: Hardware, *, recompute: bool) -> Plan:
     from teraio.cli.console import notes
-    from teraio.planner import plan
+    from teraio.errors import BudgetError
+    from teraio.planner import least_budget, plan
     from teraio.records import PlanOptions
+    from teraio.sizes import format_least
 
-    with notes().status("teraio: planning"):
-        return plan(trace, hardware, PlanOptions(recompute=recompute))
+    try:
+        with notes().status("teraio: planning"):
+            return plan(trace, hardware, PlanOptions(recompute=recompute))
+    except BudgetError as error:
+        least = least_budget(trace)
+        if least <= hardware.budget_bytes:
+            raise
+        raise BudgetError(
+            f"{error}. Pass --budget={format_least(least).replace(' ', '')} or more, or make that "
+            "op smaller, with a smaller batch for example."
+        ) from None
 
 
 def _save(subject: Subject, path: Path) -> None:

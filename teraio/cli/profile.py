@@ -19,6 +19,8 @@ _EXAMPLES = """
 
   teraio profile -m my_package.train --epochs 1
 """
+# Stands for the machine's memory where a budget is only checked.
+_ALL = 1 << 40
 
 
 def add_to(app: typer.Typer) -> None:
@@ -62,12 +64,18 @@ def _profile(
     The script runs as it is. It ends once an iteration is recorded, or goes on with --to-end.
     """
     from teraio.cli.console import notes, out
-    from teraio.cli.inputs import check_folder_of
+    from teraio.cli.inputs import check_folder_of, check_folders, folders_of
     from teraio.cli.script import Script
+    from teraio.errors import ConfigurationError
+    from teraio.sizes import parse_size
 
     target = Script(script, tuple(arguments or ()), module)
     path = output or Path(f"{target.stem}.trace")
     check_folder_of(path)
+    if budget is not None and not parse_size(budget, whole=_ALL, what="--budget"):
+        raise ConfigurationError(f"--budget={budget!r} is nothing; pass what tensors may take.")
+    folders = folders_of(ssd or [], "--ssd")
+    check_folders(folders, allow_tmpfs=budget is None)
     notes().print(f"teraio: loading PyTorch, then running {target.title}", style="dim")
 
     import teraio
@@ -76,7 +84,7 @@ def _profile(
     code = 0
     with teraio.profile(
         memory_budget=budget,
-        ssd=list(ssd) if ssd else None,
+        ssd=folders,
         iterations=iterations,
         stop=not to_end,
     ) as run:
@@ -94,6 +102,10 @@ def _profile(
 
 
 def _nothing_recorded(iterations: int, wanted: int, code: int) -> str:
+    from teraio.cli.script import INTERRUPTED
+
+    if code == INTERRUPTED:
+        return f"teraio: interrupted after {iterations} of {wanted} iterations, no trace."
     if code:
         return f"teraio: the script failed after {iterations} iterations, so there is no trace."
     if iterations:

@@ -15,6 +15,8 @@ from types import TracebackType
 
 from teraio.errors import ConfigurationError, TeraioError
 
+# As of a shell, for a program that Ctrl-C ended.
+INTERRUPTED = 130
 _OWN_FILES = (__file__, runpy.__file__, "<frozen runpy>", "<frozen importlib.util>")
 
 
@@ -58,6 +60,8 @@ class Script:
                 runpy.run_path(self.name, run_name="__main__")
         except SystemExit as error:
             return _exit_code(error)
+        except KeyboardInterrupt:
+            return INTERRUPTED
         except TeraioError:
             raise
         except Exception as error:

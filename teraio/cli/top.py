@@ -22,7 +22,7 @@ _EXAMPLES = """
 
   teraio top 12345
 
-  teraio top /mnt/nvme0 --once --json | jq '.steps[-1].stall_s'
+  teraio top /mnt/nvme0 --json | jq '.[0].steps[-1].stall_s'
 """
 
 
@@ -40,7 +40,9 @@ def _top(
     ] = None,
     once: Annotated[bool, typer.Option("--once", help="Show it once and leave.")] = False,
     interval: Annotated[float, typer.Option(min=0.1, help="Seconds between looks.")] = 1.0,
-    json: Annotated[bool, typer.Option("--json", help="JSON for programs, once.")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="JSON for programs, once: a list of runs.")
+    ] = False,
 ) -> None:
     """Watch a running job: phase, step time, memory, bandwidth, stalls, drift."""
     from teraio.cli.console import out, write
@@ -57,7 +59,7 @@ def _top(
             "shows up after its first iteration."
         )
     if json:
-        write(as_json(found[0] if len(found) == 1 else found))
+        write(as_json(found))
     elif len(found) > 1:
         out().print(runs_text(found))
     elif once or not out().is_terminal:

@@ -5,12 +5,18 @@ In: a Trace. Out: bytes, or a BudgetError that names the op in the way. Must not
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from teraio.errors import BudgetError
 from teraio.planner.columns import Columns, Flags, Ints, columns
 from teraio.records import Trace
-from teraio.sizes import format_size
+from teraio.sizes import format_least, format_size
+
+# A run plans for a budget that is less by this part of its own; it stays free for what differs from
+# iteration to iteration.
+PLAN_RESERVE = 0.01
 
 
 def held_by_op(on: Columns, away: Flags) -> Ints:
@@ -34,6 +40,11 @@ def least_budget(trace: Trace) -> int:
     return int(least_by_op(columns(trace)).max(initial=trace.base_bytes))
 
 
+def run_budget(plan_bytes: int) -> int:
+    """The budget that a run must have to plan for ``plan_bytes``."""
+    return math.ceil((plan_bytes + 1) / (1 - PLAN_RESERVE))  # rounded down again, it is enough
+
+
 def check_budget(trace: Trace, on: Columns, allowed: Flags, budget_bytes: int) -> None:
     """Raise BudgetError, naming the op that needs most, if no plan can meet ``budget_bytes``.
 
@@ -45,8 +56,11 @@ def check_budget(trace: Trace, on: Columns, allowed: Flags, budget_bytes: int) -
     index = int(by_op.argmax())
     op, nbytes = trace.ops[index], int(by_op[index])
     kept = "" if allowed.all() else ", or a smaller resident_state_share"
+    needed, budget = format_least(nbytes), format_size(budget_bytes)
+    if format_size(nbytes) == budget or needed == budget:
+        needed, budget = f"{needed} ({nbytes} bytes)", f"{budget} ({budget_bytes} bytes)"
     raise BudgetError(
-        f"op {index} ({op.name} in {op.module or 'the model'}) needs {format_size(nbytes)} of "
-        f"memory at once, more than the budget of {format_size(budget_bytes)}; the least "
-        f"budget for this iteration is {nbytes} bytes{kept}"
+        f"op {index} ({op.name} in {op.module or 'the model'}) needs {needed} of memory at once, "
+        f"more than the budget of {budget}; the least budget for this iteration is {nbytes} "
+        f"bytes{kept}"
     )

@@ -43,12 +43,14 @@ class Moved:
 class Comparison:
     """``moved`` are the storages whose moves differ most; ``differing`` is how many there are.
 
-    ``same_trace``: both sides are about the same ops and storages.
+    ``same_trace``: both sides are about the same ops and storages; ``both_planned``: both have a
+    plan, so their moves are compared.
     """
 
     a: str
     b: str
     same_trace: bool
+    both_planned: bool
     figures: tuple[Figure, ...]
     moved: tuple[Moved, ...]
     differing: int
@@ -61,6 +63,7 @@ def compare(a: Subject, b: Subject) -> Comparison:
         a=a.name,
         b=b.name,
         same_trace=a.unlimited == b.unlimited,
+        both_planned=a.plan is not None and b.plan is not None,
         figures=tuple(
             figure for figure in _figures(a, b) if figure.a is not None or figure.b is not None
         ),
@@ -83,7 +86,8 @@ def _figures(a: Subject, b: Subject) -> list[Figure]:
         figure("ops", "count", lambda s: len(s.unlimited.ops)),
         figure("storages", "count", lambda s: len(s.unlimited.storages)),
         figure("peak without a limit", "bytes", lambda s: int(live_by_op(s.unlimited).max())),
-        planned("budget", "bytes", "budget_bytes"),
+        figure("budget", "bytes", _budget),
+        *([planned("budget, planned for", "bytes", "budget_bytes")] if a.steps or b.steps else []),
         planned("peak, planned", "bytes", "peak_bytes"),
         figure("peak, measured", "bytes", _peak),
         planned("ideal", "seconds", "ideal_s"),
@@ -105,6 +109,13 @@ def _figures(a: Subject, b: Subject) -> list[Figure]:
         figure("results made again", "count", _made_again),
         measured("drift, ops", "count", "drift_ops"),
     ]
+
+
+def _budget(subject: Subject) -> int | None:
+    """That of a run is what it was given; its plan is made for a little less."""
+    if subject.budget_bytes is not None:
+        return subject.budget_bytes
+    return subject.plan.budget_bytes if subject.plan else None
 
 
 def _made_again(subject: Subject) -> int | None:

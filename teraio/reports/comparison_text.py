@@ -28,7 +28,7 @@ def comparison_text(facts: Comparison) -> RenderableType:
     )
     if facts.moved:
         parts.append(_moved(facts))
-    elif facts.same_trace:
+    elif facts.same_trace and facts.both_planned:
         parts.append(Text("Both move the same storages."))
     return spaced(*parts)
 

@@ -14,7 +14,7 @@ from teraio.reports.memory import ROW_TITLES, kind_name
 from teraio.reports.overview import Overview, PeriodFacts
 from teraio.reports.table import bar, labelled, spaced, sparkline, table
 from teraio.reports.telemetry import telemetry_text
-from teraio.reports.units import count, format_size, seconds, share
+from teraio.reports.units import count, format_least, format_size, seconds, share
 
 _MODULES_SHOWN = 12
 
@@ -47,7 +47,7 @@ def _head(facts: Overview, title: str) -> RenderableType:
         ("peak memory", f"{format_size(facts.peak_bytes)}, at op {facts.peak_op} ({where})"),
         (
             "least budget",
-            f"{format_size(facts.least_budget_bytes)}, "
+            f"{format_least(facts.least_budget_bytes)}, "
             f"{share(facts.least_budget_bytes, facts.peak_bytes)} of the peak: what the largest "
             "op needs at once",
         ),
@@ -56,7 +56,10 @@ def _head(facts: Overview, title: str) -> RenderableType:
             f"{share(facts.active_share, 1)} of the memory held at a time is in use by the "
             "running op, on average",
         ),
-        ("over time", f"{sparkline(facts.active_over_time)} to {active_at_most}"),
+        (
+            "",
+            f"{sparkline(facts.active_over_time)} active share over time, at most {active_at_most}",
+        ),
         (
             "inactive",
             f"{share(facts.inactive_byte_seconds, facts.held_byte_seconds)} of memory times time "

@@ -31,7 +31,7 @@ from teraio.reports.planning import Planning, planning
 from teraio.reports.subject import Subject
 from teraio.reports.telemetry import HEADS, looks, telemetry_rows
 from teraio.reports.timeline import Span, Timeline, timeline
-from teraio.reports.units import count, format_size, seconds, share
+from teraio.reports.units import count, format_least, format_size, seconds, share
 
 Data = dict[str, Any]
 
@@ -93,7 +93,7 @@ def _tiles(subject: Subject, facts: Overview, plan: Planning | None) -> list[Dat
             _tile("Iteration", seconds(facts.seconds), "without a limit on memory"),
             _tile(
                 "Least budget",
-                format_size(facts.least_budget_bytes),
+                format_least(facts.least_budget_bytes),
                 f"{share(facts.least_budget_bytes, facts.peak_bytes)} of the peak",
             ),
         ]

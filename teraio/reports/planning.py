@@ -143,6 +143,9 @@ def _tier_facts(trace: Trace, plan: Plan, tier: Tier) -> TierFacts:
     sizes = [trace.storages[move.storage].nbytes for move in moves]
     read = [n for n, move in zip(sizes, moves, strict=True) if move.needed_by is not None]
     written = [n for n, move in zip(sizes, moves, strict=True) if move.write]
+    # With the latency of each; several under way at once share theirs, so the sum may be too much.
+    read_s = sum(read) / tier.read_bytes_per_s + len(read) * tier.latency_s
+    write_s = sum(written) / tier.write_bytes_per_s + len(written) * tier.latency_s
     return TierFacts(
         tier=tier.name,
         read_bytes_per_s=tier.read_bytes_per_s,
@@ -150,8 +153,8 @@ def _tier_facts(trace: Trace, plan: Plan, tier: Tier) -> TierFacts:
         space_bytes=max((move.extent.offset + move.extent.nbytes for move in moves), default=0),
         read_bytes=sum(read),
         written_bytes=sum(written),
-        read_s=sum(read) / tier.read_bytes_per_s + len(read) * tier.latency_s,
-        write_s=sum(written) / tier.write_bytes_per_s + len(written) * tier.latency_s,
+        read_s=min(read_s, plan.predicted_s),
+        write_s=min(write_s, plan.predicted_s),
     )
 
 

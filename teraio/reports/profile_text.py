@@ -14,7 +14,7 @@ from teraio.records import RunReport
 from teraio.reports.memory import ROW_TITLES
 from teraio.reports.overview import Overview
 from teraio.reports.table import labelled
-from teraio.reports.units import count, format_size, seconds, share
+from teraio.reports.units import count, format_least, format_size, seconds, share
 
 
 def profile_text(facts: Overview, run: RunReport, path: Path) -> RenderableType:
@@ -34,7 +34,10 @@ def profile_text(facts: Overview, run: RunReport, path: Path) -> RenderableType:
             "active",
             f"{share(facts.active_share, 1)} of it is in use by the running op, on average",
         ),
-        ("least budget", format_size(facts.least_budget_bytes)),
+        (
+            "least budget",
+            f"{format_least(facts.least_budget_bytes)}: what the largest op needs at once",
+        ),
     ]
     if step.read_bytes or step.written_bytes:
         moved = (

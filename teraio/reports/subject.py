@@ -20,7 +20,8 @@ class Subject:
     """One iteration: its trace, the plan for it and the machine of the plan, and measured steps.
 
     ``trace`` is as the plan has it. Where that makes results again, ``recorded`` is the trace
-    without it. ``telemetry`` is what the machine did during these steps.
+    without it. ``telemetry`` is what the machine did during these steps, and ``budget_bytes`` what
+    the run was given; None where nothing has run.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Subject:
     steps: tuple[StepReport, ...] = ()
     telemetry: Telemetry | None = None
     recorded: Trace | None = None
+    budget_bytes: int | None = None
 
     @property
     def unlimited(self) -> Trace:
@@ -55,6 +57,7 @@ def subject_of(record: object, name: str) -> Subject:
                 plan=record.plan,
                 steps=record.steps,
                 telemetry=record.telemetry,
+                budget_bytes=None if record.phase == "planned" else record.budget_bytes,
             )
         )
     if isinstance(record, RunReport):

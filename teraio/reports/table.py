@@ -29,7 +29,8 @@ def table(title: str, heads: Row, rows: Iterable[Row]) -> RenderableType:
     """A table whose first column holds names and whose other columns hold figures.
 
     Columns without a head hold bars or remarks. Texts are shown as they are, without markup. Where
-    the console is too narrow, bars go first, then long names go on below their own beginnings.
+    the console is too narrow, bars go first, then long names and heads go on below their own
+    beginnings, and at last each row becomes a list. Figures are never cut.
     """
     return Group(Text(title, style="bold"), _Fitting(tuple(heads), tuple(map(tuple, rows))))
 
@@ -59,11 +60,14 @@ class _Fitting:
     heads: Row
     rows: Sequence[Row]
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterable[Table]:
+    def __rich_console__(
+        self, console: Console, options: ConsoleOptions
+    ) -> Iterable[RenderableType]:
         columns = [
             _Column(head, cells) for head, *cells in zip(self.heads, *self.rows, strict=True)
         ]
-        yield _drawn(_fitted(columns, options.max_width))
+        fitted = _fitted(columns, options.max_width)
+        yield _listed(columns, options.max_width) if fitted is None else _drawn(fitted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,13 @@ class _Column:
     @property
     def width(self) -> int:
         return max(cell_len(line) for cell in (self.head, *self.cells) for line in cell.split("\n"))
+
+    @property
+    def least_width(self) -> int:
+        """Remarks wrap at words; nothing else does when it is drawn."""
+        if self.titled or self.bars:
+            return self.width
+        return max((cell_len(word) for cell in self.cells for word in cell.split()), default=0)
 
     @property
     def titled(self) -> bool:
@@ -93,31 +104,61 @@ class _Column:
         """The column with names broken into lines of about ``width`` at their separators."""
         return _Column(self.head, [_folded(cell, width) for cell in self.cells])
 
+    def with_folded_head(self) -> _Column:
+        """The column with its head broken into lines no wider than its cells, as far as it can."""
+        if not self.titled:
+            return self
+        return _Column(_folded(self.head, _Column("", self.cells).width), self.cells)
+
 
 def _folded(name: str, width: int) -> str:
     lines = [""]
-    for part in _PARTS.findall(name):
+    for part in filter(None, _PARTS.findall(name)):
         if lines[-1] and len(lines[-1]) + len(part.rstrip()) > width:
             lines.append("")
         lines[-1] += part
     return "\n".join(lines)
 
 
-def _fitted(columns: Sequence[_Column], width: int) -> list[_Column]:
-    """The columns as far as they fit side by side."""
+def _fitted(columns: Sequence[_Column], width: int) -> list[_Column] | None:
+    """The columns side by side; None where they don't fit."""
     if _excess(columns, width) > 0:
         columns = [column for column in columns if not column.bars]
     fitted = columns = list(columns)
     names = [not c.figures and (c.titled or i == 0) for i, c in enumerate(columns)]
     for most in range(max(c.width for c in columns), _SHORTEST_NAME - 1, -1):
         if _excess(fitted, width) <= 0:
-            break
+            return fitted
         fitted = [c.folded(most) if name else c for c, name in zip(columns, names, strict=True)]
-    return fitted
+    if _least_excess(fitted, width) > 0:
+        fitted = [column.with_folded_head() for column in fitted]
+    return fitted if _least_excess(fitted, width) <= 0 else None
 
 
 def _excess(columns: Sequence[_Column], width: int) -> int:
     return sum(column.width for column in columns) + _GAP * (len(columns) - 1) - width
+
+
+def _least_excess(columns: Sequence[_Column], width: int) -> int:
+    """The excess with remarks wrapped; the first column holds names also without a head."""
+    spared = sum(column.width - column.least_width for column in columns[1:])
+    return _excess(columns, width) - spared
+
+
+def _listed(columns: Sequence[_Column], width: int) -> RenderableType:
+    """Each row as a list: its name, then figures after their heads; below those that are long."""
+    name, *others = columns
+    lines: list[str] = []
+    for index, cell in enumerate(name.cells):
+        lines.append(cell)
+        for column in others:
+            cell = column.cells[index]
+            if not cell or column.bars:
+                continue
+            line = f"  {column.head.strip()}: {cell}" if column.titled else f"  {cell}"
+            fits = cell_len(line) <= width or not column.titled
+            lines += [line] if fits else [f"  {column.head.strip()}:", f"    {cell}"]
+    return Group(*(Text(line, overflow="fold") for line in lines))
 
 
 def _drawn(columns: Sequence[_Column]) -> Table:

@@ -7,9 +7,18 @@ are of.
 from __future__ import annotations
 
 from teraio.records import Unit
-from teraio.sizes import format_size
+from teraio.sizes import format_least, format_size
 
-__all__ = ["NOTHING_S", "amount", "count", "format_size", "rate", "seconds", "share"]
+__all__ = [
+    "NOTHING_S",
+    "amount",
+    "count",
+    "format_least",
+    "format_size",
+    "rate",
+    "seconds",
+    "share",
+]
 # Less is rounding.
 NOTHING_S = 5e-9
 

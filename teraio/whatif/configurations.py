@@ -55,3 +55,7 @@ def _read(path: Path) -> str:
             f"there is no model configuration {path} ({error.strerror}); pass a config.json or one "
             f"of {', '.join(model_names())}."
         ) from None
+    except UnicodeDecodeError:
+        raise ConfigurationError(
+            f"{path} is no text, so it is no model configuration; pass a config.json."
+        ) from None

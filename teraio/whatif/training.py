@@ -139,6 +139,13 @@ def _build(config: Config, job: Job) -> _Build:
 
 
 def _model(config: Config, job: Job) -> torch.nn.Module:
+    settings = {key: value for key, value in config.items() if not key.startswith("_")}
+    for key in ("architectures", "model_type"):
+        if not settings.get(key):
+            raise ConfigurationError(
+                f"this model configuration can't be used: it has no `{key}`. A config.json of "
+                "transformers has `model_type` and one class of `architectures`."
+            )
     try:
         import transformers
     except ImportError:
@@ -146,13 +153,12 @@ def _model(config: Config, job: Job) -> torch.nn.Module:
             "what-if traces from a model configuration need the transformers package; install it "
             "(pip install transformers)."
         ) from None
-    settings = {key: value for key, value in config.items() if not key.startswith("_")}
     try:
         (architecture,) = settings["architectures"]
         model_class = getattr(transformers, architecture)
         model_type = settings.pop("model_type")
         parsed = transformers.AutoConfig.for_model(model_type, **settings)
-    except (KeyError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ConfigurationError(
             f"this model configuration can't be used: {error}. It needs `model_type` and one class "
             f"of `architectures` that transformers {transformers.__version__} knows."

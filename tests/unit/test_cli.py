@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from teraio.files import load, save
+from teraio.planner.feasibility import run_budget
 from teraio.records import Bound, Hardware, Op, RunReport, Stall, Storage, TierUse, Trace
 from tests.unit.cli import run
 from tests.unit.reports_data import HARDWARE, PLAN, TRACE, run_report
@@ -196,13 +197,43 @@ def test_plan_saves_what_report_compare_and_inspect_read(
     trace, made = tmp_path / "run.trace", tmp_path / "a.plan"
     ran = run(capsys, "plan", trace, *machine, "--budget", "50%", "-o", made)
     assert (ran.code, ran.err) == (0, "")
+    assert f"saved: {made}" in ran.out
     saved = load(tmp_path / "a.plan", RunReport)
     assert saved.phase == "planned"
     assert saved.trace == TRACE
     assert saved.plan is not None
     assert saved.plan.peak_bytes <= saved.plan.budget_bytes <= PLAN.unlimited_peak_bytes // 2
+    next_call = f"next  teraio.offload(model, memory_budget={run_budget(saved.plan.budget_bytes)})"
+    assert ran.out.endswith(f"{next_call}\n")
     for command in (("inspect",), ("compare", tmp_path / "a.plan")):
         assert run(capsys, *command, tmp_path / "a.plan").code == 0
+
+
+@pytest.mark.parametrize(
+    ("device", "machine"), [("h100-nvl (simulated)", "a.hardware"), ("cuda:0", "h100-nvl")]
+)
+def test_a_plan_of_another_machine_says_nothing_of_a_run_on_this_one(
+    device: str, machine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    save(replace(TRACE, device=device), tmp_path / "run.trace")
+    save(HARDWARE, tmp_path / "a.hardware")
+    ran = run(capsys, "plan", "run.trace", "--hardware", machine, "--budget", "50%")
+    assert ran.code == 0
+    assert "teraio.offload" not in ran.out
+
+
+def test_a_plan_for_a_budget_that_reads_like_the_least_one_says_both_exactly(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(small_trace(), tmp_path / "run.trace")
+    save(HARDWARE, tmp_path / "a.hardware")
+    arguments = ("plan", tmp_path / "run.trace", "--hardware", tmp_path / "a.hardware")
+    told = run(capsys, *arguments, "--budget", "16MiB")
+    assert "needs 16.1 MiB (16778240 bytes) of memory at once" in told.err
+    assert "the budget of 16.0 MiB (16777216 bytes)" in told.err
+    assert run(capsys, *arguments, "--budget", "16.1MiB").code == 0
 
 
 def test_plan_gives_json_with_an_explanation(
@@ -244,6 +275,28 @@ def test_compare_sets_a_run_against_its_plan(
     assert figures["iteration, measured"]["b"] == pytest.approx(0.12)
     assert figures["iteration, predicted"]["a"] == pytest.approx(PLAN.predicted_s)
     assert facts["same_trace"] is True
+
+
+def test_a_run_has_the_budget_that_it_was_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = PLAN.budget_bytes + 1234
+    save(replace(run_report(), budget_bytes=given), tmp_path / "run.report")
+    both = (tmp_path / "run.report", tmp_path / "run.report")
+    facts = json.loads(run(capsys, "compare", *both, "--json").out)
+    figures = {figure["name"]: figure["a"] for figure in facts["figures"]}
+    assert figures["budget"] == given
+    assert figures["budget, planned for"] == PLAN.budget_bytes
+
+
+def test_only_plans_are_said_to_move_the_same(
+    report_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(TRACE, tmp_path / "run.trace")
+    same = "Both move the same storages."
+    assert same in run(capsys, "compare", report_file, report_file).out
+    for one in (report_file, tmp_path / "run.trace"):
+        assert same not in run(capsys, "compare", one, tmp_path / "run.trace").out
 
 
 # ---------------------------------------------------------------- report
@@ -294,14 +347,25 @@ def test_a_timeline_merges_with_a_packed_profile_of_torch(
         ("inspect none.trace", "none.trace: No such file or directory"),
         ("inspect text", "text: this is not a gzip file, so not a file of teraio"),
         ("inspect run.trace --tensor nobody", "no storage of run.trace has a name"),
+        ("inspect run.trace --depth 2", "--depth goes with --tree"),
+        ("inspect run.trace --tensor exp_avg --tree", "pass one of them"),
         ("plan run.trace --hardware a.hardware --budget much", "--budget='much' is no size"),
+        ("plan run.trace --hardware a.hardware --budget 50", 'did you mean "50%" or "50GiB"?'),
         ("plan run.trace --hardware a.hardware --budget 1%", "the least budget for this"),
+        ("plan run.trace --hardware a.hardware --budget 1%", "Pass --budget=16.1MiB or more"),
         ("plan", "pass either the file of a trace, or --model"),
         ("plan run.trace --hardware h1000", "there is no accelerator called 'h1000'"),
         ("plan run.trace --ssd 4", "counts the drives of another machine"),
         ("plan run.trace --ssd nowhere", "the spill folder nowhere does not exist"),
         ("plan run.trace --hardware a.hardware --ssd 4", "leave --ssd and --host out"),
+        ("plan run.trace --ssd . --ssd .", "--ssd names the folder"),
+        ("plan run.trace --ssd text", "--ssd: the spill folder text is not a folder"),
         ("plan run.trace --host 1GiB", "--host: on this machine models are on the CPU"),
+        ("plan run.trace --hardware h100-nvl --host 50%", "--host='50%' is a share"),
+        ("plan run.trace --batch 4 --checkpointing", "--batch, --checkpointing: only for --model"),
+        ("plan --model binary --hardware h100-nvl", "binary is no text"),
+        ("plan --model text --hardware h100-nvl", "text is not JSON"),
+        ("plan --model c.json --hardware h100-nvl", "it has no `architectures`"),
         ("plan --model llama3-8b", "--model needs the machine that trains it"),
         ("plan run.trace -o nowhere/run.plan", "does not exist; create it first"),
         ("compare run.trace a.hardware", "a.hardware holds a Hardware and no trace"),
@@ -310,6 +374,9 @@ def test_a_timeline_merges_with_a_packed_profile_of_torch(
         ("report run.trace --perfetto o.json --beside text", "no trace of torch.profiler"),
         ("profile none.py", "there is no script none.py"),
         ("profile -o . text", ". is a folder"),
+        ("profile --budget banana text", "--budget='banana' is no size"),
+        ("profile --budget 0 text", "--budget='0' is nothing"),
+        ("profile --ssd nowhere text", "--ssd: the spill folder nowhere does not exist"),
         ("top 1", "no run of this user belongs to 1"),
     ],
 )
@@ -324,6 +391,8 @@ def test_an_error_is_one_sentence_with_exit_code_2(
     save(small_trace(), tmp_path / "run.trace")
     save(HARDWARE, tmp_path / "a.hardware")
     (tmp_path / "text").write_text("hello")
+    (tmp_path / "c.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "binary").write_bytes(b"\x89PNG\xff")
     ran = run(capsys, *arguments.split())
     assert (ran.code, ran.out) == (2, "")
     assert ran.err.startswith("teraio: ")
@@ -383,6 +452,13 @@ def test_output_into_a_pipe_has_no_colours(
     trace_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "\x1b" not in run(capsys, "inspect", trace_file).out
+
+
+def test_notes_into_a_pipe_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    from teraio.cli.console import notes
+
+    notes().print("teraio: " + "much to say " * 20)
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_names_with_markup_are_shown_as_they_are(

@@ -204,11 +204,21 @@ def test_more_of_anything_is_never_a_loss() -> None:
     assert line.split()[1:5] == [*seconds(facts.predicted_s).split(), "0", "s"]
 
 
+def test_a_channel_is_busy_for_no_more_than_the_iteration() -> None:
+    of = reports_data.subject()
+    assert of.hardware is not None
+    (tier,) = of.hardware.tiers
+    slow = replace(of, hardware=replace(of.hardware, tiers=(replace(tier, latency_s=1.0),)))
+    (use,) = planning(slow).tiers
+    assert use.read_s == use.write_s == PLAN.predicted_s
+
+
 def test_nothing_is_compared_by_no_ratio() -> None:
     same = Comparison(
         a="a",
         b="b",
         same_trace=True,
+        both_planned=True,
         figures=(
             Figure(name="stall", unit="seconds", a=1e-14, b=2.6e-3),
             Figure(name="moves", unit="count", a=2, b=3),

@@ -49,6 +49,37 @@ def test_long_names_go_on_in_the_next_line(width: int) -> None:
     assert [line for line in lines if line.endswith("optimizer state   256.0 KiB")]
 
 
+_WIDE_HEADS = ("tier", "per iteration", "of the iteration", "memory freed, on average", "at ")
+
+
+@pytest.mark.parametrize("rows", [_ROWS, [(*row[:3], "812.5 MiB", "4,321") for row in _ROWS]])
+@pytest.mark.parametrize("width", range(24, 120, 3))
+def test_figures_are_never_cut(rows: list[tuple[str, ...]], width: int) -> None:
+    heads = ("storage", "kind", "size", "") if rows is _ROWS else _WIDE_HEADS
+    lines = shown(table("Storages", heads, rows), width)
+    assert max(map(len, lines)) <= width
+    text = "\n".join(lines)
+    assert "…" not in text
+    figures = [cell for row in rows for cell in row if cell[:1].isdigit()]
+    assert all(figure in text for figure in figures)
+
+
+def test_heads_go_on_in_the_next_line_before_figures_are_listed() -> None:
+    rows = [("ssd write", "12.0 MiB", "8.39 ms")]
+    heads = ("tier", "per iteration", "of the iteration")
+    assert shown(table("Channels", heads, rows), 36)[1:] == [
+        "                  per      of the",
+        "tier        iteration   iteration",
+        "─" * 33,
+        "ssd write    12.0 MiB     8.39 ms",
+    ]
+    assert shown(table("Channels", heads, rows), 28)[1:] == [
+        "ssd write",
+        "  per iteration: 12.0 MiB",
+        "  of the iteration: 8.39 ms",
+    ]
+
+
 def test_remarks_wrap_at_words() -> None:
     lines = shown(table("Times", ("", "time", " "), [("bound", "1.0 s", "no plan is faster")]), 30)
     assert lines[3:] == ["bound   1.0 s   no plan is", "                faster"]
