@@ -284,6 +284,7 @@ class Runtime:
 
         ``shared`` are storages (``_cdata``) that must stay where they are.
         """
+        tensors = {n: t for n, t in tensors.items() if t.layout == torch.strided}
         left = {
             name: tensor
             for name, tensor in tensors.items()

@@ -31,7 +31,7 @@ def forked(spill: str, options: str = "") -> subprocess.CompletedProcess[str]:
     return ended(
         "import os, sys, torch, teraio; from teraio.engine.testing import send_away;"
         "model = torch.nn.Linear(256, 256);"
-        f"teraio.offload(model, memory_budget=1 << 40, ssd=sys.argv[1], {options});"
+        f"teraio.offload(model, memory_budget=1 << 30, ssd=sys.argv[1], {options});"
         "send_away(model.weight); child = os.fork();"
         "child or (print('child'), sys.exit(5));"
         "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]));"
