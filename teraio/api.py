@@ -140,9 +140,10 @@ def offload(
     free, total = accelerator.free_and_total_bytes() if accelerator else (None, memory_bytes())
     budget = _budget(memory_budget, total)
     host_bytes = parse_size(host_memory, whole=memory_bytes(), what="host_memory")
+    folders = None if ssd is None else spill_folders(ssd)
     settings: dict[str, object] = {
         "memory_budget": budget,
-        "ssd": None if ssd is None else _places(spill_folders(ssd)),
+        "ssd": None if folders is None else _places(folders),
         "host_memory": host_bytes,
         "profile_iterations": profile_iterations,
         "require_gds": require_gds,
@@ -164,7 +165,7 @@ def offload(
         _runtime.add_model(model, **how)
         return model
     _check_host(host_bytes, target)
-    folders = spill_folders(ssd)
+    folders = folders or spill_folders(None)
     for folder in folders:
         check_folder(folder, allow_tmpfs=allow_tmpfs, consent="allow_tmpfs=True")
     if budget is None:

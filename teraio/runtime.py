@@ -157,7 +157,6 @@ class Runtime:
         else:
             self._accelerator.limit_memory(budget_bytes)
             self._counted_bytes = int(budget_bytes * (1 - _FRAGMENTATION_SHARE))
-        self.compress = compress
         self._encoded: EncodedPath | None = None
         try:
             if compress is not None:
@@ -551,12 +550,13 @@ class Runtime:
             log.info("an iteration without any op is no profile: the next one will be")
             self._start_profile(1)
             return
+        least = least_budget(trace)
         log.info(
             "profiled %d ops and %d storages: peak %s without a limit, least budget %s, budget %s",
             len(trace.ops),
             len(trace.storages),
             format_size(int(live_by_op(trace).max())),
-            format_size(least_budget(trace)),
+            format_size(least),
             format_size(self._counted_bytes),
         )
         self.phase = "run"
@@ -568,15 +568,15 @@ class Runtime:
             return
         self._timed = 0
         try:
-            self._follow_plan(self.recorded)
+            self._follow_plan(self.recorded, least)
         except BaseException:  # Ctrl-C, say; a loop that goes on shall have its plan
             self._start_profile(1)
             raise
         self._telemetry.begin()
 
-    def _follow_plan(self, recorded: Recorded) -> None:
-        begin = time.perf_counter()
-        least, most = least_budget(recorded.trace), self._counted_bytes
+    def _follow_plan(self, recorded: Recorded, least: int) -> None:
+        """``least`` is the least budget in bytes for what was recorded."""
+        begin, most = time.perf_counter(), self._counted_bytes
         # The reserve gives way to the largest op.
         budget = max(int(most * (1 - PLAN_RESERVE)), min(least, most))
         _C.release_free_pages(self._planning_bytes(len(recorded.trace.ops)))
@@ -657,7 +657,7 @@ class Runtime:
                     self.plan.ideal_s,
                 )
                 self.recorded = quicker
-                self._follow_plan(quicker)
+                self._follow_plan(quicker, least_budget(quicker.trace))
                 return
         _C.record(self._timed < _TIMED_ITERATIONS)
 

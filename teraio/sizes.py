@@ -57,20 +57,20 @@ def _parsed(text: str, whole: int | None, what: str, pass_one: str) -> int:
 
 def format_size(nbytes: float) -> str:
     """Text such as ``1.50 GiB``."""
-    for unit in ("B", "KiB", "MiB"):
-        if abs(nbytes) < 1024:
-            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
-        nbytes /= 1024
-    return f"{nbytes:.2f} GiB"
+    value, unit, digits = _in_its_unit(nbytes)
+    return f"{value:.{digits}f} {unit}"
 
 
 def format_least(nbytes: int) -> str:
     """Text such as ``1.50 GiB`` for what is needed at least: rounded up, so that it is enough."""
-    if nbytes < 1024:
-        return f"{nbytes} B"
-    value = nbytes / 1024
-    for unit in ("KiB", "MiB"):
-        if value < 1024:
-            return f"{math.ceil(value * 10) / 10:.1f} {unit}"
-        value /= 1024
-    return f"{math.ceil(value * 100) / 100:.2f} GiB"
+    value, unit, digits = _in_its_unit(nbytes)
+    return f"{math.ceil(value * 10**digits) / 10**digits:.{digits}f} {unit}"
+
+
+def _in_its_unit(nbytes: float) -> tuple[float, str, int]:
+    """The number, its unit, and how many digits are shown after the point."""
+    for unit, digits in (("B", 0), ("KiB", 1), ("MiB", 1)):
+        if abs(nbytes) < 1024:
+            return nbytes, unit, digits
+        nbytes /= 1024
+    return nbytes, "GiB", 2

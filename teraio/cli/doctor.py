@@ -50,15 +50,16 @@ def _doctor(
     The exit code is 1 where something can't work.
     """
     from teraio.cli.console import notes, out, write
-    from teraio.cli.inputs import check_folder_of, folders_of
+    from teraio.cli.inputs import check_folder_of
     from teraio.doctor import diagnose
+    from teraio.engine.folders import spill_folders
     from teraio.reports.as_json import as_json
     from teraio.reports.health import health_text
 
     if output is not None:
         check_folder_of(output)
     with notes().status("teraio: looking at this machine"):
-        examined = folders_of(folders or [], "FOLDERS")
+        examined = spill_folders(folders or None, what="FOLDERS")
         found = diagnose(examined)
     saved = "" if output is None else _saved(found.hardware, examined, output)
     worst = found.worst()

@@ -35,19 +35,6 @@ def check_folder_of(output: Path) -> None:
         raise ConfigurationError(f"{output} is a folder; pass the name of a file.")
 
 
-def folders_of(ssd: Sequence[str | Path], what: str) -> list[Path]:
-    """The folders to spill to, from ``what`` of the command line; empty: those by default.
-
-    Raises ConfigurationError for what names none.
-    """
-    from teraio.engine.folders import spill_folders
-
-    try:
-        return spill_folders(list(ssd) or None)
-    except ConfigurationError as error:  # speaks of the argument `ssd`
-        raise ConfigurationError(what + str(error).removeprefix("ssd")) from None
-
-
 def check_folders(folders: Sequence[Path], *, allow_tmpfs: bool) -> None:
     """Raises ConfigurationError for a folder that can't hold spill files."""
     from teraio.engine.folders import check_folder

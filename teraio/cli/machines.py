@@ -36,7 +36,8 @@ def machine(name: str, ssd: Sequence[str], host: str | None, budget_bytes: int |
 
 
 def _this(ssd: Sequence[str], host_bytes: int, budget_bytes: int | None) -> Hardware:
-    from teraio.cli.inputs import check_folders, folders_of
+    from teraio.cli.inputs import check_folders
+    from teraio.engine.folders import spill_folders
     from teraio.profiler.hardware import free_memory_bytes
 
     if host_bytes:
@@ -50,7 +51,7 @@ def _this(ssd: Sequence[str], host_bytes: int, budget_bytes: int | None) -> Hard
             f"--ssd {counts[0]} counts the drives of another machine (--hardware); for this one "
             "pass a folder on each drive."
         )
-    folders = folders_of(ssd, "--ssd")
+    folders = spill_folders(ssd or None, what="--ssd")
     check_folders(folders, allow_tmpfs=False)
     from teraio.profiler.machine import measured_hardware
 

@@ -19,8 +19,6 @@ _EXAMPLES = """
 
   teraio profile -m my_package.train --epochs 1
 """
-# Stands for the machine's memory where a budget is only checked.
-_ALL = 1 << 40
 
 
 def add_to(app: typer.Typer) -> None:
@@ -64,17 +62,22 @@ def _profile(
     The script runs as it is. It ends once an iteration is recorded, or goes on with --to-end.
     """
     from teraio.cli.console import notes, out
-    from teraio.cli.inputs import check_folder_of, check_folders, folders_of
+    from teraio.cli.inputs import check_folder_of, check_folders
     from teraio.cli.script import Script
+    from teraio.engine.folders import spill_folders
     from teraio.errors import ConfigurationError
+    from teraio.profiler.hardware import memory_bytes
     from teraio.sizes import parse_size
 
     target = Script(script, tuple(arguments or ()), module)
     path = output or Path(f"{target.stem}.trace")
     check_folder_of(path)
-    if budget is not None and not parse_size(budget, whole=_ALL, what="--budget"):
-        raise ConfigurationError(f"--budget={budget!r} is nothing; pass what tensors may take.")
-    folders = folders_of(ssd or [], "--ssd")
+    budget_bytes = None
+    if budget is not None:
+        budget_bytes = parse_size(budget, whole=memory_bytes(), what="--budget")
+        if not budget_bytes:
+            raise ConfigurationError(f"--budget={budget!r} is nothing; pass what tensors may take.")
+    folders = spill_folders(ssd or None, what="--ssd")
     check_folders(folders, allow_tmpfs=budget is None)
     notes().print(f"teraio: loading PyTorch, then running {target.title}", style="dim")
 
@@ -83,7 +86,7 @@ def _profile(
 
     code = 0
     with teraio.profile(
-        memory_budget=budget,
+        memory_budget=budget_bytes,
         ssd=folders,
         iterations=iterations,
         stop=not to_end,

@@ -19,11 +19,14 @@ _IN_MEMORY = ("tmpfs", "ramfs", "devtmpfs")
 
 def spill_folders(
     ssd: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None,
+    *,
+    what: str = "ssd",
 ) -> list[Path]:
     """The folders to spill to: as passed, else ``$TERAIO_SSD`` (colon-separated), else the user's
     cache.
 
-    Raises ConfigurationError for what is no folder's name, and for a folder that is named twice.
+    ``what`` names the setting in the ConfigurationError that anything but names of folders raises,
+    and a folder that is named twice.
     """
     if ssd is None:
         named = os.environ.get(ENVIRONMENT)
@@ -35,15 +38,17 @@ def spill_folders(
     if isinstance(ssd, str | os.PathLike):
         ssd = [ssd]
     if not isinstance(ssd, Sequence) or not all(isinstance(f, str | os.PathLike) for f in ssd):
-        raise ConfigurationError(f"ssd={ssd!r} names no folders; pass a path, or a list of paths.")
+        raise ConfigurationError(
+            f"{what}={ssd!r} names no folders; pass a path, or a list of paths."
+        )
     if not ssd or "" in ssd:
-        raise ConfigurationError("ssd is empty; pass at least one folder on an SSD.")
+        raise ConfigurationError(f"{what} is empty; pass at least one folder on an SSD.")
     folders = [Path(folder).expanduser() for folder in ssd]
     places = [folder.resolve() for folder in folders]
     for place in places:
         if places.count(place) > 1:
             raise ConfigurationError(
-                f"ssd names the folder {place} more than once; pass one folder per drive."
+                f"{what} names the folder {place} more than once; pass one folder per drive."
             )
     return folders
 
