@@ -434,6 +434,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("begin_optimizer", &observer::begin_optimizer);
   m.def("end_optimizer", &observer::end_optimizer);
   m.def("end_iteration", &end_iteration);
+  m.def("begin_iteration", [] { engine().begin_iteration(); });
   m.def("record", [](bool on) {
     engine().record(on);
     observer::mode_changed();

@@ -459,6 +459,11 @@ void Engine::anchor_locked(uint64_t key) {
   if (schedule_) schedule_->jump(key, occurrence);
 }
 
+void Engine::begin_iteration() {
+  const Lock lock(*this);
+  iteration_begin_ns_ = now_ns();
+}
+
 IterationStats Engine::end_iteration() {
   const Lock lock(*this);
   drain();
@@ -752,7 +757,9 @@ std::string Engine::describe_guard(const Block* block) const {
 // The least budget for an op that lacks so much, as far as it has asked for memory.
 uint64_t Engine::needed_for(uint64_t nbytes) const {
   uint64_t missing = 0;
-  for (const auto& entry : frame().pinned) missing += entry.block->memory == nullptr ? entry.block->nbytes : 0;
+  for (const auto& [block, write, born] : frame().pinned) {
+    if (block->state == State::kAway && !block->dead) missing += block->nbytes;
+  }
   return used() + std::max(nbytes, missing);  // all operands that are still to come, not only the first of them
 }
 

@@ -177,7 +177,8 @@ class Engine {
 
   // --- places of the program ---
   void anchor(uint64_t key);
-  IterationStats end_iteration();
+  IterationStats end_iteration();  // the next one begins with it
+  void begin_iteration();          // it begins now instead
 
   // --- profile and plan ---
   void record(bool on);

@@ -23,6 +23,7 @@ from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
 )
+from torch.utils.weak import WeakIdKeyDictionary
 
 import teraio._C as _C
 from teraio import errors, status
@@ -41,7 +42,7 @@ from teraio.engine.places import Places
 from teraio.engine.progress import Progress
 from teraio.planner import ideal_s, least_budget, live_by_op, replayed
 from teraio.planner import plan as make_plan
-from teraio.planner.feasibility import PLAN_RESERVE
+from teraio.planner.feasibility import PLAN_RESERVE, run_budget
 from teraio.profiler.hardware import (
     HostSpeed,
     free_memory_bytes,
@@ -58,7 +59,7 @@ from teraio.records import (
     RunReport,
     StepReport,
 )
-from teraio.sizes import format_size
+from teraio.sizes import format_least, format_size
 from teraio.telemetry import sampler_for
 from teraio.telemetry.host import by_drive
 
@@ -141,11 +142,12 @@ class Runtime:
         self._participants = Participants()
         self._immovable: set[str] = set()  # names of what the user was told of
         self._deaths: dict[int, weakref.finalize[Any, Any]] = {}  # id(model) -> what is done then
-        self._module_ids: dict[int, int] = {}
+        # A module may be replaced in mid-training, and another one get its id().
+        self._module_numbers = WeakIdKeyDictionary(ref_type=weakref.ref)
         self._module_paths: dict[str, int] = {}  # as names of parameters begin
         self._backward_step: BackwardStep | None = None
         self._live_at_start: list[tuple[int, int, bool]] = []
-        self._module_hooks = ModuleHooks(self._module_ids, self._iterations.model_called)
+        self._module_hooks = ModuleHooks(self._module_numbers, self._iterations.model_called)
         self._compiled = CompiledGraphs(self._module_paths)
         self._progress = Progress(profile_iterations)
         self._status = status.StatusFile()
@@ -255,11 +257,12 @@ class Runtime:
         """
         prefix = self._participants.new_prefix()
         device = torch.device(self.device)
+        self._check_sizes(tensors_of(model, prefix), to_device)
         if stored is not None or lacks_data(model) or (to_device and is_elsewhere(model, device)):
             materialize(model, device, stored, lambda new, name: self._adopt({prefix + name: new}))
         for name, module in model.named_modules():
             number = self._places.add_module(prefix + (name or _root_name(model)))
-            self._module_ids[id(module)] = number
+            self._module_numbers[module] = number
             self._module_paths[(prefix + name).rstrip(".")] = number
         if optimizer_in_backward:
             self._backward_step = self._backward_step or BackwardStep()
@@ -273,6 +276,22 @@ class Runtime:
         self._deaths[id(model)].atexit = False
         _C.mark_training_thread()
         self._start_profile(self._profile_iterations)
+
+    def _check_sizes(self, tensors: Mapping[str, torch.Tensor], to_device: bool) -> None:
+        """Raises BudgetError for a tensor that alone is more than the budget."""
+        here = ("meta", torch.device(self.device).type)
+        for name, tensor in tensors.items():
+            if not (to_device or tensor.device.type in here) or tensor.layout != torch.strided:
+                continue
+            nbytes = tensor.untyped_storage().nbytes()
+            if nbytes > self._counted_bytes:
+                raise errors.BudgetError(
+                    f"{name} takes {format_least(nbytes)}, more than the memory that "
+                    f"memory_budget={self.budget_bytes} leaves for tensors, "
+                    f"{format_size(self._counted_bytes)}. Pass more than memory_budget={nbytes}: "
+                    "an op needs all its operands and results at once, and the first iterations "
+                    "will tell how much that is."
+                )
 
     def _adopt_all(self, tensors: dict[str, torch.Tensor]) -> None:
         new = [t for t in tensors.values() if _C.block_id(t) == 0]
@@ -318,7 +337,7 @@ class Runtime:
 
     def knows_module(self, module: torch.nn.Module) -> bool:
         """Whether the module is one of an offloaded model."""
-        return id(module) in self._module_ids
+        return module in self._module_numbers
 
     def remove_model(self, model: torch.nn.Module) -> None:
         """The last model to go closes the run. Raises BudgetError where it can't all come back."""
@@ -510,7 +529,7 @@ class Runtime:
         _C.expect_moves(True)
         _C.record(False)
         self._module_hooks.add()
-        self._progress.start(self._profiled)
+        self._progress.profiling(self._profiled)
         if iterations == 1:
             self._record()
 
@@ -530,12 +549,13 @@ class Runtime:
 
     def _profiled_one(self) -> None:
         self._profiled += 1
-        self._progress.advance(self._profiled)
         left = self._profile_iterations - self._profiled
+        if left <= 0:
+            self._end_profile()
+            return
+        self._progress.profiling(self._profiled)
         if left == 1:
             self._record()
-        elif left <= 0:
-            self._end_profile()
 
     def _end_profile(self) -> None:
         self.recorded = build_trace(
@@ -581,6 +601,7 @@ class Runtime:
         budget = max(int(most * (1 - PLAN_RESERVE)), min(least, most))
         _C.release_free_pages(self._planning_bytes(len(recorded.trace.ops)))
         target = replace(self.hardware, budget_bytes=budget)
+        self._progress.planning(len(recorded.trace.ops))
         try:
             with explained():
                 plan = make_plan(recorded.trace, target, self._options)
@@ -588,11 +609,13 @@ class Runtime:
             if least <= most:
                 raise
             # Of the budget, a part may be set aside from what storages may take.
-            whole = math.ceil(least * self.budget_bytes / most / (1 - PLAN_RESERVE))
+            whole = run_budget(math.ceil(least * self.budget_bytes / most))
             raise errors.BudgetError(
                 f"{error}. Pass memory_budget={whole} or more, or make that op smaller, with a "
                 "smaller batch for example."
             ) from None
+        finally:
+            self._progress.stop()
         planned_s = time.perf_counter() - begin
         self.plan = plan
         if plan.moves or plan.recomputations:
@@ -627,6 +650,7 @@ class Runtime:
                 plan.ideal_s,
             )
         _C.release_free_pages()
+        _C.begin_iteration()  # planning is no part of it
 
     def _planning_bytes(self, ops: int) -> int:
         """What making a plan takes of the memory under the budget, which may be all there is."""

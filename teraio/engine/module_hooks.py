@@ -17,10 +17,12 @@ import teraio._C as _C
 
 
 class ModuleHooks:
-    """``numbers`` maps the id() of modules to their numbers; more may be added at any time."""
+    """``numbers`` gives modules their numbers; more may be added at any time."""
 
     def __init__(
-        self, numbers: Mapping[int, int], called: Callable[[], None] = lambda: None
+        self,
+        numbers: Mapping[torch.nn.Module, int],
+        called: Callable[[], None] = lambda: None,
     ) -> None:
         """``called()`` tells of each call of a module that no other one with a number made."""
         self._numbers, self._called = numbers, called
@@ -55,7 +57,7 @@ class ModuleHooks:
         def hook(module: torch.nn.Module, _args: Any) -> None:
             if torch.compiler.is_compiling():
                 return
-            number = numbers.get(id(module))
+            number = numbers.get(module)
             if number is not None:
                 if self._depth == 0:
                     self._called()
@@ -70,7 +72,7 @@ class ModuleHooks:
         def hook(module: torch.nn.Module, _args: Any, _result: Any) -> None:
             if torch.compiler.is_compiling():
                 return
-            number = numbers.get(id(module))
+            number = numbers.get(module)
             if number is not None:
                 self._depth = max(0, self._depth - 1)
                 leave(number)

@@ -1,7 +1,7 @@
-"""A line on a terminal that says how far profiling is.
+"""A line on a terminal that says how far profiling and planning are.
 
-In: counts of iterations. Out: the line, and nothing where stderr is no terminal. Must not know:
-what is profiled.
+In: counts of iterations and ops. Out: the line, and nothing where stderr is no terminal. Must not
+know: what is profiled and planned.
 """
 
 from __future__ import annotations
@@ -11,27 +11,30 @@ from typing import Any
 
 
 class Progress:
-    """The line; it is there from ``start`` to ``stop``."""
+    """The line; it is there from ``profiling`` or ``planning`` to ``stop``."""
 
     def __init__(self, iterations: int) -> None:
         self._iterations = iterations
         self._status: Any = None
 
-    def start(self, done: int) -> None:
-        """Show it, unless it is shown."""
-        if not sys.stderr.isatty() or self._status is not None:
-            return
-        from rich.console import Console
-
-        self._status = Console(stderr=True).status("")
-        self._status.start()
-        self.advance(done)
-
-    def advance(self, done: int) -> None:
+    def profiling(self, done: int) -> None:
         """So many iterations are done."""
-        if self._status is not None:
-            now = min(done + 1, self._iterations)
-            self._status.update(f"teraio: profiling, iteration {now} of {self._iterations}")
+        now = min(done + 1, self._iterations)
+        self._show(f"teraio: profiling, iteration {now} of {self._iterations}")
+
+    def planning(self, ops: int) -> None:
+        """A plan is made for an iteration of so many ops."""
+        self._show(f"teraio: planning for {ops:,} ops")
+
+    def _show(self, text: str) -> None:
+        if not sys.stderr.isatty():
+            return
+        if self._status is None:
+            from rich.console import Console
+
+            self._status = Console(stderr=True).status("")
+            self._status.start()
+        self._status.update(text)
 
     def stop(self) -> None:
         """Take it away."""

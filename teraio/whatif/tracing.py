@@ -152,7 +152,7 @@ class _Watch:
         self._backward_step: BackwardStep | None = None
         self._module_hooks = ModuleHooks(
             {
-                id(module): self.places.add_module(name or type(model).__name__)
+                module: self.places.add_module(name or type(model).__name__)
                 for name, module in model.named_modules()
             }
         )

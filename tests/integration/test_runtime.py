@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import time
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch import nn
 import teraio
 from teraio import api, runtime
 from teraio.engine.testing import stress
+from teraio.records import Plan
 from tests.integration.training import Case, Training, plain
 
 
@@ -211,6 +214,49 @@ def test_a_budget_below_the_largest_op_of_the_profile_says_which_one_works(
     with pytest.raises(teraio.BudgetError, match=r"op \d+ \(aten::.*memory_budget=\d+"):
         training.run(2)
     teraio.restore(training.model)
+
+
+def test_a_step_report_does_not_count_planning(spill: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    real_plan = runtime.make_plan
+
+    def slow_plan(*arguments: Any) -> Plan:
+        time.sleep(5)
+        return real_plan(*arguments)
+
+    monkeypatch.setattr(runtime, "make_plan", slow_plan)
+    monkeypatch.setattr(runtime, "_TIMED_ITERATIONS", 0)
+    training = Training(Case("llama"))
+    teraio.offload(training.model, memory_budget=16 << 20, ssd=[spill])
+    training.run(3)
+    steps = teraio.report(training.model).steps
+    assert [step.phase for step in steps] == ["profile", "profile", "run"]
+    assert steps[2].duration_s < 5
+    teraio.restore(training.model)
+
+
+def test_a_module_that_dies_leaves_its_place_to_nobody(spill: str) -> None:
+    """Python gives its id() to a later object."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(128, 128), nn.Linear(128, 128))
+    model.extend(nn.Identity() for _ in range(100))
+    teraio.offload(model, memory_budget="1MiB", ssd=spill)
+    optimizer = torch.optim.SGD(model.parameters())
+    gone = {id(module) for module in model[2:]}
+    del model[2:]
+    gc.collect()
+    others = [nn.Identity() for _ in range(200)]
+    assert gone & {id(module) for module in others}
+    for _ in range(2):
+        hidden = model(torch.ones(4, 128))
+        for module in others:
+            hidden = module(hidden)
+        hidden.sum().backward()
+        optimizer.step()
+    trace = teraio.report(model).trace
+    assert trace is not None
+    modules = {anchor.key.partition(":")[2] for anchor in trace.anchors}
+    assert modules - {""} == {"Sequential", "0", "1"}
+    teraio.restore(model)
 
 
 def test_an_interrupt_while_planning_leads_to_another_plan(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -178,6 +179,19 @@ def test_an_op_whose_operands_do_not_fit_fails_and_loses_nothing(engine: nn.Modu
     with pytest.raises(RuntimeError, match=r"BudgetError|needs"):
         left.add_(right)
     assert left.sum().item() == right.sum().item() == 3 * MIB // 2
+
+
+def test_what_an_op_has_made_and_dropped_is_nothing_that_it_needs(
+    engine: nn.Module, tmp_path: Path
+) -> None:
+    matrix = torch.randn(1024, 1024)  # 4 MiB; each power is a new tensor and drops the one before
+    with pytest.raises(teraio.BudgetError) as raised:
+        torch.linalg.matrix_power(matrix, 1000)
+    named = int(re.findall(r"memory_budget=(\d+)", str(raised.value))[0])
+    assert named < 5 * matrix.nbytes
+    teraio.restore(engine)
+    teraio.offload(engine, memory_budget=named, ssd=tmp_path)
+    torch.linalg.matrix_power(matrix, 1000)
 
 
 def test_numpy_keeps_the_memory_and_sees_and_makes_changes(engine: nn.Module) -> None:
