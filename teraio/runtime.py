@@ -542,8 +542,7 @@ class Runtime:
 
     def _record(self) -> None:
         # What has come since from elsewhere, from a checkpoint above all, is to move as well.
-        everything = self._participants.tensors()
-        self._adopt_all({n: t for n, t in everything.items() if _C.block_id(t) == 0})
+        self._adopt_all(self._participants.tensors())
         self._live_at_start = _C.live_blocks()
         _C.record(True)
 

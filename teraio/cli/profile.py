@@ -72,6 +72,8 @@ def _profile(
     target = Script(script, tuple(arguments or ()), module)
     path = output or Path(f"{target.stem}.trace")
     check_folder_of(path)
+    if ssd and budget is None:
+        raise ConfigurationError("--ssd goes with --budget; without one nothing moves.")
     budget_bytes = None
     if budget is not None:
         budget_bytes = parse_size(budget, whole=memory_bytes(), what="--budget")

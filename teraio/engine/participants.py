@@ -7,7 +7,7 @@ names of blocks. Must not know: iterations, plans.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 
@@ -18,6 +18,8 @@ from teraio.engine.wrappers import unwrapped
 from teraio.records import Kind
 
 Optimizer = torch.optim.Optimizer
+_Named = tuple[Kind, str, torch.Tensor]
+_Blocks = dict[int, tuple[Kind, str]]
 
 
 class Participants:
@@ -109,31 +111,31 @@ class Participants:
 
     def tensors_of(self, optimizer: Optimizer) -> dict[str, torch.Tensor]:
         """Its parameters and states by name, or what they are made of."""
-        names = {id(parameter): name for name, parameter in self.named(optimizer)}
-        found: dict[str, torch.Tensor] = {}
-        for parameter, _ in _parameters(optimizer):
-            found.update(unwrapped(parameter, names[id(parameter)]))
-        for parameter, key, value in _states(optimizer):
-            found.update(unwrapped(value, f"{names.get(id(parameter), '')}:{key}"))
-        return found
+        return {name: tensor for _, name, tensor in self._of_optimizer(optimizer)}
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Those of all models and all known optimizers."""
-        found: dict[str, torch.Tensor] = {}
-        for model in self._living():
-            found.update(tensors_of(model, self._prefixes[id(model)]))
+        return {name: tensor for _, name, tensor in self._everything()}
+
+    def _of_optimizer(self, optimizer: Optimizer) -> Iterator[_Named]:
+        names = {id(parameter): name for name, parameter in self.named(optimizer)}
+        for parameter, _ in _parameters(optimizer):
+            kind: Kind = "optimizer_state" if id(parameter) in self._masters else "parameter"
+            yield from _parts(kind, names[id(parameter)], parameter)
+        for parameter, key, value in _states(optimizer):
+            yield from _parts("optimizer_state", f"{names.get(id(parameter), '')}:{key}", value)
+
+    def _everything(self) -> Iterator[_Named]:
         for optimizer in self._optimizers:
-            found.update(self.tensors_of(optimizer))
-        return found
+            yield from self._of_optimizer(optimizer)
+        for model in self._living():  # last: an optimizer may step pieces of its parameters
+            yield from _of_model(model, self._prefixes[id(model)])
 
     def note_gradients(self, optimizer: Optimizer, used: Mapping[int, str]) -> None:
         """``used`` are blocks of gradients that are gone already, with their parameters."""
-        gradients = _Blocks()
-        for block, name in used.items():
-            gradients[block] = ("gradient", f"{name}:grad")
+        gradients: _Blocks = {block: ("gradient", f"{name}:grad") for block, name in used.items()}
         for name, parameter in self.named(optimizer):
-            if parameter.grad is not None and not isinstance(parameter.grad, UsedGradient):
-                gradients.add(parameter.grad, "gradient", f"{name}:grad")
+            gradients.update(_blocks(_gradient(name, parameter)))
         # Those of the iteration before are still there when this one begins.
         self._gradients[1:] = self._gradients[:1]
         self._gradients[:1] = [gradients]
@@ -143,46 +145,39 @@ class Participants:
     def blocks(self) -> dict[int, tuple[Kind, str]]:
         """Kind and name of each block that is known by name."""
         self._name_parameters()
-        found = _Blocks()
+        found: _Blocks = {}
         for gradients in reversed(self._gradients):
             found.update(gradients)
-        for model in self._living():
-            for name, buffer in model.named_buffers():
-                found.add(buffer, "buffer", name)
-        for optimizer in self._optimizers:
-            names = {id(parameter): name for name, parameter in self.named(optimizer)}
-            for parameter, _ in _parameters(optimizer):
-                if id(parameter) in self._masters:
-                    found.add(parameter, "optimizer_state", names[id(parameter)])
-            for parameter, key, value in _states(optimizer):
-                if id(parameter) in names:
-                    found.add(value, "optimizer_state", f"{names[id(parameter)]}:{key}")
-        for model in self._living():
-            for parameter in model.parameters():
-                found.add(parameter, "parameter", self._parameters[id(parameter)])
+        found.update(_blocks(self._everything()))
         found.pop(0, None)
         return found
 
 
-class _Blocks(dict[int, tuple[Kind, str]]):
-    """Kind and name of blocks."""
-
-    def add(self, tensor: torch.Tensor, kind: Kind, name: str) -> None:
-        """Of those that the tensor is made of."""
-        for inner_name, inner in unwrapped(tensor, name):
-            self[_C.block_id(inner)] = (kind, inner_name)
-
-
 def tensors_of(model: torch.nn.Module, prefix: str) -> dict[str, torch.Tensor]:
     """The model's parameters, gradients and buffers by name, or what they are made of."""
-    found: dict[str, torch.Tensor] = {}
-    for name, parameter in model.named_parameters():
-        found.update(unwrapped(parameter, prefix + name))
-        if parameter.grad is not None and not isinstance(parameter.grad, UsedGradient):
-            found.update(unwrapped(parameter.grad, f"{prefix}{name}:grad"))
+    return {name: tensor for _, name, tensor in _of_model(model, prefix)}
+
+
+def _of_model(model: torch.nn.Module, prefix: str) -> Iterator[_Named]:
     for name, buffer in model.named_buffers():
-        found.update(unwrapped(buffer, prefix + name))
-    return found
+        yield from _parts("buffer", prefix + name, buffer)
+    for name, parameter in model.named_parameters():
+        yield from _gradient(prefix + name, parameter)
+        yield from _parts("parameter", prefix + name, parameter)
+
+
+def _gradient(name: str, parameter: torch.Tensor) -> Iterator[_Named]:
+    if parameter.grad is not None and not isinstance(parameter.grad, UsedGradient):
+        yield from _parts("gradient", f"{name}:grad", parameter.grad)
+
+
+def _parts(kind: Kind, name: str, tensor: torch.Tensor) -> Iterator[_Named]:
+    for part_name, part in unwrapped(tensor, name):
+        yield kind, part_name, part
+
+
+def _blocks(tensors: Iterable[_Named]) -> _Blocks:
+    return {_C.block_id(tensor): (kind, name) for kind, name, tensor in tensors}
 
 
 def _parameters(optimizer: Optimizer) -> Iterator[tuple[torch.Tensor, str]]:

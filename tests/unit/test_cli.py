@@ -376,7 +376,11 @@ def test_a_timeline_merges_with_a_packed_profile_of_torch(
         ("profile -o . text", ". is a folder"),
         ("profile --budget banana text", "--budget='banana' is no size"),
         ("profile --budget 0 text", "--budget='0' is nothing"),
-        ("profile --ssd nowhere text", "--ssd: the spill folder nowhere does not exist"),
+        (
+            "profile --budget 1GiB --ssd nowhere text",
+            "--ssd: the spill folder nowhere does not exist",
+        ),
+        ("profile --ssd nowhere text", "--ssd goes with --budget"),
         ("top 1", "no run of this user belongs to 1"),
     ],
 )
