@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <new>
 
@@ -10,21 +11,16 @@ namespace {
 
 // Below this, malloc's heap serves: fewer mappings, and no huge page to gain.
 constexpr size_t kPooled = size_t{128} << 10;
-// What remains of cut pages and is smaller would only make searches longer.
+// Moving fewer small pages at once would cost as much as zeroing new ones.
+constexpr size_t kGranule = size_t{256} << 10;
+// What remains of cut units and is smaller would only make searches longer.
 constexpr size_t kWorthKeeping = size_t{64} << 10;
 
-char* map_pages(size_t nbytes) {
-  const size_t slack = nbytes >= kHugePage ? kHugePage : 0;
-  void* raw = mmap(nullptr, nbytes + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (raw == MAP_FAILED) throw std::bad_alloc();
-  char* start = static_cast<char*>(raw);
-  if (slack == 0) return start;
-  char* aligned = reinterpret_cast<char*>(round_up(reinterpret_cast<uintptr_t>(start), kHugePage));
-  const size_t head = static_cast<size_t>(aligned - start);
-  if (head > 0) munmap(start, head);
-  if (slack > head) munmap(aligned + nbytes, slack - head);
-  madvise(aligned, nbytes, MADV_HUGEPAGE);
-  return aligned;
+// The size of the first unit of so many bytes.
+size_t first_unit(size_t nbytes) { return nbytes >= kHugePage ? kHugePage : std::min(nbytes, kGranule); }
+
+void* map_anywhere(size_t nbytes) {
+  return mmap(nullptr, nbytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 }
 
 bool move_pages(char* from, char* to, size_t nbytes) {
@@ -40,9 +36,9 @@ bool move_pages(char* from, char* to, size_t nbytes) {
 // [Note: pages change hands]
 // Programs need other sizes in their forward pass than in the optimizer's step, and a new mapping costs the kernel
 // zeroing all its pages, ten times what moving them costs. So what has no piece of its size is put together from
-// the pages of others: whole huge pages one by one, and what a size has beyond them (small pages) from another
-// piece's, or else from a huge page that is cut. A piece of 2 MiB or more begins at a huge page, and mremap takes a
-// range of one mapping only: huge pages and ends are what stays in one.
+// units of others. mremap takes a range of one mapping only, so the units of a piece, each of which is within one,
+// follow from its size: whole huge pages, then granules, then what remains. A unit may be cut into smaller ones. A piece
+// of 2 MiB or more begins at a huge page.
 void* PagePool::take(size_t nbytes) {
   if (nbytes < kPooled) {
     void* memory = nullptr;
@@ -56,47 +52,69 @@ void* PagePool::take(size_t nbytes) {
     return memory;
   }
   char* memory = map_pages(nbytes);
-  const size_t end_bytes = nbytes % kHugePage;
-  char* end = memory + (nbytes - end_bytes);
-  bool more = true;
-  for (char* to = memory; more && to < end; to += kHugePage) more = move_huge_page(to);
-  if (end_bytes > 0) move_end(end, end_bytes);
+  size_t missing = kHugePage + 1;  // units of this size or more there are none
+  for (size_t done = 0, unit; done < nbytes; done += unit) {
+    unit = first_unit(nbytes - done);
+    if (unit < missing && !move_unit(memory + done, unit)) missing = unit;
+  }
   return memory;
 }
 
-bool PagePool::move_huge_page(char* to) {
-  const auto from = oldest(kHugePage);
-  if (from == free_.end() || !move_pages(from->second.memory, to, kHugePage)) return false;
-  const auto [nbytes, piece] = *from;
-  free_.erase(from);
-  cached_ -= nbytes;
-  if (nbytes > kHugePage) keep({piece.memory + kHugePage, piece.stamp}, nbytes - kHugePage);
+char* PagePool::map_pages(size_t nbytes) {
+  const size_t slack = nbytes >= kHugePage ? kHugePage : 0;
+  void* raw = map_anywhere(nbytes + slack);
+  if (raw == MAP_FAILED) {  // too many mappings, perhaps
+    trim(cached_);
+    raw = map_anywhere(nbytes + slack);
+    if (raw == MAP_FAILED) throw std::bad_alloc();
+  }
+  char* start = static_cast<char*>(raw);
+  if (slack == 0) return start;
+  char* aligned = reinterpret_cast<char*>(round_up(reinterpret_cast<uintptr_t>(start), kHugePage));
+  const size_t head = static_cast<size_t>(aligned - start);
+  if (head > 0) munmap(start, head);
+  if (slack > head) munmap(aligned + nbytes, slack - head);
+  madvise(aligned, nbytes, MADV_HUGEPAGE);
+  return aligned;
+}
+
+bool PagePool::move_unit(char* to, size_t nbytes) {
+  const auto unit = unit_of(nbytes);
+  if (!unit) return false;
+  const auto [whole, piece] = *unit->piece;
+  char* from = piece.memory + unit->offset;
+  if (!move_pages(from, to, nbytes)) return false;
+  free_.erase(unit->piece);
+  cached_ -= whole;
+  const size_t spare = unit->nbytes - nbytes;
+  const size_t after = whole - unit->offset - unit->nbytes;
+  if (unit->offset > 0) keep(piece, unit->offset);
+  if (after > 0) keep({from + unit->nbytes, piece.stamp}, after);
+  if (spare >= kWorthKeeping) {
+    keep({from + nbytes, piece.stamp}, spare);
+  } else if (spare > 0) {
+    munmap(from + nbytes, spare);
+  }
   return true;
 }
 
-void PagePool::move_end(char* to, size_t nbytes) {
-  auto from = free_.end();
-  for (auto piece = free_.begin(); piece != free_.end(); ++piece) {
-    const size_t spare = piece->first % kHugePage;
-    if (spare >= nbytes && (from == free_.end() || spare < from->first % kHugePage)) from = piece;
+// The smallest kind that is enough, and of that the one given back first; of what remains behind granules the smallest.
+std::optional<PagePool::Unit> PagePool::unit_of(size_t least) {
+  auto rest = free_.end(), granule = free_.end();
+  for (auto piece = free_.begin(); least <= kGranule && piece != free_.end(); ++piece) {
+    const size_t spare = piece->first % kGranule;
+    if (spare >= least && (rest == free_.end() || spare < rest->first % kGranule)) rest = piece;
+    if (piece->first % kHugePage < kGranule) continue;
+    if (granule == free_.end() || piece->second.stamp < granule->second.stamp) granule = piece;
   }
-  const bool cut = from == free_.end();
-  if (cut) from = oldest(kHugePage);
-  if (from == free_.end()) return;
-  const auto [whole, piece] = *from;
-  const size_t huge = whole / kHugePage * kHugePage;
-  char* source = piece.memory + (cut ? 0 : huge);
-  const size_t spare = (cut ? kHugePage : whole - huge) - nbytes;
-  if (!move_pages(source, to, nbytes)) return;
-  free_.erase(from);
-  cached_ -= whole;
-  if (spare >= kWorthKeeping) {
-    keep({source + nbytes, piece.stamp}, spare);
-  } else if (spare > 0) {
-    munmap(source + nbytes, spare);
+  if (rest != free_.end()) {
+    const size_t spare = rest->first % kGranule;
+    return Unit{rest, rest->first - spare, spare};
   }
-  const size_t rest = cut ? whole - kHugePage : huge;
-  if (rest > 0) keep({piece.memory + (cut ? kHugePage : 0), piece.stamp}, rest);
+  if (granule != free_.end()) return Unit{granule, granule->first / kHugePage * kHugePage, kGranule};
+  const auto huge = oldest(kHugePage);
+  if (huge == free_.end()) return std::nullopt;
+  return Unit{huge, 0, kHugePage};
 }
 
 void PagePool::give(void* memory, size_t nbytes) {

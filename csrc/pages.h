@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
+#include <optional>
 
 namespace teraio {
 
@@ -30,12 +31,18 @@ class PagePool {
     uint64_t stamp;  // when it was given back
   };
   using Pieces = std::multimap<size_t, Piece>;
+  // A unit of a free piece.
+  struct Unit {
+    Pieces::iterator piece;
+    size_t offset, nbytes;
+  };
 
   void keep(Piece piece, size_t nbytes);
   Pieces::iterator oldest(size_t least);  // of those of at least so many bytes
-  // Move pages of free pieces to `to`, where pages not touched yet are mapped; they stay there if there are none.
-  bool move_huge_page(char* to);
-  void move_end(char* to, size_t nbytes);
+  std::optional<Unit> unit_of(size_t least);
+  // Moves free pages to `to`, where pages not touched yet are mapped; they stay there if there are none.
+  bool move_unit(char* to, size_t nbytes);
+  char* map_pages(size_t nbytes);
 
   Pieces free_;
   size_t cached_ = 0;
