@@ -45,10 +45,7 @@ def tensors_of(nbytes: int, count: int) -> list[torch.Tensor]:
         ([(6 * MIB, 6)], [(2304 * KIB, 9)]),  # a huge page, and an end from one that is cut
         ([(1152 * KIB, 20)], [(640 * KIB, 20)]),  # the ends of others
         ([(2304 * KIB, 12)], [(6 * MIB, 4), (256 * KIB, 12)]),  # huge pages, and what was cut off
-        (
-            [(1 * MIB, 24)],
-            [(1536 * KIB, 16)],
-        ),  # smaller than either a huge page or what is asked for
+        ([(1 * MIB, 24)], [(1536 * KIB, 16)]),  # all of them smaller than a huge page
         # What remains of a cut page is an end as well.
         ([(2 * MIB, 10)], [(1152 * KIB, 10), (768 * KIB, 10)]),
     ],
