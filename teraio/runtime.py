@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import torch
 from torch._compile import _disable_dynamo
+from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
@@ -281,7 +282,9 @@ class Runtime:
         """Raises BudgetError for a tensor that alone is more than the budget."""
         here = ("meta", torch.device(self.device).type)
         for name, tensor in tensors.items():
-            if not (to_device or tensor.device.type in here) or tensor.layout != torch.strided:
+            if not (to_device or tensor.device.type in here):
+                continue
+            if is_lazy(tensor) or tensor.layout != torch.strided:
                 continue
             nbytes = tensor.untyped_storage().nbytes()
             if nbytes > self._counted_bytes:

@@ -235,27 +235,15 @@ def test_a_step_report_does_not_count_planning(spill: str, monkeypatch: pytest.M
 
 
 def test_a_module_that_dies_leaves_its_place_to_nobody(spill: str) -> None:
-    """Python gives its id() to a later object."""
-    torch.manual_seed(0)
+    """Python may give its id() to a later module."""
     model = nn.Sequential(nn.Linear(128, 128), nn.Linear(128, 128))
     model.extend(nn.Identity() for _ in range(100))
     teraio.offload(model, memory_budget="1MiB", ssd=spill)
-    optimizer = torch.optim.SGD(model.parameters())
-    gone = {id(module) for module in model[2:]}
+    numbers = api._runtime._module_numbers
+    assert len(numbers) == 103
     del model[2:]
     gc.collect()
-    others = [nn.Identity() for _ in range(200)]
-    assert gone & {id(module) for module in others}
-    for _ in range(2):
-        hidden = model(torch.ones(4, 128))
-        for module in others:
-            hidden = module(hidden)
-        hidden.sum().backward()
-        optimizer.step()
-    trace = teraio.report(model).trace
-    assert trace is not None
-    modules = {anchor.key.partition(":")[2] for anchor in trace.anchors}
-    assert modules - {""} == {"Sequential", "0", "1"}
+    assert set(numbers) == {model, *model}
     teraio.restore(model)
 
 
