@@ -35,6 +35,7 @@ MICRO = {
     for micro in (
         Micro(name="overhead", line="what teraio costs a step and an op when everything fits"),
         Micro(name="drive", line="teraio's I/O tier beside fio on the same folder"),
+        Micro(name="interference", line="what traffic to a drive costs the computing beside it"),
         Micro(name="pack", line="packing and codecs beside a plain copy on the same device"),
         Micro(
             name="planning", line="how long planning takes as traces grow, and how good plans are"
