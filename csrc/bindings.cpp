@@ -189,6 +189,7 @@ py::dict end_iteration() {
   result["duration_ns"] = stats.duration_ns;
   result["stall_ns"] = stats.stall_ns;
   result["peak_bytes"] = stats.peak_bytes;
+  result["live_bytes"] = stats.live_bytes;
   result["read_bytes"] = stats.read_bytes;
   result["written_bytes"] = stats.written_bytes;
   result["recomputed_bytes"] = stats.recomputed_bytes;

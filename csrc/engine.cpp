@@ -69,6 +69,7 @@ void Engine::start(std::unique_ptr<SpillSpace> spill, std::unique_ptr<HostTier> 
   make_room_if_possible(0, lock);
   stats_ = {};
   peak_ = used();
+  logical_peak_ = logical_;
   iteration_begin_ns_ = now_ns();
 }
 
@@ -473,6 +474,7 @@ IterationStats Engine::end_iteration() {
   iteration_begin_ns_ = end;
   stats.stalls = longest(std::exchange(stalls_, {}));
   stats.peak_bytes = peak_.exchange(used());
+  stats.live_bytes = static_cast<uint64_t>(std::exchange(logical_peak_, logical_));
   stats_ = {};
   needed_ = 0;
   last_op_stall_ns_ = 0;

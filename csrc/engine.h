@@ -94,6 +94,7 @@ struct IterationStats {
   int64_t duration_ns = 0;
   int64_t stall_ns = 0;
   uint64_t peak_bytes = 0;
+  uint64_t live_bytes = 0;  // the most of live blocks, wherever they are
   uint64_t read_bytes = 0;
   uint64_t written_bytes = 0;
   uint64_t recomputed_bytes = 0;
@@ -404,6 +405,7 @@ class Engine {
   std::atomic<int64_t> small_peak_{0};
   std::atomic<uint64_t> peak_{0};  // of the iteration
   int64_t logical_ = 0;            // bytes of all live blocks, wherever they are
+  int64_t logical_peak_ = 0;       // of the iteration
   uint64_t leaving_ = 0;           // bytes that running writes will free
   uint64_t leaving_natively_ = 0;  // those of them that don't need Python, see [Note: out of memory]
   std::atomic<uint64_t> headroom_{0};  // the most that an op has needed beside its operands, on a device

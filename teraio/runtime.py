@@ -89,9 +89,13 @@ _DRIFT_ITERATIONS = 3
 # A long run keeps the reports of so many iterations at least, and the stalls of fewer.
 _STEPS_KEPT = 10_000
 _STEPS_WITH_STALLS = 100
-# The profiled iteration may compute slowly (cold caches, fresh pages, a busy machine). The first
-# ones under a plan are timed too; one quicker by more than this part is planned for instead.
-_TIMED_ITERATIONS = 3
+# The profiled iteration may compute slowly (cold caches, fresh pages, a busy machine), or be a
+# small one of a program whose sequences differ in length. The first ones under a plan are recorded
+# too, and so many more after one that was larger: one that is larger, or as large and quicker, by
+# more than these parts is planned for instead.
+_RECORDED_ITERATIONS = 3
+_RECORDED_AFTER_LARGER = 20
+_LARGER_SHARE = 0.05
 _QUICKER_SHARE = 0.05
 
 
@@ -137,7 +141,9 @@ class Runtime:
         self._profile_iterations = profile_iterations
         self._profiled = 0
         self._drifting = 0
-        self._timed = 0
+        self._to_record = 0  # iterations under the plan
+        self._live_bytes = 0  # the most of storages that the last iteration held, wherever they are
+        self._planned_live_bytes = 0  # and that for which the plan is
         self._patience = _DRIFT_ITERATIONS
         self._places = Places()
         self._participants = Participants()
@@ -443,7 +449,7 @@ class Runtime:
             self._backward_step.before_step(optimizer, args, kwargs)
             used = self._backward_step.take_gradients()
         _C.begin_optimizer()
-        if self.phase == "profile":
+        if self.phase == "profile" or self._to_record > 0:
             participants.note_gradients(optimizer, used)
 
     @_disable_dynamo
@@ -481,13 +487,14 @@ class Runtime:
                 ),
             )
         )
+        self._live_bytes = stats["live_bytes"]
         if stats["over_budget"]:
             with explained():
                 raise errors.BudgetError(stats["over_budget"])
         if self.phase == "profile":
             self._profiled_one()
         elif self.phase == "run":
-            self._watch_time(self.steps[-1])
+            self._watch_recorded(self.steps[-1])
             self._watch_drift(self.steps[-1])
         self._status.update(self._status_now)
 
@@ -560,13 +567,7 @@ class Runtime:
             self._record()
 
     def _end_profile(self) -> None:
-        self.recorded = build_trace(
-            _C.take_recording(),
-            self._live_at_start,
-            self._participants.blocks(),
-            self._places,
-            self.device,
-        )
+        self.recorded = self._traced(_C.take_recording())
         trace = self.recorded.trace
         if not trace.ops:
             log.info("an iteration without any op is no profile: the next one will be")
@@ -588,13 +589,22 @@ class Runtime:
             self._places_are_known()
             self._on_trace()
             return
-        self._timed = 0
+        self._to_record = _RECORDED_ITERATIONS
         try:
             self._follow_plan(self.recorded, least)
         except BaseException:  # Ctrl-C, say; a loop that goes on shall have its plan
             self._start_profile(1)
             raise
         self._telemetry.begin()
+
+    def _traced(self, recording: dict[str, Any]) -> Recorded:
+        return build_trace(
+            recording,
+            self._live_at_start,
+            self._participants.blocks(),
+            self._places,
+            self.device,
+        )
 
     def _follow_plan(self, recorded: Recorded, least: int) -> None:
         """``least`` is the least budget in bytes for what was recorded."""
@@ -619,7 +629,8 @@ class Runtime:
         finally:
             self._progress.stop()
         planned_s = time.perf_counter() - begin
-        self.plan = plan
+        self.plan, self.recorded = plan, recorded
+        self._planned_live_bytes = self._live_bytes
         if plan.moves or plan.recomputations:
             space = {tier.tier: tier.space_bytes for tier in plan.tiers}
             _C.reserve_spill(space["ssd"])
@@ -629,7 +640,7 @@ class Runtime:
                 self._encoded.numbers(planned) if self._encoded else [0] * len(planned.storages)
             )
             schedule.follow(planned, plan, recorded.blocks, recorded.births, self._places, codecs)
-            _C.record(self._timed < _TIMED_ITERATIONS)
+            self._record_under_plan()
             log.info(
                 "planned in %.2f s: %d moves, %d results made again, %s to write and %s to read "
                 "per iteration, spill space %s; predicted %.3f s per iteration, ideal %.3f s "
@@ -646,6 +657,7 @@ class Runtime:
             )
         else:
             self._places_are_known()  # nothing to follow
+            self._to_record = 0
             _C.expect_moves(False)
             log.info(
                 "everything fits the budget, so nothing moves; ideal %.3f s per iteration",
@@ -666,26 +678,60 @@ class Runtime:
         if not self._compiled.any_called:
             self._module_hooks.remove()
 
-    def _watch_time(self, step: StepReport) -> None:
-        recorded = self.recorded
-        if not self.plan or not self.plan.moves or recorded is None:
+    def _record_under_plan(self) -> None:
+        if self._to_record > 0:
+            self._record()
+        else:
+            _C.record(False)
+
+    def _watch_recorded(self, step: StepReport) -> None:
+        plan, recorded = self.plan, self.recorded
+        if plan is None or recorded is None or not (plan.moves or plan.recomputations):
             return
-        if self._timed == _TIMED_ITERATIONS:
+        larger = self._live_bytes > (1 + _LARGER_SHARE) * self._planned_live_bytes
+        if self._to_record == 0:
+            if larger:  # the next ones of its kind are worth a plan
+                self._to_record = _RECORDED_AFTER_LARGER
+                self._record()
             return
-        self._timed += 1
-        quicker = with_durations(recorded, _C.take_recording())
-        if step.drift_ops == 0 and quicker is not None:
-            quicker_s = ideal_s(quicker.trace)
-            if quicker_s < (1 - _QUICKER_SHARE) * self.plan.ideal_s:
-                log.info(
-                    "an iteration computed in %.3f s, the profiled one in %.3f s: planning again",
-                    quicker_s,
-                    self.plan.ideal_s,
-                )
-                self.recorded = quicker
-                self._follow_plan(quicker, least_budget(quicker.trace))
-                return
-        _C.record(self._timed < _TIMED_ITERATIONS)
+        self._to_record -= 1
+        recording = _C.take_recording()
+        better: Recorded | None = None
+        if larger:
+            better = self._larger(recording)
+        elif step.drift_ops == 0:
+            better = self._quicker(with_durations(recorded, recording), plan)
+        if better is None:
+            self._record_under_plan()
+            return
+        try:
+            self._follow_plan(better, least_budget(better.trace))
+        except errors.BudgetError as error:  # it was made all the same, on demand
+            log.info("the present plan stays: %s", error)
+            self._record_under_plan()
+
+    def _larger(self, recording: dict[str, Any]) -> Recorded:
+        log.info(
+            "an iteration held %s of storages, the planned one %s: planning again",
+            format_size(self._live_bytes),
+            format_size(self._planned_live_bytes),
+        )
+        self._to_record = _RECORDED_ITERATIONS
+        return self._traced(recording)
+
+    def _quicker(self, timed: Recorded | None, plan: Plan) -> Recorded | None:
+        """``timed``, which has the op times of this iteration, if it is worth another plan."""
+        if timed is None or self._live_bytes < (1 - _LARGER_SHARE) * self._planned_live_bytes:
+            return None
+        timed_s = ideal_s(timed.trace)
+        if timed_s >= (1 - _QUICKER_SHARE) * plan.ideal_s:
+            return None
+        log.info(
+            "an iteration computed in %.3f s, the planned one in %.3f s: planning again",
+            timed_s,
+            plan.ideal_s,
+        )
+        return timed
 
     def _watch_drift(self, step: StepReport) -> None:
         if self.plan is None:

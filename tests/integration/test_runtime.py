@@ -51,6 +51,37 @@ def test_a_profile_of_a_slow_iteration_is_put_right_by_the_next_quicker_one(spil
     teraio.restore(model)
 
 
+def test_what_a_loop_holds_at_most_is_what_is_planned_for(spill: str) -> None:
+    """Its sequences differ in length, and the profiled one is short."""
+
+    def run(*, budget: int | None) -> list[float]:
+        torch.manual_seed(0)
+        model = nn.Sequential(*(nn.Linear(256, 256) for _ in range(16)))
+        if budget is not None:
+            teraio.offload(model, memory_budget=budget, ssd=spill)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+        losses = []
+        for step, tokens in enumerate([1024, 1024, 512, 2048, 4096, *[512] * 30, 1024, 6144, 6144]):
+            loss = model(torch.full((tokens, 256), 1 / (1 + step))).mean()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+            if budget is not None:
+                trace, plan = teraio.report(model).trace, teraio.report(model).plan
+                if plan is not None and trace is not None:
+                    planned.append(max(storage.nbytes for storage in trace.storages) // 1024)
+        if budget is not None:
+            teraio.restore(model)
+        return losses
+
+    planned: list[int] = []
+    assert run(budget=16 << 20) == run(budget=None)
+    # The one that comes when nothing is recorded any more is waited for, and planned for when it
+    # comes again.
+    assert planned == [1024, 1024, 2048, 4096, *[4096] * 30, 4096, 4096, 6144]
+
+
 class MasterSgd:
     """A mixed-precision loop's optimizer: it steps fp32 copies of the weights."""
 
@@ -224,7 +255,7 @@ def test_a_step_report_does_not_count_planning(spill: str, monkeypatch: pytest.M
         return real_plan(*arguments)
 
     monkeypatch.setattr(runtime, "make_plan", slow_plan)
-    monkeypatch.setattr(runtime, "_TIMED_ITERATIONS", 0)
+    monkeypatch.setattr(runtime, "_RECORDED_ITERATIONS", 0)
     training = Training(Case("llama"))
     teraio.offload(training.model, memory_budget=16 << 20, ssd=[spill])
     training.run(3)
