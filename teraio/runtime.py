@@ -607,7 +607,10 @@ class Runtime:
         )
 
     def _follow_plan(self, recorded: Recorded, least: int) -> None:
-        """``least`` is the least budget in bytes for what was recorded."""
+        """``least`` is the least budget in bytes for what was recorded.
+
+        Raises BudgetError and SpillError where there can be no plan; the one before is followed on.
+        """
         begin, most = time.perf_counter(), self._counted_bytes
         # The reserve gives way to the largest op.
         budget = max(int(most * (1 - PLAN_RESERVE)), min(least, most))
@@ -629,12 +632,14 @@ class Runtime:
         finally:
             self._progress.stop()
         planned_s = time.perf_counter() - begin
-        self.plan, self.recorded = plan, recorded
-        self._planned_live_bytes = self._live_bytes
-        if plan.moves or plan.recomputations:
+        moves = bool(plan.moves or plan.recomputations)
+        if moves:
             space = {tier.tier: tier.space_bytes for tier in plan.tiers}
             _C.reserve_spill(space["ssd"])
             self._reserve_host(space.get("host", 0))
+        self.plan, self.recorded = plan, recorded
+        self._planned_live_bytes = self._live_bytes
+        if moves:
             planned = replayed(recorded.trace, plan.recomputations)
             codecs = (
                 self._encoded.numbers(planned) if self._encoded else [0] * len(planned.storages)
@@ -706,7 +711,7 @@ class Runtime:
             return
         try:
             self._follow_plan(better, least_budget(better.trace))
-        except errors.BudgetError as error:  # it was made all the same, on demand
+        except (errors.BudgetError, errors.SpillError) as error:  # it was made all the same
             log.info("the present plan stays: %s", error)
             self._record_under_plan()
 

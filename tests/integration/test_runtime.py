@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -51,35 +52,62 @@ def test_a_profile_of_a_slow_iteration_is_put_right_by_the_next_quicker_one(spil
     teraio.restore(model)
 
 
-def test_what_a_loop_holds_at_most_is_what_is_planned_for(spill: str) -> None:
-    """Its sequences differ in length, and the profiled one is short."""
+def losses_of(
+    lengths: list[int],
+    *,
+    budget: int | None = None,
+    spill: str = "",
+    after_step: Callable[[nn.Module], None] = lambda _: None,
+) -> list[float]:
+    """Of a training on sequences of so many tokens."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(256, 256) for _ in range(16)))
+    if budget is not None:
+        teraio.offload(model, memory_budget=budget, ssd=spill)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    losses = []
+    for step, tokens in enumerate(lengths):
+        loss = model(torch.full((tokens, 256), 1 / (1 + step))).mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+        after_step(model)
+    if budget is not None:
+        teraio.restore(model)
+    return losses
 
-    def run(*, budget: int | None) -> list[float]:
-        torch.manual_seed(0)
-        model = nn.Sequential(*(nn.Linear(256, 256) for _ in range(16)))
-        if budget is not None:
-            teraio.offload(model, memory_budget=budget, ssd=spill)
-        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-        losses = []
-        for step, tokens in enumerate([1024, 1024, 512, 2048, 4096, *[512] * 30, 1024, 6144, 6144]):
-            loss = model(torch.full((tokens, 256), 1 / (1 + step))).mean()
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            losses.append(loss.item())
-            if budget is not None:
-                trace, plan = teraio.report(model).trace, teraio.report(model).plan
-                if plan is not None and trace is not None:
-                    planned.append(max(storage.nbytes for storage in trace.storages) // 1024)
-        if budget is not None:
-            teraio.restore(model)
-        return losses
 
+def test_a_loop_whose_sequences_differ_in_length_gets_the_plan_of_the_longest(spill: str) -> None:
+    lengths = [1024, 1024, 512, 2048, 4096, *[512] * 30, 1024, 6144, 6144]
     planned: list[int] = []
-    assert run(budget=16 << 20) == run(budget=None)
-    # The one that comes when nothing is recorded any more is waited for, and planned for when it
-    # comes again.
+
+    def note(model: nn.Module) -> None:
+        report = teraio.report(model)
+        if report.plan is not None and report.trace is not None:
+            planned.append(max(storage.nbytes for storage in report.trace.storages) // 1024)
+
+    assert losses_of(lengths, budget=16 << 20, spill=spill, after_step=note) == losses_of(lengths)
+    # Of the first ones that are recorded no more only the size is seen; the next is planned for.
     assert planned == [1024, 1024, 2048, 4096, *[4096] * 30, 4096, 4096, 6144]
+
+
+def test_a_long_sequence_that_no_plan_can_be_made_for_is_trained_on_all_the_same(
+    spill: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing_plan(*_: object) -> NoReturn:
+        raise teraio.SpillError("the drive is full")
+
+    def end_planning(model: nn.Module) -> None:
+        plans.append(teraio.report(model).plan)
+        if len(plans) == 2:
+            monkeypatch.setattr(runtime, "make_plan", failing_plan)
+
+    plans: list[Plan | None] = []
+    lengths = [1024, 1024, 2048, 2048, 1024, 4096]
+    expected = losses_of(lengths)
+    assert losses_of(lengths, budget=16 << 20, spill=spill, after_step=end_planning) == expected
+    assert plans[1] is not None and plans[1:] == [plans[1]] * 5
 
 
 class MasterSgd:
