@@ -332,13 +332,13 @@ void install_fork_handlers() {
         fresh_blocks_mutex().unlock();
         engine().after_fork_in_parent();
         first_sight_mutex().unlock();
-        observer::after_fork();
+        observer::after_fork(false);
       },
       [] {
         fresh_blocks_mutex().unlock();
         engine().after_fork_in_child();
         first_sight_mutex().unlock();
-        observer::after_fork();
+        observer::after_fork(true);
       });
 }
 

@@ -252,6 +252,8 @@ class ForwardModules {
     const std::lock_guard<std::mutex> lock(mutex_);
     return map_ ? map_->module_of(sequence) : kNoModule;
   }
+  void lock() { mutex_.lock(); }
+  void unlock() { mutex_.unlock(); }
 
  private:
   std::shared_ptr<ModuleMap> map_;
@@ -457,9 +459,20 @@ void mode_changed() {
   at::removeCallback(old);
 }
 
-void before_fork() { callback_mutex().lock(); }
+// A thread's first op, and the first one after the callbacks have changed, takes a lock of PyTorch's, which another thread
+// may hold just when the process forks. So the forking thread takes it once more before: its ops in the child don't.
+void before_fork() {
+  callback_mutex().lock();
+  at::getStepCallbacksUnlessEmpty(at::RecordScope::FUNCTION);
+  forward_modules().lock();
+}
 
-void after_fork() { callback_mutex().unlock(); }
+void after_fork(bool in_child) {
+  forward_modules().unlock();
+  // The thread of that map, which is no more, may have been writing to it.
+  if (in_child) forward_modules().set(shared_modules());
+  callback_mutex().unlock();
+}
 
 void disable() {
   {

@@ -17,7 +17,7 @@ void disable();
 void mode_changed();
 // A process forks: whoever changes callbacks holds a mutex of PyTorch's, which a child could never take.
 void before_fork();
-void after_fork();
+void after_fork(bool in_child);
 
 // [Note: compiled graphs]
 // What torch.compile makes of a graph runs fused kernels that the dispatcher never sees. So whoever calls such a graph

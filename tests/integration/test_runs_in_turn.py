@@ -247,3 +247,29 @@ def test_a_process_is_forked_while_other_threads_take_memory(spill: str) -> None
         spill,
     )
     assert "all ended" in end.stdout, end.stderr
+
+
+def test_a_process_is_forked_by_a_new_thread_while_others_make_their_first_op(spill: str) -> None:
+    """For which they take a lock of PyTorch's; of a thousand children some twenty hung in it."""
+    end = ended(
+        _PARENT + "import signal, sys, threading\n"
+        "sys.setswitchinterval(1e-5)\n"
+        "model = train()\n"
+        "ends = []\n"
+        "def fork():\n"
+        "    child = os.fork()\n"
+        "    if not child:\n"
+        "        signal.alarm(20)\n"
+        "        torch.empty(1 << 14)\n"
+        "        os._exit(0)\n"
+        "    ends.append(os.waitpid(child, 0)[1])\n"
+        "for _ in range(300):\n"
+        "    first_ops = [threading.Thread(target=torch.empty, args=(8,)) for _ in range(6)]\n"
+        "    threads = [*first_ops[:3], threading.Thread(target=fork), *first_ops[3:]]\n"
+        "    for thread in threads: thread.start()\n"
+        "    for thread in threads: thread.join()\n"
+        "print('ended by', set(ends), flush=True)\n"
+        "os._exit(0)\n",
+        spill,
+    )
+    assert "ended by {0}" in end.stdout, end.stderr
