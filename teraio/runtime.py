@@ -41,6 +41,7 @@ from teraio.engine.module_hooks import ModuleHooks
 from teraio.engine.participants import Participants, tensors_of
 from teraio.engine.places import Places
 from teraio.engine.progress import Progress
+from teraio.engine.revision import Revision
 from teraio.planner import ideal_s, least_budget, live_by_op, replayed
 from teraio.planner import plan as make_plan
 from teraio.planner.feasibility import PLAN_RESERVE, run_budget
@@ -83,20 +84,9 @@ _LOOK_ON_S = 60.0
 _PLANNING_BYTES = 48 << 20
 _PLANNING_BYTES_PER_OP = 512
 _PLANNING_SHARE = 8
-# Another profile is due when more ops than this part were not foreseen, so many times in a row.
-_DRIFT_SHARE = 0.02
-_DRIFT_ITERATIONS = 3
 # A long run keeps the reports of so many iterations at least, and the stalls of fewer.
 _STEPS_KEPT = 10_000
 _STEPS_WITH_STALLS = 100
-# The profiled iteration may compute slowly (cold caches, fresh pages, a busy machine), or be a
-# small one of a program whose sequences differ in length. The first ones under a plan are recorded
-# too, and so many more after one that was larger: one that is larger, or as large and quicker, by
-# more than these parts is planned for instead.
-_RECORDED_ITERATIONS = 3
-_RECORDED_AFTER_LARGER = 20
-_LARGER_SHARE = 0.05
-_QUICKER_SHARE = 0.05
 
 
 class Runtime:
@@ -140,11 +130,8 @@ class Runtime:
         self._on_trace = on_trace
         self._profile_iterations = profile_iterations
         self._profiled = 0
-        self._drifting = 0
-        self._to_record = 0  # iterations under the plan
-        self._live_bytes = 0  # the most of storages that the last iteration held, wherever they are
-        self._planned_live_bytes = 0  # and that for which the plan is
-        self._patience = _DRIFT_ITERATIONS
+        self._revision = Revision()
+        self._held_bytes = 0  # the most of storages in the last iteration, wherever they were
         self._places = Places()
         self._participants = Participants()
         self._immovable: set[str] = set()  # names of what the user was told of
@@ -449,7 +436,7 @@ class Runtime:
             self._backward_step.before_step(optimizer, args, kwargs)
             used = self._backward_step.take_gradients()
         _C.begin_optimizer()
-        if self.phase == "profile" or self._to_record > 0:
+        if self.phase == "profile" or self._revision.records:
             participants.note_gradients(optimizer, used)
 
     @_disable_dynamo
@@ -487,15 +474,14 @@ class Runtime:
                 ),
             )
         )
-        self._live_bytes = stats["live_bytes"]
+        self._held_bytes = stats["live_bytes"]
         if stats["over_budget"]:
             with explained():
                 raise errors.BudgetError(stats["over_budget"])
         if self.phase == "profile":
             self._profiled_one()
         elif self.phase == "run":
-            self._watch_recorded(self.steps[-1])
-            self._watch_drift(self.steps[-1])
+            self._watch(self.steps[-1])
         self._status.update(self._status_now)
 
     def _keep(self, step: StepReport) -> None:
@@ -589,7 +575,7 @@ class Runtime:
             self._places_are_known()
             self._on_trace()
             return
-        self._to_record = _RECORDED_ITERATIONS
+        self._revision.record_first()
         try:
             self._follow_plan(self.recorded, least)
         except BaseException:  # Ctrl-C, say; a loop that goes on shall have its plan
@@ -632,14 +618,13 @@ class Runtime:
         finally:
             self._progress.stop()
         planned_s = time.perf_counter() - begin
-        moves = bool(plan.moves or plan.recomputations)
-        if moves:
+        if _moves(plan):
             space = {tier.tier: tier.space_bytes for tier in plan.tiers}
             _C.reserve_spill(space["ssd"])
             self._reserve_host(space.get("host", 0))
         self.plan, self.recorded = plan, recorded
-        self._planned_live_bytes = self._live_bytes
-        if moves:
+        self._revision.planned(self._held_bytes, plan.ideal_s, moves=_moves(plan))
+        if _moves(plan):
             planned = replayed(recorded.trace, plan.recomputations)
             codecs = (
                 self._encoded.numbers(planned) if self._encoded else [0] * len(planned.storages)
@@ -662,7 +647,6 @@ class Runtime:
             )
         else:
             self._places_are_known()  # nothing to follow
-            self._to_record = 0
             _C.expect_moves(False)
             log.info(
                 "everything fits the budget, so nothing moves; ideal %.3f s per iteration",
@@ -684,28 +668,40 @@ class Runtime:
             self._module_hooks.remove()
 
     def _record_under_plan(self) -> None:
-        if self._to_record > 0:
+        if self._revision.records:
             self._record()
         else:
             _C.record(False)
 
-    def _watch_recorded(self, step: StepReport) -> None:
-        plan, recorded = self.plan, self.recorded
-        if plan is None or recorded is None or not (plan.moves or plan.recomputations):
-            return
-        larger = self._live_bytes > (1 + _LARGER_SHARE) * self._planned_live_bytes
-        if self._to_record == 0:
-            if larger:  # the next ones of its kind are worth a plan
-                self._to_record = _RECORDED_AFTER_LARGER
+    def _watch(self, step: StepReport) -> None:
+        if self.plan is not None and self.recorded is not None and _moves(self.plan):
+            self._revise(step, self.recorded)
+        if self.plan is not None and self._revision.drifted(step, moves=_moves(self.plan)):
+            log.info(
+                "iterations differ from the plan, the last one in %d of its %d ops: profiling "
+                "again",
+                step.drift_ops,
+                step.ops,
+            )
+            self._start_profile(1)
+
+    def _revise(self, step: StepReport, planned: Recorded) -> None:
+        revision = self._revision
+        larger = revision.larger(self._held_bytes)
+        if not revision.records:
+            if larger:
+                revision.record_larger()
                 self._record()
             return
-        self._to_record -= 1
+        revision.recorded()
         recording = _C.take_recording()
         better: Recorded | None = None
         if larger:
-            better = self._larger(recording)
+            log.info("an iteration held %s: planning again", format_size(self._held_bytes))
+            revision.record_first()
+            better = self._traced(recording)
         elif step.drift_ops == 0:
-            better = self._quicker(with_durations(recorded, recording), plan)
+            better = self._if_quicker(with_durations(planned, recording))
         if better is None:
             self._record_under_plan()
             return
@@ -715,46 +711,15 @@ class Runtime:
             log.info("the present plan stays: %s", error)
             self._record_under_plan()
 
-    def _larger(self, recording: dict[str, Any]) -> Recorded:
-        log.info(
-            "an iteration held %s of storages, the planned one %s: planning again",
-            format_size(self._live_bytes),
-            format_size(self._planned_live_bytes),
-        )
-        self._to_record = _RECORDED_ITERATIONS
-        return self._traced(recording)
-
-    def _quicker(self, timed: Recorded | None, plan: Plan) -> Recorded | None:
-        """``timed``, which has the op times of this iteration, if it is worth another plan."""
-        if timed is None or self._live_bytes < (1 - _LARGER_SHARE) * self._planned_live_bytes:
+    def _if_quicker(self, timed: Recorded | None) -> Recorded | None:
+        if timed is None or not self._revision.quicker(self._held_bytes, ideal_s(timed.trace)):
             return None
-        timed_s = ideal_s(timed.trace)
-        if timed_s >= (1 - _QUICKER_SHARE) * plan.ideal_s:
-            return None
-        log.info(
-            "an iteration computed in %.3f s, the planned one in %.3f s: planning again",
-            timed_s,
-            plan.ideal_s,
-        )
+        log.info("an iteration computed in %.3f s: planning again", ideal_s(timed.trace))
         return timed
 
-    def _watch_drift(self, step: StepReport) -> None:
-        if self.plan is None:
-            return
-        moves = bool(self.plan.moves or self.plan.recomputations)
-        drifted = step.drift_ops > _DRIFT_SHARE * step.ops if moves else step.written_bytes > 0
-        self._drifting = self._drifting + 1 if drifted else 0
-        if self._drifting >= self._patience:
-            log.info(
-                "%d iterations in a row differed from the plan, the last one in %d of its %d ops: "
-                "profiling again",
-                self._drifting,
-                step.drift_ops,
-                step.ops,
-            )
-            self._drifting = 0
-            self._patience *= 2  # a program that never repeats itself is not profiled for ever
-            self._start_profile(1)
+
+def _moves(plan: Plan) -> bool:
+    return bool(plan.moves or plan.recomputations)
 
 
 def _root_name(model: torch.nn.Module) -> str:

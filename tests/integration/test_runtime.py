@@ -13,6 +13,7 @@ from torch import nn
 
 import teraio
 from teraio import api, runtime
+from teraio.engine import revision
 from teraio.engine.testing import stress
 from teraio.records import Plan
 from tests.integration.training import Case, Training, plain
@@ -283,7 +284,7 @@ def test_a_step_report_does_not_count_planning(spill: str, monkeypatch: pytest.M
         return real_plan(*arguments)
 
     monkeypatch.setattr(runtime, "make_plan", slow_plan)
-    monkeypatch.setattr(runtime, "_RECORDED_ITERATIONS", 0)
+    monkeypatch.setattr(revision, "_FIRST", 0)
     training = Training(Case("llama"))
     teraio.offload(training.model, memory_budget=16 << 20, ssd=[spill])
     training.run(3)

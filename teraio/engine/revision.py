@@ -1,0 +1,79 @@
+"""Whether the plan is still the right one.
+
+In: what each iteration held and how it ran, and for what the plan was made. Out: whether the next
+one is to be recorded, and whether this one is worth a plan, or all are to be profiled anew. Must
+not know: how plans are made, the native core.
+
+The profiled iteration may compute slowly (cold caches, fresh pages, a busy machine), or be a small
+one of a program whose sequences differ in length. So the first ones under a plan are recorded too,
+and so are some after one that was larger. Programs also change for good.
+"""
+
+from __future__ import annotations
+
+from teraio.records import StepReport
+
+_FIRST = 3
+_AFTER_LARGER = 20
+# Worth a plan is what is larger by more than this part, or as large and quicker by more than that.
+_LARGER_SHARE = 0.05
+_QUICKER_SHARE = 0.05
+# Another profile is due when more ops than this part were not foreseen, so many times in a row.
+_DRIFT_SHARE = 0.02
+_DRIFT_ITERATIONS = 3
+
+
+class Revision:
+    """Of one run's plans."""
+
+    def __init__(self) -> None:
+        self._to_record = 0
+        self._held_bytes = 0
+        self._ideal_s = 0.0
+        self._drifting = 0
+        self._patience = _DRIFT_ITERATIONS
+
+    @property
+    def records(self) -> bool:
+        """Whether the next iteration is to be recorded."""
+        return self._to_record > 0
+
+    def record_first(self) -> None:
+        """A plan is made for something new: the iterations that begin to follow it are recorded."""
+        self._to_record = _FIRST
+
+    def record_larger(self) -> None:
+        """An iteration was larger: the next one of its kind is to be recorded."""
+        self._to_record = _AFTER_LARGER
+
+    def planned(self, held_bytes: int, ideal_s: float, *, moves: bool) -> None:
+        """There is a plan for an iteration that held so much and takes so long without waiting."""
+        self._held_bytes, self._ideal_s = held_bytes, ideal_s
+        if not moves:
+            self._to_record = 0
+
+    def recorded(self) -> None:
+        """One of the iterations to record is over."""
+        self._to_record -= 1
+
+    def larger(self, held_bytes: int) -> bool:
+        """Whether an iteration held more than the planned one."""
+        return held_bytes > (1 + _LARGER_SHARE) * self._held_bytes
+
+    def quicker(self, held_bytes: int, ideal_s: float) -> bool:
+        """Whether an iteration computed quicker than the planned one, and was no smaller."""
+        as_large = held_bytes >= (1 - _LARGER_SHARE) * self._held_bytes
+        return as_large and ideal_s < (1 - _QUICKER_SHARE) * self._ideal_s
+
+    def drifted(self, step: StepReport, *, moves: bool) -> bool:
+        """Whether too many in a row were not what the plan is for; True also starts anew.
+
+        A program that never repeats itself is not profiled for ever: each time it takes longer.
+        """
+        drifts = step.drift_ops > _DRIFT_SHARE * step.ops if moves else step.written_bytes > 0
+        self._drifting = self._drifting + 1 if drifts else 0
+        if self._drifting < self._patience:
+            return False
+        self._drifting = 0
+        self._patience *= 2
+        return True

@@ -1,0 +1,87 @@
+"""Claims about when a plan is still the right one."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from teraio.engine.revision import Revision
+from teraio.records import StepReport
+
+MIB = 1 << 20
+
+
+def revision() -> Revision:
+    """Of a plan for an iteration that held 100 MiB and computed for a second."""
+    made = Revision()
+    made.record_first()
+    made.planned(100 * MIB, 1.0, moves=True)
+    return made
+
+
+def step(*, drift_ops: int = 0, written_bytes: int = 0) -> StepReport:
+    return StepReport(
+        iteration=0,
+        phase="run",
+        duration_s=1.0,
+        stall_s=0.0,
+        peak_bytes=0,
+        read_bytes=0,
+        written_bytes=written_bytes,
+        ops=100,
+        drift_ops=drift_ops,
+    )
+
+
+def records(made: Revision) -> int:
+    """How many iterations in a row are recorded."""
+    count = 0
+    while made.records:
+        made.recorded()
+        count += 1
+    return count
+
+
+def test_the_first_iterations_under_a_plan_are_recorded_and_more_after_a_larger_one() -> None:
+    made = revision()
+    first = records(made)
+    assert 0 < first < 10
+    made.record_larger()
+    assert records(made) > 2 * first
+
+
+def test_nothing_is_recorded_where_nothing_moves() -> None:
+    made = revision()
+    made.planned(100 * MIB, 1.0, moves=False)
+    assert not made.records
+
+
+def test_a_little_more_is_not_larger() -> None:
+    made = revision()
+    assert not made.larger(104 * MIB)
+    assert made.larger(106 * MIB)
+
+
+def test_what_computes_quicker_because_it_is_smaller_is_not_planned_for() -> None:
+    made = revision()
+    assert made.quicker(100 * MIB, 0.9)
+    assert not made.quicker(100 * MIB, 0.97)
+    assert not made.quicker(90 * MIB, 0.5)
+
+
+def test_a_profile_is_due_after_some_iterations_in_a_row_that_differ() -> None:
+    made = revision()
+    ops = [3, 3, 0, 3, 3, 3]
+    assert [made.drifted(step(drift_ops=n), moves=True) for n in ops] == [False] * 5 + [True]
+
+
+def test_where_nothing_was_to_move_a_write_is_what_differs() -> None:
+    made = revision()
+    written = [made.drifted(step(written_bytes=1), moves=False) for _ in range(3)]
+    assert written == [False, False, True]
+
+
+def test_a_program_that_never_repeats_itself_is_profiled_ever_more_rarely() -> None:
+    made = revision()
+    due = [n for n in range(100) if made.drifted(step(drift_ops=50), moves=True)]
+    gaps = [later - earlier for earlier, later in pairwise(due)]
+    assert gaps == sorted(gaps) and gaps[-1] >= 24
