@@ -630,7 +630,6 @@ class Runtime:
                 self._encoded.numbers(planned) if self._encoded else [0] * len(planned.storages)
             )
             schedule.follow(planned, plan, recorded.blocks, recorded.births, self._places, codecs)
-            self._record_under_plan()
             log.info(
                 "planned in %.2f s: %d moves, %d results made again, %s to write and %s to read "
                 "per iteration, spill space %s; predicted %.3f s per iteration, ideal %.3f s "
@@ -646,12 +645,11 @@ class Runtime:
                 100 * plan.ideal_s / plan.predicted_s,
             )
         else:
-            self._places_are_known()  # nothing to follow
-            _C.expect_moves(False)
             log.info(
                 "everything fits the budget, so nothing moves; ideal %.3f s per iteration",
                 plan.ideal_s,
             )
+        self._record_or_rest()
         _C.release_free_pages()
         _C.begin_iteration()  # planning is no part of it
 
@@ -667,15 +665,21 @@ class Runtime:
         if not self._compiled.any_called:
             self._module_hooks.remove()
 
-    def _record_under_plan(self) -> None:
+    def _record_or_rest(self) -> None:
+        moves = self.plan is not None and _moves(self.plan)
         if self._revision.records:
+            self._module_hooks.add()
+            _C.expect_moves(True)
             self._record()
-        else:
-            _C.record(False)
+            return
+        _C.record(False)
+        _C.expect_moves(moves)
+        if not moves:
+            self._places_are_known()  # nothing to follow
 
     def _watch(self, step: StepReport) -> None:
-        if self.plan is not None and self.recorded is not None and _moves(self.plan):
-            self._revise(step, self.recorded)
+        if self.plan is not None and self.recorded is not None:
+            self._revise(step, self.plan, self.recorded)
         if self.plan is not None and self._revision.drifted(step, moves=_moves(self.plan)):
             log.info(
                 "iterations differ from the plan, the last one in %d of its %d ops: profiling "
@@ -685,13 +689,13 @@ class Runtime:
             )
             self._start_profile(1)
 
-    def _revise(self, step: StepReport, planned: Recorded) -> None:
+    def _revise(self, step: StepReport, plan: Plan, planned: Recorded) -> None:
         revision = self._revision
-        larger = revision.larger(self._held_bytes)
+        larger = revision.larger(self._held_bytes) and (_moves(plan) or step.written_bytes > 0)
         if not revision.records:
             if larger:
                 revision.record_larger()
-                self._record()
+                self._record_or_rest()
             return
         revision.recorded()
         recording = _C.take_recording()
@@ -700,16 +704,16 @@ class Runtime:
             log.info("an iteration held %s: planning again", format_size(self._held_bytes))
             revision.record_first()
             better = self._traced(recording)
-        elif step.drift_ops == 0:
+        elif _moves(plan) and step.drift_ops == 0:
             better = self._if_quicker(with_durations(planned, recording))
         if better is None:
-            self._record_under_plan()
+            self._record_or_rest()
             return
         try:
             self._follow_plan(better, least_budget(better.trace))
         except (errors.BudgetError, errors.SpillError) as error:  # it was made all the same
             log.info("the present plan stays: %s", error)
-            self._record_under_plan()
+            self._record_or_rest()
 
     def _if_quicker(self, timed: Recorded | None) -> Recorded | None:
         if timed is None or not self._revision.quicker(self._held_bytes, ideal_s(timed.trace)):

@@ -93,6 +93,19 @@ def test_a_loop_whose_sequences_differ_in_length_gets_the_plan_of_the_longest(sp
     assert planned == [1024, 1024, 2048, 4096, *[4096] * 30, 4096, 4096, 6144]
 
 
+def test_a_plan_comes_where_short_sequences_fit_and_long_ones_do_not(spill: str) -> None:
+    lengths = [256, 256, 512, 2048, 256, 256, 2048, 256, 2048]
+    moves: list[int] = []
+
+    def note(model: nn.Module) -> None:
+        report = teraio.report(model)
+        moves.append(len(report.plan.moves) if report.plan is not None else -1)
+
+    assert losses_of(lengths, budget=20 << 20, spill=spill, after_step=note) == losses_of(lengths)
+    assert moves[:6] == [-1, 0, 0, 0, 0, 0]
+    assert moves[6] == moves[7] == moves[8] > 0
+
+
 def test_a_long_sequence_that_no_plan_can_be_made_for_is_trained_on_all_the_same(
     spill: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
