@@ -623,7 +623,9 @@ class Runtime:
             _C.reserve_spill(space["ssd"])
             self._reserve_host(space.get("host", 0))
         self.plan, self.recorded = plan, recorded
-        self._revision.planned(self._held_bytes, plan.ideal_s, moves=_moves(plan))
+        self._revision.planned(
+            self._held_bytes, plan.ideal_s, len(recorded.trace.ops), moves=_moves(plan)
+        )
         if _moves(plan):
             planned = replayed(recorded.trace, plan.recomputations)
             codecs = (
@@ -691,7 +693,9 @@ class Runtime:
 
     def _revise(self, step: StepReport, plan: Plan, planned: Recorded) -> None:
         revision = self._revision
-        larger = revision.larger(self._held_bytes) and (_moves(plan) or step.written_bytes > 0)
+        larger = revision.larger(step, self._held_bytes) and (
+            _moves(plan) or step.written_bytes > 0
+        )
         if not revision.records:
             if larger:
                 revision.record_larger()

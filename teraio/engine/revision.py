@@ -15,11 +15,12 @@ from teraio.records import StepReport
 
 _FIRST = 3
 _AFTER_LARGER = 20
-# Worth a plan is what is larger by more than this part, or as large and quicker by more than that.
+# Iterations are of one kind if no more than this part of their ops differ. Worth a plan is what is
+# larger by more than this part, or as large and quicker by more than that.
+_OTHER_OPS_SHARE = 0.02
 _LARGER_SHARE = 0.05
 _QUICKER_SHARE = 0.05
-# Another profile is due when more ops than this part were not foreseen, so many times in a row.
-_DRIFT_SHARE = 0.02
+# Another profile is due after so many in a row that are of another kind.
 _DRIFT_ITERATIONS = 3
 
 
@@ -30,6 +31,7 @@ class Revision:
         self._to_record = 0
         self._held_bytes = 0
         self._ideal_s = 0.0
+        self._ops = 0
         self._drifting = 0
         self._patience = _DRIFT_ITERATIONS
 
@@ -46,9 +48,9 @@ class Revision:
         """An iteration was larger: the next one of its kind is to be recorded."""
         self._to_record = _AFTER_LARGER
 
-    def planned(self, held_bytes: int, ideal_s: float, *, moves: bool) -> None:
+    def planned(self, held_bytes: int, ideal_s: float, ops: int, *, moves: bool) -> None:
         """There is a plan for an iteration that held so much and takes so long without waiting."""
-        self._held_bytes, self._ideal_s = held_bytes, ideal_s
+        self._held_bytes, self._ideal_s, self._ops = held_bytes, ideal_s, ops
         if not moves:
             self._to_record = 0
 
@@ -56,9 +58,15 @@ class Revision:
         """One of the iterations to record is over."""
         self._to_record -= 1
 
-    def larger(self, held_bytes: int) -> bool:
-        """Whether an iteration held more than the planned one."""
-        return held_bytes > (1 + _LARGER_SHARE) * self._held_bytes
+    def larger(self, step: StepReport, held_bytes: int) -> bool:
+        """Whether an iteration held more than the planned one, and was of its kind.
+
+        One with an evaluation in it, say, is not what the others are like.
+        """
+        if held_bytes <= (1 + _LARGER_SHARE) * self._held_bytes or _drifts(step):
+            return False
+        # Where nothing moves, ops are counted only in iterations that are recorded.
+        return not step.ops or abs(step.ops - self._ops) <= _OTHER_OPS_SHARE * self._ops
 
     def quicker(self, held_bytes: int, ideal_s: float) -> bool:
         """Whether an iteration computed quicker than the planned one, and was no smaller."""
@@ -70,10 +78,14 @@ class Revision:
 
         A program that never repeats itself is not profiled for ever: each time it takes longer.
         """
-        drifts = step.drift_ops > _DRIFT_SHARE * step.ops if moves else step.written_bytes > 0
+        drifts = _drifts(step) if moves else step.written_bytes > 0
         self._drifting = self._drifting + 1 if drifts else 0
         if self._drifting < self._patience:
             return False
         self._drifting = 0
         self._patience *= 2
         return True
+
+
+def _drifts(step: StepReport) -> bool:
+    return step.drift_ops > _OTHER_OPS_SHARE * step.ops

@@ -14,11 +14,11 @@ def revision() -> Revision:
     """Of a plan for an iteration that held 100 MiB and computed for a second."""
     made = Revision()
     made.record_first()
-    made.planned(100 * MIB, 1.0, moves=True)
+    made.planned(100 * MIB, 1.0, 100, moves=True)
     return made
 
 
-def step(*, drift_ops: int = 0, written_bytes: int = 0) -> StepReport:
+def step(*, ops: int = 100, drift_ops: int = 0, written_bytes: int = 0) -> StepReport:
     return StepReport(
         iteration=0,
         phase="run",
@@ -27,7 +27,7 @@ def step(*, drift_ops: int = 0, written_bytes: int = 0) -> StepReport:
         peak_bytes=0,
         read_bytes=0,
         written_bytes=written_bytes,
-        ops=100,
+        ops=ops,
         drift_ops=drift_ops,
     )
 
@@ -51,14 +51,22 @@ def test_the_first_iterations_under_a_plan_are_recorded_and_more_after_a_larger_
 
 def test_nothing_is_recorded_where_nothing_moves() -> None:
     made = revision()
-    made.planned(100 * MIB, 1.0, moves=False)
+    made.planned(100 * MIB, 1.0, 100, moves=False)
     assert not made.records
 
 
 def test_a_little_more_is_not_larger() -> None:
     made = revision()
-    assert not made.larger(104 * MIB)
-    assert made.larger(106 * MIB)
+    assert not made.larger(step(), 104 * MIB)
+    assert made.larger(step(), 106 * MIB)
+
+
+def test_an_iteration_that_holds_more_for_other_ops_is_not_larger() -> None:
+    """Such as one with an evaluation: those around it have none."""
+    made = revision()
+    assert not made.larger(step(drift_ops=30), 200 * MIB)
+    assert not made.larger(step(ops=150), 200 * MIB)
+    assert made.larger(step(ops=0), 200 * MIB)  # not counted
 
 
 def test_what_computes_quicker_because_it_is_smaller_is_not_planned_for() -> None:
