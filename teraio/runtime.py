@@ -693,9 +693,8 @@ class Runtime:
 
     def _revise(self, step: StepReport, plan: Plan, planned: Recorded) -> None:
         revision = self._revision
-        larger = revision.larger(step, self._held_bytes) and (
-            _moves(plan) or step.written_bytes > 0
-        )
+        fits = not _moves(plan) and step.written_bytes == 0
+        larger = not fits and revision.larger(step, self._held_bytes)
         if not revision.records:
             if larger:
                 revision.record_larger()
