@@ -462,7 +462,13 @@ void Engine::anchor_locked(uint64_t key) {
 
 void Engine::begin_iteration() {
   const Lock lock(*this);
-  iteration_begin_ns_ = now_ns();
+  drain();
+  stats_ = {};
+  stalls_.clear();
+  peak_ = used();
+  logical_peak_ = logical_;
+  last_op_stall_ns_ = recompute_ns_ = 0;
+  iteration_begin_ns_ = last_op_end_ns_ = now_ns();
 }
 
 IterationStats Engine::end_iteration() {

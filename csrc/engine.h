@@ -179,7 +179,7 @@ class Engine {
   // --- places of the program ---
   void anchor(uint64_t key);
   IterationStats end_iteration();  // the next one begins with it
-  void begin_iteration();          // it begins now instead
+  void begin_iteration();          // it begins now instead: what was in between is no part of it
 
   // --- profile and plan ---
   void record(bool on);

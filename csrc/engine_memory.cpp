@@ -85,7 +85,7 @@ void Engine::enroll(Block* block, Frame& f, bool pin_to_frame) {
   blocks_.push_back(block);
   if (pin_to_frame && f.depth > 0) enter(f);
   logical_ += static_cast<int64_t>(block->nbytes);
-  logical_peak_ = std::max(logical_peak_, logical_);
+  if (!f.apart) logical_peak_ = std::max(logical_peak_, logical_);  // what is made again counts already
   block->last_use = op_counter_;
   if (pin_to_frame && (f.depth > 0 || (f.training && watching_))) {
     f.logical_peak = std::max(f.logical_peak, logical_);

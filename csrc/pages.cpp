@@ -38,7 +38,8 @@ bool move_pages(char* from, char* to, size_t nbytes) {
 // zeroing all its pages, ten times what moving them costs. So what has no piece of its size is put together from
 // units of others. mremap takes a range of one mapping only, so the units of a piece, each of which is within one,
 // follow from its size: whole huge pages, then granules, then what remains. A unit may be cut into smaller ones. A piece
-// of 2 MiB or more begins at a huge page.
+// of 2 MiB or more begins at a huge page. Each unit may come to be a mapping of its own, of which Linux allows 65,530 by
+// default; when there are too many, mremap fails and new pages serve.
 void* PagePool::take(size_t nbytes) {
   if (nbytes < kPooled) {
     void* memory = nullptr;
@@ -89,12 +90,8 @@ bool PagePool::move_unit(char* to, size_t nbytes) {
   const size_t spare = unit->nbytes - nbytes;
   const size_t after = whole - unit->offset - unit->nbytes;
   if (unit->offset > 0) keep(piece, unit->offset);
-  if (after > 0) keep({from + unit->nbytes, piece.stamp}, after);
-  if (spare >= kWorthKeeping) {
-    keep({from + nbytes, piece.stamp}, spare);
-  } else if (spare > 0) {
-    munmap(from + nbytes, spare);
-  }
+  keep_if_worth({from + unit->nbytes, piece.stamp}, after);
+  keep_if_worth({from + nbytes, piece.stamp}, spare);
   return true;
 }
 
@@ -128,6 +125,14 @@ void PagePool::give(void* memory, size_t nbytes) {
 void PagePool::keep(Piece piece, size_t nbytes) {
   free_.emplace(nbytes, piece);
   cached_ += nbytes;
+}
+
+void PagePool::keep_if_worth(Piece piece, size_t nbytes) {
+  if (nbytes >= kWorthKeeping) {
+    keep(piece, nbytes);
+  } else if (nbytes > 0) {
+    munmap(piece.memory, nbytes);
+  }
 }
 
 void PagePool::trim(size_t nbytes) {

@@ -38,6 +38,7 @@ class PagePool {
   };
 
   void keep(Piece piece, size_t nbytes);
+  void keep_if_worth(Piece piece, size_t nbytes);
   Pieces::iterator oldest(size_t least);  // of those of at least so many bytes
   std::optional<Unit> unit_of(size_t least);
   // Moves free pages to `to`, where pages not touched yet are mapped; they stay there if there are none.

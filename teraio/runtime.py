@@ -24,7 +24,6 @@ from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
 )
-from torch.utils.weak import WeakIdKeyDictionary
 
 import teraio._C as _C
 from teraio import errors, status
@@ -37,7 +36,7 @@ from teraio.engine.encoded_path import EncodedPath
 from teraio.engine.foreign import own_memory, storages_with_hidden_owners
 from teraio.engine.iterations import Iterations
 from teraio.engine.materialize import StoredTensor, is_elsewhere, lacks_data, materialize
-from teraio.engine.module_hooks import ModuleHooks
+from teraio.engine.module_hooks import ModuleHooks, numbers_of_modules
 from teraio.engine.participants import Participants, tensors_of
 from teraio.engine.places import Places
 from teraio.engine.progress import Progress
@@ -136,8 +135,7 @@ class Runtime:
         self._participants = Participants()
         self._immovable: set[str] = set()  # names of what the user was told of
         self._deaths: dict[int, weakref.finalize[Any, Any]] = {}  # id(model) -> what is done then
-        # A module may be replaced in mid-training, and another one get its id().
-        self._module_numbers = WeakIdKeyDictionary(ref_type=weakref.ref)
+        self._module_numbers = numbers_of_modules()
         self._module_paths: dict[str, int] = {}  # as names of parameters begin
         self._backward_step: BackwardStep | None = None
         self._live_at_start: list[tuple[int, int, bool]] = []
@@ -251,7 +249,10 @@ class Runtime:
         """
         prefix = self._participants.new_prefix()
         device = torch.device(self.device)
-        self._check_sizes(tensors_of(model, prefix), to_device)
+        coming = tensors_of(model, prefix).items()
+        for name, tensor in coming:
+            if tensor.is_meta or (to_device and tensor.device != device):
+                self._check_size(name, tensor)
         if stored is not None or lacks_data(model) or (to_device and is_elsewhere(model, device)):
             materialize(model, device, stored, lambda new, name: self._adopt({prefix + name: new}))
         for name, module in model.named_modules():
@@ -271,23 +272,26 @@ class Runtime:
         _C.mark_training_thread()
         self._start_profile(self._profile_iterations)
 
-    def _check_sizes(self, tensors: Mapping[str, torch.Tensor], to_device: bool) -> None:
-        """Raises BudgetError for a tensor that alone is more than the budget."""
-        here = ("meta", torch.device(self.device).type)
-        for name, tensor in tensors.items():
-            if not (to_device or tensor.device.type in here):
-                continue
-            if is_lazy(tensor) or tensor.layout != torch.strided:
-                continue
-            nbytes = tensor.untyped_storage().nbytes()
-            if nbytes > self._counted_bytes:
-                raise errors.BudgetError(
-                    f"{name} takes {format_least(nbytes)}, more than the memory that "
-                    f"memory_budget={self.budget_bytes} leaves for tensors, "
-                    f"{format_size(self._counted_bytes)}. Pass more than memory_budget={nbytes}: "
-                    "an op needs all its operands and results at once, and the first iterations "
-                    "will tell how much that is."
-                )
+    def _check_size(self, name: str, tensor: torch.Tensor) -> None:
+        """Raises BudgetError if the tensor alone is more than the budget."""
+        if is_lazy(tensor) or tensor.layout != torch.strided:
+            return
+        nbytes, most = tensor.untyped_storage().nbytes(), self._counted_bytes
+        if nbytes > most:
+            raise errors.BudgetError(
+                f"{name} takes {format_least(nbytes)}, more than the memory that "
+                f"memory_budget={self.budget_bytes} leaves for tensors, {format_size(most)}. Pass "
+                f"more than memory_budget={math.ceil(nbytes * self.budget_bytes / most)}: an op "
+                "needs all its operands and results at once, and the first iterations will tell "
+                "how much that is."
+            )
+
+    def _adopted(self, name: str, tensor: torch.Tensor) -> bool:
+        try:
+            return _C.adopt(tensor, name)
+        except errors.BudgetError:
+            self._check_size(name, tensor)
+            raise
 
     def _adopt_all(self, tensors: dict[str, torch.Tensor]) -> None:
         new = [t for t in tensors.values() if _C.block_id(t) == 0]
@@ -308,7 +312,7 @@ class Runtime:
             name: tensor
             for name, tensor in tensors.items()
             if name not in left
-            and not _C.adopt(tensor, name)
+            and not self._adopted(name, tensor)
             and tensor.device == torch.device(self.device)
             and tensor.untyped_storage().nbytes() >= MIN_STORAGE_BYTES
         }
@@ -647,6 +651,7 @@ class Runtime:
                 100 * plan.ideal_s / plan.predicted_s,
             )
         else:
+            _C.unfollow()
             log.info(
                 "everything fits the budget, so nothing moves; ideal %.3f s per iteration",
                 plan.ideal_s,
@@ -703,7 +708,7 @@ class Runtime:
         revision.recorded()
         recording = _C.take_recording()
         better: Recorded | None = None
-        if larger:
+        if larger and recording["ops"][0]:
             log.info("an iteration held %s: planning again", format_size(self._held_bytes))
             revision.record_first()
             better = self._traced(recording)
@@ -716,7 +721,11 @@ class Runtime:
             self._follow_plan(better, least_budget(better.trace))
         except (errors.BudgetError, errors.SpillError) as error:  # it was made all the same
             log.info("the present plan stays: %s", error)
+            revision.refused(self._held_bytes)
             self._record_or_rest()
+        except BaseException:  # as in _end_profile()
+            self._start_profile(1)
+            raise
 
     def _if_quicker(self, timed: Recorded | None) -> Recorded | None:
         if timed is None or not self._revision.quicker(self._held_bytes, ideal_s(timed.trace)):

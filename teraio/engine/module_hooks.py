@@ -7,13 +7,41 @@ Must not know: plans, traces.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
 import torch
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils.weak import WeakIdKeyDictionary
 
 import teraio._C as _C
+
+
+class _Identity(weakref.ref[torch.nn.Module]):
+    """Equal where the module is the same one; modules may define ``==``, and then have no hash."""
+
+    __slots__ = ("_id",)
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        callback: Callable[[weakref.ref[torch.nn.Module]], Any] | None = None,
+    ) -> None:
+        super().__init__(module, callback)  # type: ignore[call-arg]
+        self._id = id(module)
+
+    def __hash__(self) -> int:
+        return self._id
+
+    def __eq__(self, other: object) -> bool:
+        mine = self()
+        return self is other if mine is None else isinstance(other, _Identity) and mine is other()
+
+
+def numbers_of_modules() -> MutableMapping[torch.nn.Module, int]:
+    """Numbers by module, while it lives: a later one may get the id() of one that is no more."""
+    return WeakIdKeyDictionary(ref_type=_Identity)
 
 
 class ModuleHooks:
@@ -21,7 +49,7 @@ class ModuleHooks:
 
     def __init__(
         self,
-        numbers: Mapping[torch.nn.Module, int],
+        numbers: MutableMapping[torch.nn.Module, int],
         called: Callable[[], None] = lambda: None,
     ) -> None:
         """``called()`` tells of each call of a module that no other one with a number made."""

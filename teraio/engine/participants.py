@@ -118,10 +118,11 @@ class Participants:
         return {name: tensor for _, name, tensor in self._everything()}
 
     def _of_optimizer(self, optimizer: Optimizer) -> Iterator[_Named]:
-        names = {id(parameter): name for name, parameter in self.named(optimizer)}
-        for parameter, _ in _parameters(optimizer):
+        names: dict[int, str] = {}
+        for name, parameter in self.named(optimizer):
+            names[id(parameter)] = name
             kind: Kind = "optimizer_state" if id(parameter) in self._masters else "parameter"
-            yield from _parts(kind, names[id(parameter)], parameter)
+            yield from _parts(kind, name, parameter)
         for parameter, key, value in _states(optimizer):
             yield from _parts("optimizer_state", f"{names.get(id(parameter), '')}:{key}", value)
 

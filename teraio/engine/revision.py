@@ -29,7 +29,8 @@ class Revision:
 
     def __init__(self) -> None:
         self._to_record = 0
-        self._held_bytes = 0
+        self._held_bytes = self._refused_bytes = 0
+        self._larger_seen, self._larger_awaited = 0, 1
         self._ideal_s = 0.0
         self._ops = 0
         self._drifting = 0
@@ -45,14 +46,28 @@ class Revision:
         self._to_record = _FIRST
 
     def record_larger(self) -> None:
-        """An iteration was larger: the next one of its kind is to be recorded."""
-        self._to_record = _AFTER_LARGER
+        """An iteration was larger: the next one of its kind is to be recorded.
+
+        Where none came soon after the last one, this is done ever more rarely.
+        """
+        self._larger_seen += 1
+        if self._larger_seen == self._larger_awaited:
+            self._to_record = _AFTER_LARGER
+            self._larger_seen = 0
+            self._larger_awaited *= 2
 
     def planned(self, held_bytes: int, ideal_s: float, ops: int, *, moves: bool) -> None:
         """There is a plan for an iteration that held so much and takes so long without waiting."""
         self._held_bytes, self._ideal_s, self._ops = held_bytes, ideal_s, ops
+        self._refused_bytes = 0
+        self._larger_seen, self._larger_awaited = 0, 1
         if not moves:
             self._to_record = 0
+
+    def refused(self, held_bytes: int) -> None:
+        """No plan can be made for an iteration that held so much."""
+        self._refused_bytes = held_bytes
+        self._to_record = 0
 
     def recorded(self) -> None:
         """One of the iterations to record is over."""
@@ -63,7 +78,8 @@ class Revision:
 
         One with an evaluation in it, say, is not what the others are like.
         """
-        if held_bytes <= (1 + _LARGER_SHARE) * self._held_bytes or _drifts(step):
+        known_bytes = max(self._held_bytes, self._refused_bytes)
+        if held_bytes <= (1 + _LARGER_SHARE) * known_bytes or _drifts(step):
             return False
         # Where nothing moves, ops are counted only in iterations that are recorded.
         return not step.ops or abs(step.ops - self._ops) <= _OTHER_OPS_SHARE * self._ops

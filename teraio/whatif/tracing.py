@@ -20,7 +20,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 import teraio._C as _C
 from teraio.engine import list_ops
 from teraio.engine.backward_step import BackwardStep, UsedGradient
-from teraio.engine.module_hooks import ModuleHooks
+from teraio.engine.module_hooks import ModuleHooks, numbers_of_modules
 from teraio.engine.places import Places
 from teraio.errors import ConfigurationError
 from teraio.profiler.trace import build_trace
@@ -150,12 +150,10 @@ class _Watch:
         self._parameters = {id(p): name for name, p in model.named_parameters()}
         self._gradients: dict[int, tuple[Kind, str]] = {}
         self._backward_step: BackwardStep | None = None
-        self._module_hooks = ModuleHooks(
-            {
-                module: self.places.add_module(name or type(model).__name__)
-                for name, module in model.named_modules()
-            }
-        )
+        numbers = numbers_of_modules()
+        for name, module in model.named_modules():
+            numbers[module] = self.places.add_module(name or type(model).__name__)
+        self._module_hooks = ModuleHooks(numbers)
 
     @contextmanager
     def hooks(self, optimizer_in_backward: bool) -> Iterator[None]:

@@ -33,7 +33,10 @@ from tests.integration.test_equal_results import assert_equal
 from tests.integration.training import Case, Training
 
 MIB = 1 << 20
-CASES = [(Case("llama", steps=3), 60), (Case("gpt2", "sgd", frozenset({"clip"}), steps=3), 40)]
+CASES = [
+    (Case("llama", features=frozenset({"shallow"}), steps=3), 60),
+    (Case("gpt2", "sgd", frozenset({"clip", "shallow"}), steps=3), 40),
+]
 
 
 @pytest.mark.parametrize(("case", "share"), CASES, ids=str)

@@ -26,7 +26,7 @@ DELAY_US = 1000
 CASES = [
     Case("llama"),
     Case("gpt2", "adamw_foreach", frozenset({"dropout", "clip", "scheduler"})),
-    Case("t5", "sgd", frozenset({"accumulate", "tied", "evaluate"})),
+    Case("t5", "sgd", frozenset({"accumulate", "tied", "evaluate"}), steps=6),
     Case("mixtral", features=frozenset({"last_batch", "evaluate"})),
     Case("vit", "adafactor", frozenset({"frozen", "dropout"})),
     Case("llama", features=frozenset({"checkpointing", "generate"})),

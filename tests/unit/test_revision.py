@@ -69,6 +69,25 @@ def test_an_iteration_that_holds_more_for_other_ops_is_not_larger() -> None:
     assert made.larger(step(ops=0), 200 * MIB)  # not counted
 
 
+def test_what_no_plan_can_be_made_for_is_not_tried_again() -> None:
+    made = revision()
+    made.refused(200 * MIB)
+    assert not made.records
+    assert not made.larger(step(), 205 * MIB)
+    assert made.larger(step(), 220 * MIB)
+
+
+def test_larger_ones_that_have_no_plan_are_waited_for_ever_more_rarely() -> None:
+    """Evaluations, say, where nothing moves in training."""
+    made = revision()
+    records(made)
+    recorded = []
+    for _ in range(15):
+        made.record_larger()
+        recorded.append(records(made) > 0)
+    assert recorded == [n in (1, 3, 7, 15) for n in range(1, 16)]
+
+
 def test_what_computes_quicker_because_it_is_smaller_is_not_planned_for() -> None:
     made = revision()
     assert made.quicker(100 * MIB, 0.9)
