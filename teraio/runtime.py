@@ -249,8 +249,7 @@ class Runtime:
         """
         prefix = self._participants.new_prefix()
         device = torch.device(self.device)
-        coming = tensors_of(model, prefix).items()
-        for name, tensor in coming:
+        for name, tensor in tensors_of(model, prefix).items():
             if tensor.is_meta or (to_device and tensor.device != device):
                 self._check_size(name, tensor)
         if stored is not None or lacks_data(model) or (to_device and is_elsewhere(model, device)):

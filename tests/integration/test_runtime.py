@@ -127,13 +127,19 @@ def test_a_long_sequence_that_no_plan_can_be_made_for_is_trained_on_all_the_same
     assert len(tried) <= 4  # also for those that compute quicker
 
 
-def test_an_interrupt_while_planning_for_a_long_sequence_leads_to_another_plan(
-    spill: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def interrupt_planning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next time a plan is made, as Ctrl-C would."""
+
     def interrupted(*_: object) -> NoReturn:
         monkeypatch.undo()
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(runtime, "make_plan", interrupted)
+
+
+def test_an_interrupt_while_planning_for_a_long_sequence_leads_to_another_plan(
+    spill: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(*(nn.Linear(256, 256) for _ in range(16)))
     teraio.offload(model, memory_budget=16 << 20, ssd=spill)
@@ -146,7 +152,7 @@ def test_an_interrupt_while_planning_for_a_long_sequence_leads_to_another_plan(
 
     step(1024)
     step(1024)
-    monkeypatch.setattr(runtime, "make_plan", interrupted)
+    interrupt_planning(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         step(2048)
     optimizer.zero_grad()
@@ -383,14 +389,10 @@ def test_a_module_that_dies_leaves_its_place_to_nobody(spill: str) -> None:
 def test_an_interrupt_while_planning_leads_to_another_plan(
     spill: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*_: object) -> None:
-        monkeypatch.undo()
-        raise KeyboardInterrupt
-
     training = Training(Case("llama"))
     teraio.offload(training.model, memory_budget=16 << 20, ssd=[spill])
     training.run(1)
-    monkeypatch.setattr(runtime, "make_plan", interrupted)
+    interrupt_planning(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         training.step()
     training.optimizer.zero_grad()
