@@ -175,7 +175,8 @@ void Engine::take_memory(Block* block) {
   if (memory != nullptr) {
     if (::mprotect(memory, block->nbytes, PROT_READ | PROT_WRITE) != 0) throw std::bad_alloc();
   } else {
-    memory = static_cast<char*>(pages_.take(block->nbytes));
+    const uint64_t held = used() + pages_.cached();
+    memory = static_cast<char*>(pages_.take(block->nbytes, budget_ > held ? budget_ - held : 0));
   }
   if (poison_) std::memset(memory, 0xFF, block->nbytes);
   block->memory = memory;

@@ -14,6 +14,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bitset>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -45,17 +46,21 @@ template struct Reach<&at::RecordFunction::fn_>;
 namespace teraio::observer {
 namespace {
 
-// What an operator's schema says about its operands.
+// Operands after that many are taken to be written, which is always safe. No op of PyTorch's has as many.
+constexpr size_t kDescribed = 64;
+
+// What an operator's schema says about its operands. Read before every op, when the one before has just filled the
+// caches with its own data: so what most ops need lies together, in front.
 struct OpInfo {
   const c10::Argument* arguments = nullptr;
+  std::bitset<kDescribed> written;  // per argument
+  std::bitset<kDescribed> viewed;   // per argument: the result is another view of it, its data is not touched
   uint32_t id = 0;
-  std::optional<c10::OperatorHandle> repeatable;  // it can be run again, see [Note: recipes]
   bool nested = false;        // it makes nested tensors of others
   bool collective = false;    // see [Note: collectives]
   bool kernel = false;        // it is implemented per device, not by calls of other ops
+  std::optional<c10::OperatorHandle> repeatable;  // it can be run again, see [Note: recipes]
   std::optional<c10::OperatorHandle> measurable;  // what it makes can be known before, see [Note: what ops need]
-  std::vector<bool> written;  // per argument
-  std::vector<bool> viewed;   // per argument: the result is another view of it, its data is not touched
 };
 
 // These write running statistics without saying so in their schema.
@@ -71,11 +76,12 @@ OpInfo describe(const c10::FunctionSchema& schema) {
   info.collective = collectives::is_one(schema);
   if (op && Recipe::possible(*op)) info.repeatable = op;
   if (op && info.kernel && !info.collective) info.measurable = op;
-  for (const auto& argument : schema.arguments()) {
-    const auto* alias = argument.alias_info();
-    const bool undeclared = info.collective || writes_undeclared(schema.name());
-    info.written.push_back(undeclared || (alias != nullptr && alias->isWrite()));
-    info.viewed.push_back(alias != nullptr && !alias->isWrite());
+  const bool undeclared = info.collective || writes_undeclared(schema.name());
+  const size_t described = std::min(schema.arguments().size(), kDescribed);
+  for (size_t argument = 0; argument < described; ++argument) {
+    const auto* alias = schema.arguments()[argument].alias_info();
+    info.written[argument] = undeclared || (alias != nullptr && alias->isWrite());
+    info.viewed[argument] = alias != nullptr && !alias->isWrite();
   }
   return info;
 }
@@ -374,8 +380,8 @@ std::unique_ptr<at::ObserverContext> on_start(const at::RecordFunction& op) {
   operands.clear();
   size_t argument = 0;
   for (const c10::IValue& value : op.inputs()) {
-    const bool known = argument < info.written.size();
-    add(operands, frame, value, !known || !info.viewed[argument], known && info.written[argument]);
+    const bool described = argument < kDescribed;
+    add(operands, frame, value, !described || !info.viewed[argument], !described || info.written[argument]);
     ++argument;
   }
   if (births == Births::kDevice) {

@@ -1,19 +1,23 @@
 """What teraio costs when everything fits: the same model with and without it, in turns.
 
-In: options. Out: the medians of both, their ratio and the cost per op. Must not know: budgets that
+In: options. Out: the ratio of both, its spread and the cost per op. Must not know: budgets that
 make anything move.
 
-Blocks of steps with and without teraio alternate in one process, so that a machine that gets
-slower or faster does so for both. The very first plain block comes before teraio is loaded.
+Two processes make the same steps, one of them without ever loading teraio. They take turns of a
+fraction of a second, and each pair of turns gives one ratio: a machine that gets slower or faster
+does so for both. On a busy machine the ratio of the lower quartiles is worth a look too: those
+steps are of the moments when nobody else computed.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
 
 import torch
 
@@ -22,27 +26,31 @@ from benchmarks.table import table
 
 # Above any machine's memory, so nothing moves.
 NO_LIMIT = 1 << 46
-PROFILE_ITERATIONS = 2
-SETTLE_STEPS = 3
+# Those that are profiled, those whose memory is new, and some more.
+SETTLE_STEPS = 10
+TURN_SECONDS = 0.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overhead:
-    """Seconds per step, medians over all steps. ``first_s``: before teraio was loaded."""
+    """Seconds per step of each turn, its steps' median.
+
+    ``ops``: calls of operators in a step, with those that other operators make: all are watched.
+    """
 
     model: str
-    first_s: float
-    plain_s: float
-    offloaded_s: float
     ops: int
+    plain: list[float]
+    offloaded: list[float]
 
     @property
-    def ratio(self) -> float:
-        return self.offloaded_s / self.plain_s
+    def ratios(self) -> list[float]:
+        return [b / a for a, b in zip(self.plain, self.offloaded, strict=True)]
 
     @property
     def us_per_op(self) -> float:
-        return (self.offloaded_s - self.plain_s) / max(1, self.ops) * 1e6
+        excess = (b - a for a, b in zip(self.plain, self.offloaded, strict=True))
+        return statistics.median(excess) / self.ops * 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,87 +98,117 @@ def _work(model: torch.nn.Module, forward: Callable[[], torch.Tensor]) -> Work:
     return Work(model, step)
 
 
-def timed_block(step: Callable[[], None], block_seconds: float) -> list[float]:
-    """Seconds of each step until ``block_seconds`` have passed, after a few steps to settle."""
+class Side:
+    """One of the two, in a process of its own."""
+
+    def __init__(self, name: str, threads: int, with_teraio: bool) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        arguments = (theirs, name, threads, with_teraio)
+        self._process = context.Process(target=_serve, args=arguments, daemon=True)
+        self._process.start()
+        theirs.close()
+        self.ops = int(self._told())
+
+    def turn(self) -> float:
+        self._pipe.send(True)
+        return self._told()
+
+    def end(self) -> None:
+        self._pipe.send(False)
+        self._process.join()
+        if self._process.exitcode:
+            raise RuntimeError(
+                f"a process of the benchmark has ended with {self._process.exitcode}"
+            )
+
+    def _told(self) -> float:
+        try:
+            return float(self._pipe.recv())
+        except EOFError:
+            self._process.join()
+            raise RuntimeError(
+                f"a process of the benchmark has ended with {self._process.exitcode}"
+            ) from None
+
+
+def _serve(pipe: Connection, name: str, threads: int, with_teraio: bool) -> None:
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    work = WORKS[name]()
+    if with_teraio:
+        import teraio
+
+        teraio.offload(work.model, memory_budget=NO_LIMIT)
+    else:
+        work.step()
+    ops = 0 if with_teraio else _count_ops(work.step)
     for _ in range(SETTLE_STEPS):
-        step()
-    times: list[float] = []
-    end = time.perf_counter() + block_seconds
-    while not times or time.perf_counter() < end:
-        start = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - start)
-    return times
-
-
-def offloaded_block(work: Work, block_seconds: float) -> tuple[list[float], int]:
-    """Step times under a plan that moves nothing, and the ops of a step."""
-    import teraio
-
-    teraio.offload(work.model, memory_budget=NO_LIMIT, profile_iterations=PROFILE_ITERATIONS)
-    try:
-        for _ in range(PROFILE_ITERATIONS):
-            work.step()
-        times = timed_block(work.step, block_seconds)
+        work.step()
+    pipe.send(ops)
+    while pipe.recv():
+        pipe.send(_turn(work.step))
+    if with_teraio:
         report = teraio.report(work.model)
         if report.phase != "run" or report.steps[-1].written_bytes:
             raise RuntimeError(f"not a run in which everything fits: {report.steps[-1]}")
-        return times, len(report.trace.ops) if report.trace else 0
-    finally:
-        teraio.restore(work.model)
 
 
-def measure(name: str, rounds: int, block_seconds: float) -> Overhead:
-    torch.manual_seed(0)
-    work = WORKS[name]()
-    first = timed_block(work.step, block_seconds)
-    plain: list[float] = []
-    offloaded: list[float] = []
-    ops = 0
-    for turn in range(rounds):
-        # The order changes from round to round: whoever comes second finds warmer caches.
-        if turn % 2:
-            plain += timed_block(work.step, block_seconds)
-        times, ops = offloaded_block(work, block_seconds)
-        offloaded += times
-        if not turn % 2:
-            plain += timed_block(work.step, block_seconds)
-    return Overhead(
-        model=name,
-        first_s=statistics.median(first),
-        plain_s=statistics.median(plain),
-        offloaded_s=statistics.median(offloaded),
-        ops=ops,
-    )
+def _turn(step: Callable[[], None]) -> float:
+    times: list[float] = []
+    while sum(times) < TURN_SECONDS:
+        start = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def _count_ops(step: Callable[[], None]) -> int:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        step()
+    return sum("::" in event.name for event in profile.events())
+
+
+def measure(name: str, rounds: int, threads: int) -> Overhead:
+    sides = [Side(name, threads, with_teraio) for with_teraio in (False, True)]
+    times: tuple[list[float], list[float]] = ([], [])
+    for round_ in range(rounds):
+        # The order changes from round to round: the second finds other things in the caches.
+        for which in (0, 1) if round_ % 2 else (1, 0):
+            times[which].append(sides[which].turn())
+    for side in sides:
+        side.end()
+    return Overhead(model=name, ops=sides[0].ops, plain=times[0], offloaded=times[1])
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", choices=sorted(WORKS), action="append")
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--block-seconds", type=float, default=2.0)
+    parser.add_argument("--rounds", type=int, default=150)
     parser.add_argument("--threads", type=int, default=1)
 
 
 def run(options: argparse.Namespace) -> Findings:
-    torch.set_num_threads(options.threads)
     names = options.model or sorted(WORKS)
-    results = [measure(name, options.rounds, options.block_seconds) for name in names]
+    results = [measure(name, options.rounds, options.threads) for name in names]
     shown = table(
-        "Overhead when everything fits",
-        ("model", "before, ms", "plain, ms", "teraio, ms", "ratio", "traced ops", "us each"),
+        "Overhead when everything fits (medians; quartiles)",
+        ("model", "plain, ms", "teraio, ms", "ratio", "lower quartiles", "ops", "us each"),
         [_row(one) for one in results],
     )
-    figures = [{**asdict(one), "ratio": one.ratio, "us_per_op": one.us_per_op} for one in results]
+    figures = [{**asdict(one), "us_per_op": one.us_per_op} for one in results]
     return Findings(tables=(shown,), figures=figures)
 
 
 def _row(one: Overhead) -> tuple[str, ...]:
+    low, middle, high = statistics.quantiles(one.ratios, n=4)
+    fast_plain, plain, _ = statistics.quantiles(one.plain, n=4)
+    fast_offloaded, offloaded, _ = statistics.quantiles(one.offloaded, n=4)
     return (
         one.model,
-        f"{one.first_s * 1e3:.3f}",
-        f"{one.plain_s * 1e3:.3f}",
-        f"{one.offloaded_s * 1e3:.3f}",
-        f"{one.ratio:.4f}",
+        f"{plain * 1e3:.3f}",
+        f"{offloaded * 1e3:.3f}",
+        f"{middle:.3f} ({low:.3f} to {high:.3f})",
+        f"{fast_offloaded / fast_plain:.3f}",
         str(one.ops),
         f"{one.us_per_op:.2f}",
     )

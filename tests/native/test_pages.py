@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import teraio
+from teraio import _C
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -37,6 +38,12 @@ def tensors_of(nbytes: int, count: int) -> list[torch.Tensor]:
     return [torch.empty(nbytes, dtype=torch.uint8) for _ in range(count)]
 
 
+def fill_budget(but: int) -> list[torch.Tensor]:
+    """Tensors that leave ``but`` bytes of the budget."""
+    totals = _C.totals()
+    return tensors_of(totals["budget"] - totals["used"] - but, 1)
+
+
 @pytest.mark.parametrize(
     ("before", "after"),
     [
@@ -53,6 +60,8 @@ def tensors_of(nbytes: int, count: int) -> list[torch.Tensor]:
 def test_pages_given_back_serve_other_sizes(
     before: list[tuple[int, int]], after: list[tuple[int, int]]
 ) -> None:
+    # Where the budget has room, new pages may serve in their place.
+    others = fill_budget(max(sum(nbytes * count for nbytes, count in s) for s in (before, after)))
     tensors = [tensor for size in before for tensor in tensors_of(*size)]
     faults_of_filling(tensors)
     tensors.clear()
@@ -60,6 +69,39 @@ def test_pages_given_back_serve_other_sizes(
     pages = sum(nbytes * count for nbytes, count in after) // PAGE
     assert faults_of_filling(tensors) < pages // 20
     assert all(bool((tensor == value).all()) for value, tensor in enumerate(tensors))
+    del others
+
+
+def addresses_of_turns(sizes: list[tuple[int, int]]) -> list[set[int]]:
+    """Where tensors of these sizes are, of each size in its turn."""
+    return [{tensor.data_ptr() for tensor in tensors_of(*size)} for size in sizes]
+
+
+def test_where_the_budget_has_room_each_size_keeps_pages_of_its_own() -> None:
+    sizes = [(2304 * KIB, 6), (1152 * KIB, 2), (768 * KIB, 1)]
+    addresses_of_turns(sizes)
+    settled = addresses_of_turns(sizes)
+    for _ in range(3):
+        assert addresses_of_turns(sizes) == settled
+
+
+def test_pages_kept_for_other_sizes_are_at_most_a_quarter_of_what_was_in_use_at_once() -> None:
+    before = _C.totals()["used"]
+    most = 0
+    for mib in (4, 6, 8, 14, 10, 2, 12):
+        for count in (1, 2):
+            tensors_of(mib * MIB, count)
+            most = max(most, mib * MIB * count)
+            assert _C.totals()["cached"] <= 1.25 * most
+    assert _C.totals()["used"] == before
+
+
+def test_pages_given_back_last_serve_first() -> None:
+    first, last = tensors_of(1 * MIB, 2)
+    where = last.data_ptr()
+    del first
+    del last
+    assert tensors_of(1 * MIB, 1)[0].data_ptr() == where
 
 
 # How many pages a tensor takes, and how many tensors go after it.
