@@ -67,10 +67,7 @@ void Engine::start(std::unique_ptr<SpillSpace> spill, std::unique_ptr<HostTier> 
     if (c10::StorageImpl* storage = block->was_guarded ? owner(block) : nullptr) shut(block, storage);
   }
   make_room_if_possible(0, lock);
-  stats_ = {};
-  peak_ = used();
-  logical_peak_ = logical_;
-  iteration_begin_ns_ = now_ns();
+  begin_iteration_locked();
 }
 
 void Engine::bring_back() {
@@ -462,6 +459,10 @@ void Engine::anchor_locked(uint64_t key) {
 
 void Engine::begin_iteration() {
   const Lock lock(*this);
+  begin_iteration_locked();
+}
+
+void Engine::begin_iteration_locked() {
   drain();
   stats_ = {};
   stalls_.clear();

@@ -347,6 +347,7 @@ class Engine {
   void unbind(Block* block);
   void anchor_locked(uint64_t key);
   void unfollow_locked();
+  void begin_iteration_locked();
   void mode_changed();
 
   void enroll(Block* block, Frame& frame, bool pin_to_frame);

@@ -105,8 +105,8 @@ void Engine::small_allocated(size_t nbytes) {
   const int64_t small = small_ += static_cast<int64_t>(nbytes);
   if (!active() || forked_) return;
   raise_to(small_peak_, small);
-  if (used() <= budget_) {
-    note_peak();
+  if (const uint64_t now = used(); now <= budget_) {
+    raise_to(peak_, now);
     return;
   }
   const GilRelease gil;

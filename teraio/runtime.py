@@ -130,7 +130,7 @@ class Runtime:
         self._profile_iterations = profile_iterations
         self._profiled = 0
         self._revision = Revision()
-        self._held_bytes = 0  # the most of storages in the last iteration, wherever they were
+        self._live_bytes = 0  # the most of storages in the last iteration, wherever they were
         self._places = Places()
         self._participants = Participants()
         self._immovable: set[str] = set()  # names of what the user was told of
@@ -477,7 +477,7 @@ class Runtime:
                 ),
             )
         )
-        self._held_bytes = stats["live_bytes"]
+        self._live_bytes = stats["live_bytes"]
         if stats["over_budget"]:
             with explained():
                 raise errors.BudgetError(stats["over_budget"])
@@ -627,7 +627,7 @@ class Runtime:
             self._reserve_host(space.get("host", 0))
         self.plan, self.recorded = plan, recorded
         self._revision.planned(
-            self._held_bytes, plan.ideal_s, len(recorded.trace.ops), moves=_moves(plan)
+            self._live_bytes, plan.ideal_s, len(recorded.trace.ops), moves=_moves(plan)
         )
         if _moves(plan):
             planned = replayed(recorded.trace, plan.recomputations)
@@ -698,7 +698,7 @@ class Runtime:
     def _revise(self, step: StepReport, plan: Plan, planned: Recorded) -> None:
         revision = self._revision
         fits = not _moves(plan) and step.written_bytes == 0
-        larger = not fits and revision.larger(step, self._held_bytes)
+        larger = not fits and revision.larger(step, self._live_bytes)
         if not revision.records:
             if larger:
                 revision.record_larger()
@@ -708,7 +708,7 @@ class Runtime:
         recording = _C.take_recording()
         better: Recorded | None = None
         if larger and recording["ops"][0]:
-            log.info("an iteration held %s: planning again", format_size(self._held_bytes))
+            log.info("an iteration held %s: planning again", format_size(self._live_bytes))
             revision.record_first()
             better = self._traced(recording)
         elif _moves(plan) and step.drift_ops == 0:
@@ -720,14 +720,14 @@ class Runtime:
             self._follow_plan(better, least_budget(better.trace))
         except (errors.BudgetError, errors.SpillError) as error:  # it was made all the same
             log.info("the present plan stays: %s", error)
-            revision.refused(self._held_bytes)
+            revision.refused(self._live_bytes)
             self._record_or_rest()
         except BaseException:  # as in _end_profile()
             self._start_profile(1)
             raise
 
     def _if_quicker(self, timed: Recorded | None) -> Recorded | None:
-        if timed is None or not self._revision.quicker(self._held_bytes, ideal_s(timed.trace)):
+        if timed is None or not self._revision.quicker(self._live_bytes, ideal_s(timed.trace)):
             return None
         log.info("an iteration computed in %.3f s: planning again", ideal_s(timed.trace))
         return timed

@@ -61,9 +61,9 @@ def plan_case(case: Case) -> Result:
         trace, hardware = files.load(case.trace, Trace), files.load(case.hardware, Hardware)
     else:
         layers = max(1, round(case.ops / OPS_PER_LAYER))
-        # So much time that budgets of a third make the SSD the limit in parts of the iteration.
+        # So little time that the SSD is the limit at a half of the memory and less.
         trace = traces.transformer_trace(
-            layers=layers, hidden=256, ffn=512, tokens=4096, ideal_s=0.045 * layers
+            layers=layers, hidden=256, ffn=512, tokens=4096, ideal_s=0.02 * layers
         )
         hardware = traces.hardware(0, replace(traces.SSD, capacity_bytes=1 << 45))
     budget = int(int(live_by_op(trace).max()) * case.share)

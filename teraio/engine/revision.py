@@ -29,7 +29,7 @@ class Revision:
 
     def __init__(self) -> None:
         self._to_record = 0
-        self._held_bytes = self._refused_bytes = 0
+        self._live_bytes = self._refused_bytes = 0
         self._larger_seen, self._larger_awaited = 0, 1
         self._ideal_s = 0.0
         self._ops = 0
@@ -56,37 +56,37 @@ class Revision:
             self._larger_seen = 0
             self._larger_awaited *= 2
 
-    def planned(self, held_bytes: int, ideal_s: float, ops: int, *, moves: bool) -> None:
+    def planned(self, live_bytes: int, ideal_s: float, ops: int, *, moves: bool) -> None:
         """There is a plan for an iteration that held so much and takes so long without waiting."""
-        self._held_bytes, self._ideal_s, self._ops = held_bytes, ideal_s, ops
+        self._live_bytes, self._ideal_s, self._ops = live_bytes, ideal_s, ops
         self._refused_bytes = 0
         self._larger_seen, self._larger_awaited = 0, 1
         if not moves:
             self._to_record = 0
 
-    def refused(self, held_bytes: int) -> None:
+    def refused(self, live_bytes: int) -> None:
         """No plan can be made for an iteration that held so much."""
-        self._refused_bytes = held_bytes
+        self._refused_bytes = live_bytes
         self._to_record = 0
 
     def recorded(self) -> None:
         """One of the iterations to record is over."""
         self._to_record -= 1
 
-    def larger(self, step: StepReport, held_bytes: int) -> bool:
+    def larger(self, step: StepReport, live_bytes: int) -> bool:
         """Whether an iteration held more than the planned one, and was of its kind.
 
         One with an evaluation in it, say, is not what the others are like.
         """
-        known_bytes = max(self._held_bytes, self._refused_bytes)
-        if held_bytes <= (1 + _LARGER_SHARE) * known_bytes or _drifts(step):
+        known_bytes = max(self._live_bytes, self._refused_bytes)
+        if live_bytes <= (1 + _LARGER_SHARE) * known_bytes or _drifts(step):
             return False
         # Where nothing moves, ops are counted only in iterations that are recorded.
         return not step.ops or abs(step.ops - self._ops) <= _OTHER_OPS_SHARE * self._ops
 
-    def quicker(self, held_bytes: int, ideal_s: float) -> bool:
+    def quicker(self, live_bytes: int, ideal_s: float) -> bool:
         """Whether an iteration computed quicker than the planned one, and was no smaller."""
-        as_large = held_bytes >= (1 - _LARGER_SHARE) * self._held_bytes
+        as_large = live_bytes >= (1 - _LARGER_SHARE) * self._live_bytes
         return as_large and ideal_s < (1 - _QUICKER_SHARE) * self._ideal_s
 
     def drifted(self, step: StepReport, *, moves: bool) -> bool:

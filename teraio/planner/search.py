@@ -25,8 +25,10 @@ from teraio.records import Hardware, Move, PlanOptions, Trace
 
 # A plan this close to the bound is not worth another try.
 _GOOD_ENOUGH = 1.002
-# Tries of a long trace are fewer: all of them together look at about so many ops.
+# Tries of a long trace are fewer: all of them together look at about so many ops. There are three at
+# least, as where the drive is the limit a single one may be 3 % slower; very many ops allow only one.
 _OPS_TRIED = 60_000
+_LEAST_TRIES = 3
 VERY_MANY_OPS = 100_000
 _SMALL_BYTES = 64 << 10
 # Part of its bytes that the relaxation must move of a group for its periods to be tried first.
@@ -44,7 +46,6 @@ _TUNINGS = (
     Tuning(pace=0.4, queue=30.0),
     Tuning(pace=0.4, headroom=0.03),
 )
-_QUICK_SLACK = (0.0025, 0.05)
 # So many of the best tries are made again with the stalls that they have shown.
 _AGAIN = 3
 
@@ -148,9 +149,10 @@ class Search:
 
     def _tunings(self) -> Sequence[Tuning]:
         if self._on.n > VERY_MANY_OPS:
-            return [Tuning(slack=_QUICK_SLACK)]
-        tries = _OPS_TRIED // self._on.n if self._options.improve else 1
-        return _TUNINGS[: max(1, tries)]
+            return [Tuning()]
+        if not self._options.improve:
+            return _TUNINGS[:1]
+        return _TUNINGS[: max(_LEAST_TRIES, _OPS_TRIED // self._on.n)]
 
     def _first_periods(self) -> Ints:
         """Periods to begin with: what the relaxation moves, less what is not worth a transfer."""

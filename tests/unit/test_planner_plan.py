@@ -295,6 +295,13 @@ def test_a_plan_takes_seconds_at_most() -> None:
     assert time.process_time() - started < 20
 
 
+def test_where_the_drive_is_the_limit_long_traces_are_planned_as_well_as_short_ones() -> None:
+    trace = transformer_trace(layers=246, hidden=256, ffn=512, tokens=4096, ideal_s=4.92)
+    made = plan(trace, hardware(peak(trace) // 2))
+    assert made.bound_s > 1.2 * made.ideal_s
+    assert made.predicted_s < 1.003 * made.bound_s
+
+
 def test_an_iteration_without_ops_or_storages_is_planned() -> None:
     trace = Trace(device="cpu", ops=(), storages=(), anchors=(), base_bytes=5)
     made = plan(trace, hardware(10))
