@@ -67,6 +67,7 @@ void Engine::start(std::unique_ptr<SpillSpace> spill, std::unique_ptr<HostTier> 
     if (c10::StorageImpl* storage = block->was_guarded ? owner(block) : nullptr) shut(block, storage);
   }
   make_room_if_possible(0, lock);
+  most_used_ = used();
   begin_iteration_locked();
 }
 

@@ -352,6 +352,7 @@ class Engine {
 
   void enroll(Block* block, Frame& frame, bool pin_to_frame);
   Block* find_block(uint64_t id) const;  // nullptr for one that is no more
+  uint64_t new_pages_for(uint64_t nbytes);
   void take_memory(Block* block);
   void take_device_memory(Block* block, Lock& lock);
   void give_memory(Block* block);
@@ -392,6 +393,7 @@ class Engine {
   std::unique_ptr<HostTier> host_;
   CodecNumber default_codec_ = 0;
   PagePool pages_;
+  uint64_t most_used_ = 0;  // at once, since the start
   bool poison_ = false;
   std::atomic<uint64_t> budget_{~uint64_t{0}};
   uint64_t beyond_ = 0;         // see look_on()

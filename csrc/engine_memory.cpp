@@ -169,14 +169,22 @@ void Engine::drop_extent(Block* block) {
 
 // ---------------------------------------------------------------- memory
 
+// How many bytes the pool may grow by, so that sizes needed at different times have pages of their own: within the
+// budget, and to a quarter more than was ever in use at once.
+uint64_t Engine::new_pages_for(uint64_t nbytes) {
+  most_used_ = std::max(most_used_, used() + nbytes);
+  const uint64_t enough = std::min<uint64_t>(budget_, most_used_ + most_used_ / 4);
+  const uint64_t held = used() + pages_.cached();
+  return enough > held ? enough - held : 0;
+}
+
 // Of the CPU.
 void Engine::take_memory(Block* block) {
   char* memory = block->address;
   if (memory != nullptr) {
     if (::mprotect(memory, block->nbytes, PROT_READ | PROT_WRITE) != 0) throw std::bad_alloc();
   } else {
-    const uint64_t held = used() + pages_.cached();
-    memory = static_cast<char*>(pages_.take(block->nbytes, budget_ > held ? budget_ - held : 0));
+    memory = static_cast<char*>(pages_.take(block->nbytes, new_pages_for(block->nbytes)));
   }
   if (poison_) std::memset(memory, 0xFF, block->nbytes);
   block->memory = memory;

@@ -17,9 +17,6 @@ constexpr size_t kGranule = size_t{256} << 10;
 // What remains of cut units and is smaller would only make searches longer.
 constexpr size_t kWorthKeeping = size_t{64} << 10;
 
-// A pool may have this part more than was ever taken at once, for sizes that are needed at different times.
-constexpr size_t kSpareShare = 4;
-
 // The size of the first unit of so many bytes.
 size_t first_unit(size_t nbytes) { return nbytes >= kHugePage ? kHugePage : std::min(nbytes, kGranule); }
 
@@ -46,7 +43,7 @@ bool move_pages(char* from, char* to, size_t nbytes) {
 // default; when there are too many, mremap fails and new pages serve.
 //
 // Where memory is plenty, nothing need move: a few new pages, and each size finds pieces of its own in every step.
-void* PagePool::take(size_t nbytes, size_t room) {
+void* PagePool::take(size_t nbytes, size_t new_bytes) {
   if (nbytes < kPooled) {
     void* memory = nullptr;
     if (posix_memalign(&memory, kPage, nbytes) != 0) throw std::bad_alloc();
@@ -58,23 +55,16 @@ void* PagePool::take(size_t nbytes, size_t room) {
     char* memory = fit->second.memory;
     free_.erase(fit);
     cached_ -= nbytes;
-    count_taken(nbytes);
     return memory;
   }
   char* memory = map_pages(nbytes);
-  count_taken(nbytes);
-  if (nbytes <= room && taken_ + cached_ <= most_taken_ + most_taken_ / kSpareShare) return memory;
+  if (nbytes <= new_bytes) return memory;
   size_t missing = kHugePage + 1;  // units of this size or more there are none
   for (size_t done = 0, unit; done < nbytes; done += unit) {
     unit = first_unit(nbytes - done);
     if (unit < missing && !move_unit(memory + done, unit)) missing = unit;
   }
   return memory;
-}
-
-void PagePool::count_taken(size_t nbytes) {
-  taken_ += nbytes;
-  most_taken_ = std::max(most_taken_, taken_);
 }
 
 char* PagePool::map_pages(size_t nbytes) {
@@ -134,7 +124,6 @@ void PagePool::give(void* memory, size_t nbytes) {
   if (nbytes < kPooled) {
     std::free(memory);
   } else {
-    taken_ -= nbytes;
     keep({static_cast<char*>(memory), clock_++}, nbytes);
   }
 }
@@ -160,7 +149,6 @@ void PagePool::trim(size_t nbytes) {
     cached_ -= piece->first;
     free_.erase(piece);
   }
-  if (cached_ == 0) most_taken_ = taken_;  // a new beginning, perhaps of another program's
 }
 
 PagePool::Pieces::iterator PagePool::oldest(size_t least) {

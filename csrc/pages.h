@@ -16,8 +16,9 @@ inline size_t round_up(size_t nbytes, size_t unit) { return (nbytes + unit - 1) 
 // Not thread-safe: the engine calls it under its mutex.
 class PagePool {
  public:
-  // `nbytes` is a multiple of kPage, `room` is how many more bytes the process may have. Throws std::bad_alloc.
-  void* take(size_t nbytes, size_t room = 0);
+  // `nbytes` is a multiple of kPage. New pages serve first if they are within `new_bytes`, else those that were given
+  // back. Throws std::bad_alloc.
+  void* take(size_t nbytes, size_t new_bytes = 0);
   void give(void* memory, size_t nbytes);
 
   // Bytes given back and kept for reuse; they still count as memory of the process.
@@ -44,11 +45,9 @@ class PagePool {
   // Moves free pages to `to`, where pages not touched yet are mapped; they stay there if there are none.
   bool move_unit(char* to, size_t nbytes);
   char* map_pages(size_t nbytes);
-  void count_taken(size_t nbytes);
 
   Pieces free_;
   size_t cached_ = 0;
-  size_t taken_ = 0, most_taken_ = 0;
   uint64_t clock_ = 0;
 };
 
