@@ -352,7 +352,7 @@ class Engine {
 
   void enroll(Block* block, Frame& frame, bool pin_to_frame);
   Block* find_block(uint64_t id) const;  // nullptr for one that is no more
-  uint64_t new_pages_for(uint64_t nbytes);
+  uint64_t room_for_new_pages() const;
   void take_memory(Block* block);
   void take_device_memory(Block* block, Lock& lock);
   void give_memory(Block* block);

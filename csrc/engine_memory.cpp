@@ -171,8 +171,8 @@ void Engine::drop_extent(Block* block) {
 
 // How many bytes the pool may grow by, so that sizes needed at different times have pages of their own: within the
 // budget, and to a quarter more than was ever in use at once.
-uint64_t Engine::new_pages_for(uint64_t nbytes) {
-  most_used_ = std::max(most_used_, used() + nbytes);
+uint64_t Engine::room_for_new_pages() const {
+  if (closing_) return 0;  // nothing will come again
   const uint64_t enough = std::min<uint64_t>(budget_, most_used_ + most_used_ / 4);
   const uint64_t held = used() + pages_.cached();
   return enough > held ? enough - held : 0;
@@ -181,10 +181,11 @@ uint64_t Engine::new_pages_for(uint64_t nbytes) {
 // Of the CPU.
 void Engine::take_memory(Block* block) {
   char* memory = block->address;
+  most_used_ = std::max(most_used_, used() + block->nbytes);
   if (memory != nullptr) {
     if (::mprotect(memory, block->nbytes, PROT_READ | PROT_WRITE) != 0) throw std::bad_alloc();
   } else {
-    memory = static_cast<char*>(pages_.take(block->nbytes, new_pages_for(block->nbytes)));
+    memory = static_cast<char*>(pages_.take(block->nbytes, room_for_new_pages()));
   }
   if (poison_) std::memset(memory, 0xFF, block->nbytes);
   block->memory = memory;

@@ -49,7 +49,7 @@ void* PagePool::take(size_t nbytes, size_t new_bytes) {
     if (posix_memalign(&memory, kPage, nbytes) != 0) throw std::bad_alloc();
     return memory;
   }
-  // The one given back last: it may still be in the processor's cache.
+  // Mostly the one given back last, which may still be in the processor's cache.
   if (const auto after = free_.upper_bound(nbytes); after != free_.begin() && std::prev(after)->first == nbytes) {
     const auto fit = std::prev(after);
     char* memory = fit->second.memory;

@@ -16,8 +16,8 @@ inline size_t round_up(size_t nbytes, size_t unit) { return (nbytes + unit - 1) 
 // Not thread-safe: the engine calls it under its mutex.
 class PagePool {
  public:
-  // `nbytes` is a multiple of kPage. New pages serve first if they are within `new_bytes`, else those that were given
-  // back. Throws std::bad_alloc.
+  // `nbytes` is a multiple of kPage. A free piece of that size serves, else new pages if they are within `new_bytes`, else
+  // pages of other pieces. Throws std::bad_alloc.
   void* take(size_t nbytes, size_t new_bytes = 0);
   void give(void* memory, size_t nbytes);
 

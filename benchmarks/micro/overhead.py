@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -29,6 +30,7 @@ NO_LIMIT = 1 << 46
 # Those that are profiled, those whose memory is new, and some more.
 SETTLE_STEPS = 10
 TURN_SECONDS = 0.25
+LEAST_STEPS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +62,7 @@ class Work:
 
 
 def encoder() -> Work:
-    """A small encoder layer: about 850 ops of a few microseconds each, the worst case."""
+    """A small encoder layer: about 780 ops of a few microseconds each, the worst case."""
     model = torch.nn.TransformerEncoderLayer(64, 4, 128, batch_first=True, dropout=0.0)
     data = torch.randn(2, 16, 64)
     return _work(model, lambda: model(data).square().mean())
@@ -108,28 +110,30 @@ class Side:
         self._process = context.Process(target=_serve, args=arguments, daemon=True)
         self._process.start()
         theirs.close()
-        self.ops = int(self._told())
+        self._told()
 
     def turn(self) -> float:
-        self._pipe.send(True)
+        try:
+            self._pipe.send(True)
+        except OSError:
+            raise self._died() from None
         return self._told()
 
     def end(self) -> None:
-        self._pipe.send(False)
+        self._pipe.close()  # which ends it
         self._process.join()
         if self._process.exitcode:
-            raise RuntimeError(
-                f"a process of the benchmark has ended with {self._process.exitcode}"
-            )
+            raise self._died()
 
     def _told(self) -> float:
         try:
             return float(self._pipe.recv())
-        except EOFError:
-            self._process.join()
-            raise RuntimeError(
-                f"a process of the benchmark has ended with {self._process.exitcode}"
-            ) from None
+        except (EOFError, OSError):
+            raise self._died() from None
+
+    def _died(self) -> RuntimeError:
+        self._process.join()
+        return RuntimeError(f"a process of the benchmark ended with {self._process.exitcode}")
 
 
 def _serve(pipe: Connection, name: str, threads: int, with_teraio: bool) -> None:
@@ -140,13 +144,10 @@ def _serve(pipe: Connection, name: str, threads: int, with_teraio: bool) -> None
         import teraio
 
         teraio.offload(work.model, memory_budget=NO_LIMIT)
-    else:
-        work.step()
-    ops = 0 if with_teraio else _count_ops(work.step)
     for _ in range(SETTLE_STEPS):
         work.step()
-    pipe.send(ops)
-    while pipe.recv():
+    pipe.send(0.0)
+    while _wanted(pipe):
         pipe.send(_turn(work.step))
     if with_teraio:
         report = teraio.report(work.model)
@@ -154,9 +155,16 @@ def _serve(pipe: Connection, name: str, threads: int, with_teraio: bool) -> None
             raise RuntimeError(f"not a run in which everything fits: {report.steps[-1]}")
 
 
+def _wanted(pipe: Connection) -> bool:
+    try:
+        return bool(pipe.recv())
+    except EOFError:
+        return False
+
+
 def _turn(step: Callable[[], None]) -> float:
     times: list[float] = []
-    while sum(times) < TURN_SECONDS:
+    while len(times) < LEAST_STEPS or sum(times) < TURN_SECONDS:
         start = time.perf_counter()
         step()
         times.append(time.perf_counter() - start)
@@ -166,7 +174,8 @@ def _turn(step: Callable[[], None]) -> float:
 def _count_ops(step: Callable[[], None]) -> int:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         step()
-    return sum("::" in event.name for event in profile.events())
+    # Not the stretches that autograd names.
+    return sum(event.name.startswith("aten::") for event in profile.events())
 
 
 def measure(name: str, rounds: int, threads: int) -> Overhead:
@@ -178,16 +187,22 @@ def measure(name: str, rounds: int, threads: int) -> Overhead:
             times[which].append(sides[which].turn())
     for side in sides:
         side.end()
-    return Overhead(model=name, ops=sides[0].ops, plain=times[0], offloaded=times[1])
+    work = WORKS[name]()
+    work.step()
+    return Overhead(model=name, ops=_count_ops(work.step), plain=times[0], offloaded=times[1])
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", choices=sorted(WORKS), action="append")
-    parser.add_argument("--rounds", type=int, default=150)
+    parser.add_argument("--rounds", type=int, default=80)
     parser.add_argument("--threads", type=int, default=1)
 
 
 def run(options: argparse.Namespace) -> Findings:
+    if options.rounds < 2:
+        raise SystemExit(f"--rounds {options.rounds}: a spread takes two at least")
+    # Threads that wait for work must not compute in the other's turn.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     names = options.model or sorted(WORKS)
     results = [measure(name, options.rounds, options.threads) for name in names]
     shown = table(

@@ -19,7 +19,7 @@ from benchmarks.micro.findings import Findings
 from benchmarks.table import Table, table
 from benchmarks.worker import ROOT
 
-OPS = (10_000, 30_000, 100_000, 250_000, 1_000_000)
+OPS = (10_000, 30_000, 95_000, 250_000, 1_000_000)
 OPS_PER_LAYER = 122
 
 

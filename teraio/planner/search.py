@@ -26,8 +26,8 @@ from teraio.records import Hardware, Move, PlanOptions, Trace
 # A plan this close to the bound is not worth another try.
 _GOOD_ENOUGH = 1.002
 # Tries of a long trace are fewer: all of them together look at about so many ops. But they are
-# three at least, as one alone may be 3 % slower where the drive is the limit. Very many ops get
-# one.
+# three at least: where the drive is the limit, one alone may be some percent slower. Very many ops
+# get one.
 _OPS_TRIED = 60_000
 _LEAST_TRIES = 3
 VERY_MANY_OPS = 100_000
