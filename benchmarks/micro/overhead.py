@@ -171,7 +171,7 @@ def _turn(step: Callable[[], None]) -> float:
     return statistics.median(times)
 
 
-def _count_ops(step: Callable[[], None]) -> int:
+def count_ops(step: Callable[[], object]) -> int:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         step()
     # Not the stretches that autograd names.
@@ -189,7 +189,7 @@ def measure(name: str, rounds: int, threads: int) -> Overhead:
         side.end()
     work = WORKS[name]()
     work.step()
-    return Overhead(model=name, ops=_count_ops(work.step), plain=times[0], offloaded=times[1])
+    return Overhead(model=name, ops=count_ops(work.step), plain=times[0], offloaded=times[1])
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -12,10 +12,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks.__main__ import main
 from benchmarks.micro import MICRO, command, module_of
 from benchmarks.micro.findings import Findings, MicroResults
+from benchmarks.micro.overhead import Overhead, count_ops
 from benchmarks.report import report, report_page
 from benchmarks.results import load, save
 from benchmarks.table import Table, markdown, table
@@ -161,3 +163,19 @@ def test_the_page_about_one_file_is_named_after_it(tmp_path: Path) -> None:
 def test_a_bar_in_a_cell_does_not_end_it() -> None:
     shown = Table(title="t", heads=("a", "b"), rows=(("x | y", "1\n2"),))
     assert markdown(shown).splitlines() == ["| a | b |", "| --- | ---: |", "| x \\| y | 1 2 |"]
+
+
+def test_overhead_compares_turns_that_lie_side_by_side() -> None:
+    # The machine gets four times as slow, for both.
+    one = Overhead(model="m", ops=1000, plain=[1.0, 2.0, 4.0], offloaded=[1.1, 2.2, 4.4])
+    assert one.ratios == pytest.approx([1.1, 1.1, 1.1])
+    assert one.us_per_op == pytest.approx(200.0)
+
+
+def test_overhead_counts_the_ops_that_ops_make() -> None:
+    assert count_ops(lambda: torch.ones(2)) == 3  # ones, which calls empty and fill_
+
+
+def test_an_overhead_without_a_spread_is_refused() -> None:
+    with pytest.raises(SystemExit, match="--rounds 1: a spread takes two"):
+        main(["micro", "overhead", "--rounds", "1"])
