@@ -3,8 +3,8 @@
 In: options. Out: the ratio of both, its spread and the cost per op. Must not know: budgets that
 make anything move.
 
-Two processes make the same steps, one of them without ever loading teraio. They take turns of a
-fraction of a second, and each pair of turns gives one ratio: a machine that gets slower or faster
+Two processes make the same steps, one of them without ever loading teraio. They take turns of about
+a second or less, and each pair of turns gives one ratio: a machine that gets slower or faster
 does so for both. On a busy machine the ratio of the lower quartiles is worth a look too: those
 steps are of the moments when nobody else computed.
 """
@@ -110,26 +110,20 @@ class Side:
         self._process = context.Process(target=_serve, args=arguments, daemon=True)
         self._process.start()
         theirs.close()
-        self._told()
+        self.turn()  # after those to settle
 
     def turn(self) -> float:
         try:
-            self._pipe.send(True)
-        except OSError:
+            self._pipe.send(None)
+            return float(self._pipe.recv())
+        except (EOFError, OSError):
             raise self._died() from None
-        return self._told()
 
     def end(self) -> None:
         self._pipe.close()  # which ends it
         self._process.join()
         if self._process.exitcode:
             raise self._died()
-
-    def _told(self) -> float:
-        try:
-            return float(self._pipe.recv())
-        except (EOFError, OSError):
-            raise self._died() from None
 
     def _died(self) -> RuntimeError:
         self._process.join()
@@ -146,8 +140,7 @@ def _serve(pipe: Connection, name: str, threads: int, with_teraio: bool) -> None
         teraio.offload(work.model, memory_budget=NO_LIMIT)
     for _ in range(SETTLE_STEPS):
         work.step()
-    pipe.send(0.0)
-    while _wanted(pipe):
+    while _asked(pipe):
         pipe.send(_turn(work.step))
     if with_teraio:
         report = teraio.report(work.model)
@@ -155,11 +148,13 @@ def _serve(pipe: Connection, name: str, threads: int, with_teraio: bool) -> None
             raise RuntimeError(f"not a run in which everything fits: {report.steps[-1]}")
 
 
-def _wanted(pipe: Connection) -> bool:
+def _asked(pipe: Connection) -> bool:
+    """Waits for the next turn; False when there is none."""
     try:
-        return bool(pipe.recv())
+        pipe.recv()
     except EOFError:
         return False
+    return True
 
 
 def _turn(step: Callable[[], None]) -> float:
