@@ -262,6 +262,11 @@ void Engine::begin(Frame& f, const std::vector<Operand>& operands) {
   const bool begins = accelerator_ != nullptr && (f.depth == 1 || f.results > 0) && active() && !forked_;
   if (known && !begins) return;
   if (begins) look_at_device(f);
+  bring_in(f, operands, begins);
+  if (begins && f.depth == 1) begin_measuring(f);
+}
+
+void Engine::bring_in(Frame& f, const std::vector<Operand>& operands, bool begins) {
   GilRelease gil(std::defer_lock);
   Lock lock(*this);
   enter(f);
@@ -406,7 +411,7 @@ void Engine::count_use(Frame& f, const Place& place) {
     last_op_stall_ns_ = stall_ns;
     recompute_ns_ = 0;
     // The CPU's blocks are all that it takes; a device's allocator says what else the op took.
-    const int64_t most = f.stream ? f.allocated_most - f.allocated_before : f.logical_peak - f.logical_begin;
+    const int64_t most = f.stream ? f.most : f.logical_peak - f.logical_begin;
     recording_->ops.push_back({f.name, place.module, static_cast<uint8_t>(place.phase), std::max<int64_t>(0, duration),
                                std::max<int64_t>(0, most - born), f.calls});
     if (f.stream) op_times_.push_back({std::move(f.resumed), accelerator_->event(*f.stream, true)});

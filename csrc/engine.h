@@ -62,8 +62,10 @@ struct Frame {
   std::optional<c10::Stream> stream;       // of the device; where the op's work is issued
   std::optional<c10::Stream> also_stream;  // another that the op says will use its operand (record_stream)
   std::optional<c10::Event> resumed;       // when the device went on after a wait
-  int64_t allocated_before = 0;            // on the device, as the op began
-  int64_t allocated_most = 0;              // while it ran, where needs are measured
+  int64_t beside_before = 0;               // bytes of the device that no block had, as the op began
+  int64_t used_before = 0;                 // bytes of blocks, when its operands were there
+  int64_t born_before = 0;                 // of these, bytes that no op had had before
+  int64_t most = 0;                        // bytes that it took beyond these, where needs are measured
   bool unforeseen = false;                 // no plan tells what it needs
   uint64_t results = 0;                    // bytes that it makes on the device, where that is so
   uint64_t taking = 0;                     // bytes that the engine itself takes just now
@@ -297,6 +299,7 @@ class Engine {
   // [Note: waiting]
   // These may wait, with the mutex given up meanwhile. Their callers must not hold the GIL (see GilRelease),
   // and must look again at everything they knew before the call.
+  void bring_in(Frame& frame, const std::vector<Operand>& operands, bool begins);
   void make_resident(Frame& frame, Lock& lock);
   void fetch_now(Block* block, Lock& lock);
   void hold_locked(Block* block, c10::StorageImpl* storage, Lock& lock);
@@ -358,6 +361,7 @@ class Engine {
   void give_memory(Block* block);
   void free_garbage(std::vector<Garbage> garbage) noexcept;
   void look_at_device(Frame& frame);
+  void begin_measuring(Frame& frame);
   void note_need(Frame& frame);
   void use_on(Block* block, const c10::Stream& stream);
   void drop_extent(Block* block);

@@ -26,6 +26,15 @@ void raise_to(std::atomic<Value>& most, Value value) {
   }
 }
 
+// Bytes of blocks that the op has made, or that it was the first to have.
+int64_t born_bytes(const Frame& f) {
+  int64_t nbytes = 0;
+  for (const auto& pinned : f.pinned) {
+    if (pinned.born && !pinned.block->dead) nbytes += static_cast<int64_t>(pinned.block->nbytes);
+  }
+  return nbytes;
+}
+
 }  // namespace
 
 void Engine::raise_if_failed(const Frame& f) {
@@ -310,7 +319,13 @@ void Engine::look_at_device(Frame& f) {
   beside_ = allocated - static_cast<int64_t>(used_.load());
   if (f.depth > 1) return;
   f.stream = accelerator_->stream();
-  f.allocated_before = allocated;
+  f.beside_before = beside_;
+}
+
+// What was brought in for the op, or left for it, is none of its own needs.
+void Engine::begin_measuring(Frame& f) {
+  f.used_before = static_cast<int64_t>(used_.load());
+  f.born_before = born_bytes(f);
   if (measuring_) accelerator_->reset_peak();
 }
 
@@ -328,9 +343,8 @@ bool Engine::foresees(const Frame& f, const std::vector<Operand>& operands) {
 // At the end of an op, before the mutex is taken.
 void Engine::note_need(Frame& f) {
   if (!measuring_) return;
-  f.allocated_most = accelerator_->allocated().peak;
-  const int64_t need = f.allocated_most - f.allocated_before;
-  if (need > 0 && static_cast<uint64_t>(need) > headroom_) headroom_ = static_cast<uint64_t>(need);
+  f.most = accelerator_->allocated().peak - f.beside_before - f.used_before;
+  if (f.most > 0 && static_cast<uint64_t>(f.most) > headroom_) headroom_ = static_cast<uint64_t>(f.most);
 }
 
 // [Note: out of memory]
@@ -367,7 +381,7 @@ bool Engine::find_pieces(const Frame& f, Lock& lock) {
   beside_ = allocated.current - static_cast<int64_t>(used_.load());
   uint64_t need = need_of(f);
   if (f.taking == 0 && f.stream) {  // a part of it the op has taken already
-    const int64_t taken = std::max<int64_t>(0, allocated.current - f.allocated_before);
+    const int64_t taken = std::max<int64_t>(0, beside_ - f.beside_before + born_bytes(f) - f.born_before);
     need = std::max(need - std::min(need, static_cast<uint64_t>(taken)), f.results);
   }
   need = round_up(std::max(need, uint64_t{kHugePage}), kHugePage);
