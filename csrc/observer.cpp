@@ -59,6 +59,7 @@ struct OpInfo {
   bool nested = false;        // it makes nested tensors of others
   bool collective = false;    // see [Note: collectives]
   bool kernel = false;        // it is implemented per device, not by calls of other ops
+  bool on_lists = false;      // it computes a list of results from lists
   std::optional<c10::OperatorHandle> repeatable;  // it can be run again, see [Note: recipes]
   std::optional<c10::OperatorHandle> measurable;  // what it makes can be known before, see [Note: what ops need]
 };
@@ -73,6 +74,7 @@ OpInfo describe(const c10::FunctionSchema& schema) {
   const auto op = c10::Dispatcher::singleton().findOp(schema.operator_name());
   info.kernel = !op || !op->hasKernelForDispatchKey(c10::DispatchKey::CompositeImplicitAutograd);
   info.nested = schema.name().find("nested") != std::string::npos;
+  info.on_lists = schema.name().rfind("aten::_foreach_", 0) == 0;
   info.collective = collectives::is_one(schema);
   if (op && Recipe::possible(*op)) info.repeatable = op;
   if (op && info.kernel && !info.collective) info.measurable = op;
@@ -313,8 +315,9 @@ void take_recipe(const at::RecordFunction& op, const c10::OperatorHandle& repeat
 // [Note: results that autograd keeps]
 // An op that autograd records may make what only its backward reads: a mask, indices, statistics. No other op has
 // that as an operand until then, so it is from the results that its storage is known, and that it may leave. Results
-// of other ops wait for the op that uses them: foreign code may make memory by an op and fill it by itself.
-void let_results_leave(const at::RecordFunction& op, Frame& frame) {
+// of other ops wait for the op that uses them: foreign code may make memory by an op and fill it by itself. It does not
+// do so by ops on lists, and what they make for all parameters is too much to wait.
+void let_results_leave(const at::RecordFunction& op, bool on_lists, Frame& frame) {
   static thread_local std::vector<Operand> results;
   results.clear();
   const bool opaque = frame.opaque;  // of operands; what hides in a result can't leave anyway
@@ -331,7 +334,7 @@ void let_results_leave(const at::RecordFunction& op, Frame& frame) {
     }
   }
   frame.opaque = opaque;
-  if (!recorded) return;
+  if (!recorded && !on_lists) return;
   const auto other = [&frame](const Operand& result) {
     const Block& block = *result.block;
     return block.frame.load(std::memory_order_relaxed) != &frame || block.guarded || block.exempt;
@@ -410,7 +413,7 @@ void on_end(const at::RecordFunction& op, at::ObserverContext* /*context*/) {
     if (births == Births::kDevice) {
       for (const c10::IValue& value : op.outputs()) note_births(value);
     }
-    if (wants_results && births != Births::kMeta) let_results_leave(op, frame);
+    if (wants_results && births != Births::kMeta) let_results_leave(op, info_of(*schema).on_lists, frame);
   } catch (const std::exception&) {
     // No memory to note them: such results stay. The op must end all the same, for PyTorch swallows what is thrown.
   }

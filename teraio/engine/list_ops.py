@@ -1,8 +1,11 @@
 """Ops on whole lists of tensors, run in parts where their operands together would not fit.
 
 ``_foreach_*`` and ``_fused_*`` name all parameters at once, so all of them would have to be
-resident at
-once. They work element by element over the list, so parts of the list give the same numbers.
+resident at once. They work element by element over the list, so parts of the list give the same
+numbers. An optimizer that takes its step by a dozen such ops would go through all parameters and
+states a dozen times, and keep whole lists between two of them; so it gets its lists in parts too,
+and is done with one before it begins the next.
+
 In: a limit in bytes. Out: patched functions of the torch module. Must not know: plans, budgets.
 """
 
@@ -13,25 +16,49 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch.optim import Optimizer
 
 from teraio.engine.when_loaded import WhenLoaded
 
 _PREFIXES = ("_foreach_", "_fused_adam", "_fused_sgd", "_fused_adagrad", "_amp_foreach_")
-_originals: dict[str, Callable[..., Any]] = {}
+# Where PyTorch's optimizers get their lists from: a group for each device and dtype.
+_GROUPING = "_group_tensors_by_device_and_dtype"
+
+
+class _Patch(NamedTuple):
+    owner: Any
+    name: str
+    original: Any
+    replacement: Any
+
+    def set(self) -> None:
+        setattr(self.owner, self.name, self.replacement)
+
+    def undo(self) -> None:
+        setattr(self.owner, self.name, self.original)
+
+
+_patches: list[_Patch] = []
 _awaited: list[WhenLoaded] = []
 
 
 def install(limit_bytes: int) -> None:
     """From now on, no list op has more than ``limit_bytes`` of operands at once (or one list
-    element)."""
+    element), and no optimizer more in one group."""
     uninstall()
     for name in dir(torch):
         if name.startswith(_PREFIXES):
-            _originals[name] = getattr(torch, name)
-            setattr(torch, name, _in_parts(_originals[name], limit_bytes))
+            op = getattr(torch, name)
+            _patches.append(_Patch(torch, name, op, _in_parts(op, limit_bytes)))
+    if _GROUPING in vars(Optimizer):
+        group = vars(Optimizer)[_GROUPING]
+        parts = staticmethod(_in_small_groups(group.__func__, limit_bytes))
+        _patches.append(_Patch(Optimizer, _GROUPING, group, parts))
+    for patch in _patches:
+        patch.set()
     if "torch._dynamo" not in sys.modules:
         _awaited.append(WhenLoaded("torch._dynamo", _with_originals))
 
@@ -40,22 +67,20 @@ def uninstall() -> None:
     """Puts the original functions back."""
     while _awaited:
         _awaited.pop().give_up()
-    for name, original in _originals.items():
-        setattr(torch, name, original)
-    _originals.clear()
+    while _patches:
+        _patches.pop().undo()
 
 
 @contextmanager
 def _with_originals(_dynamo: ModuleType) -> Iterator[None]:
     # What dynamo knows of torch's functions it keeps by the objects that it found as it was loaded.
-    patched = {name: getattr(torch, name) for name in _originals}
-    for name, original in _originals.items():
-        setattr(torch, name, original)
+    for patch in _patches:
+        patch.undo()
     try:
         yield
     finally:
-        for name in _originals:  # none if the run has ended meanwhile
-            setattr(torch, name, patched[name])
+        for patch in _patches:  # none if the run has ended meanwhile
+            patch.set()
 
 
 def _in_parts(op: Callable[..., Any], limit_bytes: int) -> Callable[..., Any]:
@@ -83,6 +108,42 @@ def _in_parts(op: Callable[..., Any], limit_bytes: int) -> Callable[..., Any]:
         if results[0] is None:
             return None
         return type(results[0])(tensor for result in results for tensor in result)
+
+    return run
+
+
+class _OneOfSeveral(tuple[Any, ...]):
+    """The key of a group that is a part of another: device and dtype, and equal to itself only."""
+
+    __slots__ = ()
+    __hash__ = object.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
+def _in_small_groups(group: Callable[..., Any], limit_bytes: int) -> Callable[..., Any]:
+    @functools.wraps(group)
+    def run(tensor_lists: Any, *args: Any, **kwargs: Any) -> Any:
+        groups = group(tensor_lists, *args, **kwargs)
+        if torch.compiler.is_compiling():
+            return groups
+        small = {}
+        for key, (lists, indices) in groups.items():
+            # States that an optimizer has none of are empty lists.
+            count = len(lists[0])
+            along = [tensors for tensors in lists if len(tensors) == count]
+            sizes = [
+                sum(_nbytes(tensors[i]) for tensors in along if tensors[i] is not None)
+                for i in range(count)
+            ]
+            if sum(sizes) <= limit_bytes:
+                small[key] = (lists, indices)
+                continue
+            for part in _parts(sizes, limit_bytes):
+                own = [_part(tensors, count, part) for tensors in lists]
+                small[_OneOfSeveral(key)] = (own, _part(indices, count, part))
+        return small
 
     return run
 

@@ -1,0 +1,122 @@
+"""Optimizers that step all parameters by ops on lists get them in parts, with the same numbers.
+
+In: PyTorch's optimizers. Out: equal parameters and states, few bytes at once, little traffic. Must
+not know: plans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+import teraio
+from teraio.engine import list_ops
+
+COUNT, ROWS, COLUMNS = 8, 64, 96
+TENSOR_BYTES = ROWS * COLUMNS * 4
+
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "AdamW": {"foreach": True},
+    "AdamW fused": {"fused": True},
+    "Adam": {"foreach": True, "amsgrad": True},
+    "SGD": {"foreach": True, "lr": 0.1, "momentum": 0.9},
+    "SGD plain": {"foreach": True, "lr": 0.1},
+    "SGD fused": {"fused": True, "lr": 0.1, "momentum": 0.9},
+    "Adagrad": {"foreach": True},
+    "Adagrad fused": {"fused": True},
+    "RMSprop": {"foreach": True, "momentum": 0.9, "centered": True},
+    "NAdam": {"foreach": True},
+    "RAdam": {"foreach": True},
+    "Adamax": {"foreach": True},
+    "Adadelta": {"foreach": True},
+    "Rprop": {"foreach": True},
+    "ASGD": {"foreach": True},
+    "Adafactor": {"foreach": True},
+}
+
+
+@pytest.fixture(autouse=True)
+def _originals_afterwards() -> Iterator[None]:
+    yield
+    list_ops.uninstall()
+
+
+def trained(name: str, steps: int = 3) -> list[torch.Tensor]:
+    """Parameters and states after some steps; the last parameter has no gradient in one of them."""
+    generator = torch.Generator().manual_seed(1)
+    parameters = [
+        torch.nn.Parameter(torch.randn(ROWS, COLUMNS, generator=generator)) for _ in range(COUNT)
+    ]
+    optimizer = getattr(torch.optim, name.split()[0])(parameters, **OPTIMIZERS[name])
+    for step in range(steps):
+        for parameter in parameters:
+            parameter.grad = torch.randn(ROWS, COLUMNS, generator=generator)
+        if step == 1:
+            parameters[-1].grad = None
+        optimizer.step()
+    states = [value for state in optimizer.state.values() for value in state.values()]
+    return [*parameters, *(value for value in states if isinstance(value, torch.Tensor))]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_optimizer_that_gets_its_lists_in_parts_computes_the_same(name: str) -> None:
+    expected = trained(name)
+    list_ops.install(4 * TENSOR_BYTES)
+    found = trained(name)
+    assert len(found) == len(expected) > COUNT - ("plain" in name)
+    assert all(map(torch.equal, found, expected))
+
+
+def test_one_part_goes_through_all_ops_before_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else each op would bring in everything again."""
+    seen: list[int] = []
+    original = torch._foreach_sqrt
+
+    def sqrt(tensors: list[torch.Tensor]) -> Any:
+        seen.append(len(tensors))
+        return original(tensors)
+
+    monkeypatch.setattr(torch, "_foreach_sqrt", sqrt)
+    list_ops.install(9 * TENSOR_BYTES)  # parameter, gradient and two states of two parameters
+    trained("AdamW", steps=1)
+    assert seen == [2] * (COUNT // 2)
+
+
+def test_groups_of_parts_have_keys_that_tell_device_and_dtype() -> None:
+    tensors = [torch.ones(ROWS, COLUMNS, dtype=torch.bfloat16) for _ in range(COUNT)]
+    list_ops.install(TENSOR_BYTES)
+    groups = torch.optim.Optimizer._group_tensors_by_device_and_dtype(
+        [tensors, []], with_indices=True
+    )
+    assert len(groups) == COUNT // 2
+    assert {(device.type, dtype) for device, dtype in groups} == {("cpu", torch.bfloat16)}
+    found = [(lists, indices) for lists, indices in groups.values()]
+    assert [index for _, indices in found for index in indices] == list(range(COUNT))
+    kept = [tensor for (own, _), _ in found for tensor in own]
+    assert all(a is b for a, b in zip(kept, tensors, strict=True))
+    assert all(empty == [] for (_, empty), _ in found)
+
+
+def test_the_original_functions_come_back() -> None:
+    before = (vars(torch.optim.Optimizer)[list_ops._GROUPING], torch._foreach_add_)
+    list_ops.install(1)
+    assert vars(torch.optim.Optimizer)[list_ops._GROUPING] is not before[0]
+    list_ops.uninstall()
+    assert (vars(torch.optim.Optimizer)[list_ops._GROUPING], torch._foreach_add_) == before
+
+
+def test_results_on_lists_leave_before_an_op_uses_them(spill: str) -> None:
+    """They may be as many bytes as all parameters."""
+    count, side = 24, 512  # 24 MiB
+    model = torch.nn.ParameterList(torch.full((side, side), float(i)) for i in range(count))
+    teraio.offload(model, memory_budget="16MiB", ssd=spill)
+    for _ in range(4):
+        with teraio.iteration(model), torch.no_grad():
+            doubled = torch._foreach_mul(list(model), 2.0)
+            assert [float(tensor[3, 7]) for tensor in doubled] == [2.0 * i for i in range(count)]
+    report = teraio.report(model)
+    teraio.restore(model)
+    assert max(step.peak_bytes for step in report.steps) <= 16 << 20
