@@ -61,6 +61,7 @@ void Engine::start(std::unique_ptr<SpillSpace> spill, std::unique_ptr<HostTier> 
   guard::be_quiet(false);
   closing_ = false;
   beyond_ = needed_ = 0;
+  headroom_ = 0;
   mode_changed();
   // States of optimizers, above all: no op uses them before the first step.
   for (Block* block : blocks_) {

@@ -343,7 +343,9 @@ bool Engine::foresees(const Frame& f, const std::vector<Operand>& operands) {
 // At the end of an op, before the mutex is taken.
 void Engine::note_need(Frame& f) {
   if (!measuring_) return;
-  f.most = accelerator_->allocated().peak - f.beside_before - f.used_before;
+  // Where other storages left meanwhile, the allocator's peak hides as much of the op's. The blocks that it had at once
+  // are known all the same.
+  f.most = std::max(accelerator_->allocated().peak - f.beside_before - f.used_before, f.logical_peak - f.logical_begin);
   if (f.most > 0 && static_cast<uint64_t>(f.most) > headroom_) headroom_ = static_cast<uint64_t>(f.most);
 }
 
@@ -379,10 +381,15 @@ bool Engine::free_memory() {
 bool Engine::find_pieces(const Frame& f, Lock& lock) {
   const auto allocated = accelerator_->allocated();
   beside_ = allocated.current - static_cast<int64_t>(used_.load());
-  uint64_t need = need_of(f);
+  // Outside ops it is a codec that asks, for little at once.
+  const bool in_op = f.depth > 0 || f.taking > 0;
+  uint64_t need = in_op ? need_of(f) : 0;
   if (f.taking == 0 && f.stream) {  // a part of it the op has taken already
     const int64_t taken = std::max<int64_t>(0, beside_ - f.beside_before + born_bytes(f) - f.born_before);
+    const uint64_t known = std::max(need, f.results);
     need = std::max(need - std::min(need, static_cast<uint64_t>(taken)), f.results);
+    // It takes more than anybody knew, so it may be as much as any op has needed.
+    if (static_cast<uint64_t>(taken) >= known) need = std::max(need, std::min(headroom_.load(), budget_ / 2));
   }
   need = round_up(std::max(need, uint64_t{kHugePage}), kHugePage);
   if (static_cast<uint64_t>(allocated.reserved) + need + kSharedSegment <= limit_) return false;
