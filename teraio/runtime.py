@@ -67,6 +67,7 @@ from teraio.telemetry.host import by_drive
 log = logging.getLogger("teraio")
 
 _HOST_MEASURED_BYTES = 128 << 20
+_HOST_MEASURED_AT_LEAST_BYTES = 4 << 20
 # What a device's allocator can't use of the memory it holds, because it is in pieces too small.
 _FRAGMENTATION_SHARE = 1 / 16
 # Smaller storages stay in memory: too many, and too little to gain.
@@ -149,9 +150,10 @@ class Runtime:
         if self._accelerator is None:
             host_bytes = 0
         else:
-            self._accelerator.limit_memory(budget_bytes)
             self._counted_bytes = int(budget_bytes * (1 - _FRAGMENTATION_SHARE))
         self._encoded: EncodedPath | None = None
+        host: HostSpeed | None = None
+        started = False
         try:
             if compress is not None:
                 self._encoded = EncodedPath(
@@ -172,15 +174,17 @@ class Runtime:
                 budget_bytes,
                 MIN_STORAGE_BYTES,
             )
-        except BaseException:
-            self._close_spill()
+            started = True
+            _C.encode_by_default(self._encoded.default if self._encoded else 0)
             if self._accelerator is not None:
-                self._accelerator.limit_memory(None)
+                self._accelerator.lock_pages(_C.staging_memory())
+                host = self._measure_host(host_bytes) if host_bytes else None
+                self._accelerator.limit_memory(budget_bytes)
+        except BaseException:
+            if started:
+                _C.stop(self._accelerator.unlock_pages if self._accelerator else None)
+            self._close_spill()
             raise
-        _C.encode_by_default(self._encoded.default if self._encoded else 0)
-        if self._accelerator is not None:
-            self._accelerator.lock_pages(_C.staging_memory())
-        host = self._measure_host(host_bytes) if host_bytes else None
         self.hardware: Hardware = hardware(
             budget_bytes, speeds, weights, host, self._spill.file_bytes()
         )
@@ -218,8 +222,11 @@ class Runtime:
 
     def _measure_host(self, host_bytes: int) -> HostSpeed:
         self._reserve_host(min(host_bytes, _HOST_MEASURED_BYTES))
-        # Through device memory, of which the budget leaves so much before the model comes.
-        read, write, mixed = _C.host_speeds(min(_HOST_MEASURED_BYTES, self._counted_bytes // 4))
+        # Through memory of the device that the model leaves, or a little where it leaves none.
+        room = self._counted_bytes - _C.allocated(self.device)
+        nbytes = max(_HOST_MEASURED_AT_LEAST_BYTES, min(_HOST_MEASURED_BYTES, room // 2))
+        read, write, mixed = _C.host_speeds(nbytes)
+        torch.get_device_module(torch.device(self.device)).empty_cache()  # the limit comes now
         log.info("host memory: read %.2f GB/s, write %.2f GB/s", read / 1e9, write / 1e9)
         return HostSpeed(
             capacity_bytes=host_bytes,

@@ -15,6 +15,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import teraio
+import teraio._C as _C
 from teraio.engine.backward_step import BackwardStep
 from teraio.engine.materialize import materialize, stored_tensors, weight_files
 from teraio.engine.testing import stress
@@ -27,6 +28,8 @@ from tests.device.test_offloading import (
     start_anew,
 )
 from tests.integration.training import Case, Training
+
+MIB = 1 << 20
 
 
 def network() -> nn.Sequential:
@@ -186,3 +189,28 @@ def test_steps_in_the_backward_pass_are_equal_under_a_budget(
         teraio.restore(training.model)
     training.take_digests()
     assert_equal(training.outcome, expected)
+
+
+def test_host_memory_is_measured_where_the_model_leaves_little(sim: SimModule, spill: str) -> None:
+    model = torch.nn.ParameterList(torch.ones(MIB // 4, device="sim") for _ in range(11))
+    teraio.offload(model, memory_budget=12 * MIB, ssd=spill, host_memory=8 * MIB)
+    assert "host" in {tier.name for tier in teraio.report(model).hardware.tiers}
+    assert sim.allocated() <= 12 * MIB
+    teraio.restore(model)
+
+
+def test_a_run_that_can_not_begin_leaves_nothing_behind(
+    sim: SimModule, spill: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(nbytes: int) -> None:
+        raise RuntimeError("no speed")
+
+    model = torch.nn.ParameterList(torch.ones(MIB // 4, device="sim") for _ in range(4))
+    with monkeypatch.context() as patched:
+        patched.setattr(_C, "host_speeds", fail)
+        with pytest.raises(RuntimeError, match="no speed"):
+            teraio.offload(model, memory_budget=12 * MIB, ssd=spill, host_memory=8 * MIB)
+    assert model[0].untyped_storage().data_ptr()  # no guard
+    torch.ones(24 * MIB // 4, device="sim")  # no limit
+    teraio.offload(model, memory_budget=12 * MIB, ssd=spill)
+    teraio.restore(model)
