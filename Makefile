@@ -2,6 +2,7 @@
 #   make demo    trains with and without a memory budget and compares
 #   make test    style, types and tests
 #   make test-kvikio    tests of spill I/O through kvikio; they need no GPU, but apt of Debian
+#   make test-cuda    the tests for GPUs, without one, on PyTorch's CUDA build (5 GB in .venv-cuda)
 #   make sanitize    the native part under address, undefined-behaviour and thread sanitizers
 #   make gpu     tests and figures that need a GPU
 PYTHON ?= python3
@@ -14,6 +15,11 @@ TEST_WORKERS ?= 2
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 
+# The CUDA build of the same PyTorch as in $(VENV), so that the native part serves both.
+CUDA_VENV ?= .venv-cuda
+CUDA_TORCH ?= torch==2.13.0
+CUDA_HEADERS ?= nvidia-cuda-crt==13.0.*
+
 KVIKIO := kvikio-cu12 libkvikio-cu12 nvidia-cufile-cu12 rapids-logger cuda-pathfinder
 
 BIN    := $(VENV)/bin
@@ -22,7 +28,7 @@ export MAX_JOBS
 # PyTorch looks for ninja there.
 export PATH := $(PATH):$(abspath $(BIN))
 .DELETE_ON_ERROR:
-.PHONY: demo test test-kvikio sanitize gpu lint build clean
+.PHONY: demo test test-kvikio test-cuda sanitize gpu lint build clean
 
 demo: $(VENV)/.built
 	$(BIN)/python -m benchmarks.demo $(DEMO_ARGS)
@@ -34,6 +40,10 @@ test-kvikio: $(VENV)/.kvikio
 	LD_LIBRARY_PATH=$(abspath $(VENV))/driver TERAIO_REQUIRE=kvikio \
 		$(BIN)/python -m pytest tests/integration/test_kvikio.py \
 		tests/device/test_device_by_kvikio.py $(PYTEST_ARGS)
+
+# A double takes the place of NVIDIA's driver and runtime: see tests/cuda/double.py.
+test-cuda: $(CUDA_VENV)/.installed
+	$(CUDA_VENV)/bin/python -m tests.cuda.double -n $(TEST_WORKERS) $(PYTEST_ARGS)
 
 # What is instrumented is a copy in build/asan and build/tsan.
 sanitize: $(VENV)/.built
@@ -73,6 +83,14 @@ $(VENV)/.built: $(VENV)/.installed setup.py $(NATIVE)
 $(VENV)/.kvikio: $(VENV)/.built
 	$(BIN)/pip install --quiet --no-deps $(KVIKIO)
 	tests/integration/driver_library $(VENV)/driver
+	touch $@
+
+$(CUDA_VENV)/.installed: $(VENV)/.built
+	$(PYTHON) -m venv $(CUDA_VENV)
+	$(CUDA_VENV)/bin/pip install --quiet $(CUDA_TORCH)
+	$(CUDA_VENV)/bin/pip install --quiet --no-deps "$(CUDA_HEADERS)"
+	$(CUDA_VENV)/bin/pip install --quiet "setuptools>=77,<82" wheel ninja
+	$(CUDA_VENV)/bin/pip install --quiet --no-build-isolation --editable ".[dev]"
 	touch $@
 
 clean:

@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.cuda import double
 from tests.required import lacking
 
 
@@ -48,6 +49,8 @@ OTHERS = PLACES[1:]
 
 def require(place: Place) -> None:
     """Skip a test that can't run here; fail where TERAIO_REQUIRE promises that it can."""
+    if place == COMPILED and double.is_here():
+        pytest.skip("the double of CUDA has no kernels of a GPU")
     missing = _missing(place)
     if missing and place.device == "cuda":
         lacking("gpu", missing)

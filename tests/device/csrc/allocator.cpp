@@ -313,6 +313,11 @@ class PinnedAllocator final : public c10::Allocator {
 }  // namespace
 
 c10::DeviceAllocator& allocator() { return instance(); }
+
+c10::Allocator& device_allocator() { return instance(); }
+
+char* bytes_of(void* pointer) { return static_cast<char*>(pointer); }
+
 MemoryCounts memory_counts() { return instance().counts(); }
 void reset_peak() { instance().resetPeakStats(0); }
 void set_memory_limit(int64_t nbytes) { instance().set_limit(nbytes); }

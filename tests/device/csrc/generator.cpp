@@ -5,7 +5,7 @@
 
 #include <mutex>
 
-#include "stream.h"
+#include "device.h"
 
 namespace sim {
 namespace {

@@ -6,16 +6,13 @@
 #include <ATen/ops/from_blob.h>
 #include <ATen/record_function.h>
 #include <c10/core/GradMode.h>
-#include <torch/library.h>
 
 #include <optional>
 #include <utility>
 #include <vector>
 
-#include "allocator.h"
-#include "generator.h"
+#include "device.h"
 #include "shapes.h"
-#include "stream.h"
 #include "values.h"
 
 namespace sim {
@@ -23,9 +20,8 @@ namespace {
 
 at::Tensor empty_like_meta(const at::Tensor& meta) {
   if (!meta.defined()) return meta;
-  return at::Tensor(at::detail::empty_strided_generic(meta.sizes(), meta.strides(), &allocator(),
-                                                      c10::DispatchKeySet(c10::DispatchKey::PrivateUse1),
-                                                      meta.scalar_type()));
+  return at::Tensor(at::detail::empty_strided_generic(meta.sizes(), meta.strides(), &device_allocator(),
+                                                      c10::DispatchKeySet(kDispatchKey), meta.scalar_type()));
 }
 
 // Host memory is read now: the program may change it before the kernel runs.
@@ -140,7 +136,7 @@ class Call {
       }
       targets.push_back(results.back().isTensor() ? as_cpu(results.back().toTensor()) : at::Tensor());
     }
-    current_stream().launch([op = op_, operands = operands(), targets = std::move(targets)] {
+    sim::launch([op = op_, operands = operands(), targets = std::move(targets)] {
       const Values computed = results_of(op, operands);
       for (size_t i = 0; i < targets.size(); ++i) {
         if (targets[i].defined()) store(op, computed[i].toTensor(), targets[i]);
@@ -161,7 +157,7 @@ class Call {
 
   Values run_at_once() {
     const Values inputs = operands();
-    current_stream().synchronize();
+    synchronize();
     const Values computed = results_of(op_, inputs);
     Values results;
     for (size_t i = 0; i < computed.size(); ++i) {
@@ -192,7 +188,7 @@ class Call {
   }
 
   static void launch_copy(const at::Tensor& from, const at::Tensor& to) {
-    current_stream().launch([from, target = as_cpu(to)] { target.copy_(from); });
+    sim::launch([from, target = as_cpu(to)] { target.copy_(from); });
   }
 
   const IValue& written_argument(const c10::Argument& result) const {
@@ -212,7 +208,7 @@ class Call {
 
 at::Tensor as_cpu(const at::Tensor& tensor) {
   if (!tensor.defined()) return tensor;
-  auto* data = static_cast<char*>(tensor.storage().unsafeGetStorageImpl()->mutable_data());
+  char* data = bytes_of(tensor.storage().unsafeGetStorageImpl()->mutable_data());
   data += tensor.storage_offset() * static_cast<int64_t>(tensor.element_size());
   return at::from_blob(data, tensor.sizes(), tensor.strides(), at::TensorOptions(tensor.scalar_type()));
 }
@@ -223,7 +219,5 @@ void launch_op(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const c10::AutoGradMode no_grad(false);
   for (IValue& result : Call(op, *stack).run()) stack->push_back(std::move(result));
 }
-
-TORCH_LIBRARY_IMPL(_, PrivateUse1, m) { m.fallback(torch::CppFunction::makeFromBoxedFunction<&launch_op>()); }
 
 }  // namespace sim

@@ -6,9 +6,6 @@
 #include <ATen/native/Resize.h>
 #include <ATen/ops/_reshape_alias_native.h>
 #include <ATen/ops/as_strided_native.h>
-#include <ATen/ops/empty_like.h>
-#include <ATen/ops/native_dropout_backward_native.h>
-#include <ATen/ops/ones_like.h>
 #include <ATen/ops/set_native.h>
 #include <ATen/ops/unfold_native.h>
 #include <ATen/ops/view_as_complex_native.h>
@@ -21,13 +18,12 @@
 #include <cstddef>
 #include <cstring>
 #include <optional>
-#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "allocator.h"
+#include "device.h"
 #include "kernel.h"
-#include "stream.h"
 
 namespace sim {
 namespace {
@@ -112,8 +108,8 @@ at::Tensor copy_from(const at::Tensor& source, const at::Tensor& target, bool no
   const bool blocks = (from_host || to_host) && !(non_blocking && (pinned || from_host));
   at::Tensor from = as_host(source);
   if (from_host && !pinned && !blocks) from = from.clone();
-  current_stream().launch([from = std::move(from), to = as_host(target)] { to.copy_(from); });
-  if (blocks) current_stream().synchronize();
+  launch([from = std::move(from), to = as_host(target)] { to.copy_(from); });
+  if (blocks) synchronize();
   return target;
 }
 
@@ -124,30 +120,11 @@ at::Tensor copy_from_and_resize(const at::Tensor& source, const at::Tensor& targ
 
 at::Scalar local_scalar(const at::Tensor& self) {
   const at::DisableRecordFunctionGuard unobserved;
-  current_stream().synchronize();
+  synchronize();
   return as_cpu(self).item();
 }
 
 void record_stream(at::Tensor& self, c10::Stream stream) { allocator().recordStream(self.storage().data_ptr(), stream); }
-
-// The CPU has no fused dropout that it would use in training.
-std::tuple<at::Tensor, at::Tensor> native_dropout(const at::Tensor& input, double p, std::optional<bool> train) {
-  if (!train.value_or(true)) return {input.clone(), at::ones_like(input, at::kBool)};
-  const double scale = p == 1.0 ? 0.0 : 1.0 / (1.0 - p);
-  at::Tensor mask = at::empty_like(input, at::kBool).bernoulli_(1.0 - p);
-  at::Tensor output = input.mul(mask).mul_(scale);
-  return {std::move(output), std::move(mask)};
-}
-
-// The CPU makes histograms of fractions only, CUDA of whole numbers as well.
-void launch_histogram(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
-  c10::IValue& values = *(stack->end() - static_cast<std::ptrdiff_t>(op.schema().arguments().size()));
-  const c10::ScalarType type = values.toTensor().scalar_type();
-  const bool whole = c10::isIntegralType(type, /*includeBool=*/false);
-  if (whole) values = values.toTensor().to(at::kDouble);
-  launch_op(op, stack);
-  if (whole) stack->back() = stack->back().toTensor().to(type);
-}
 
 // Convolutions of devices that PyTorch knows nothing of go through ops of their own.
 void launch_convolution(const c10::OperatorHandle& /*op*/, torch::jit::Stack* stack) {
@@ -163,14 +140,6 @@ void launch_convolution_backward(const c10::OperatorHandle& overridable, torch::
   launch_op(op, stack);
 }
 
-constexpr int64_t kMathAttention = 0;  // at::SDPBackend::math
-
-int64_t choose_attention(const at::Tensor& /*query*/, const at::Tensor& /*key*/, const at::Tensor& /*value*/,
-                         const std::optional<at::Tensor>& /*mask*/, double /*dropout*/, bool /*causal*/,
-                         std::optional<double> /*scale*/, bool /*grouped*/) {
-  return kMathAttention;
-}
-
 TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("empty.memory_format", &empty);
   m.impl("empty_strided", &empty_strided);
@@ -183,10 +152,6 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("_copy_from_and_resize", &copy_from_and_resize);
   m.impl("_local_scalar_dense", &local_scalar);
   m.impl("record_stream", &record_stream);
-  m.impl("native_dropout", &native_dropout);
-  m.impl("native_dropout_backward", &at::native::native_dropout_backward);
-  m.impl("_fused_sdp_choice", &choose_attention);
-  m.impl("histc", torch::CppFunction::makeFromBoxedFunction<&launch_histogram>());
   m.impl("convolution_overrideable", torch::CppFunction::makeFromBoxedFunction<&launch_convolution>());
   m.impl("convolution_backward_overrideable",
          torch::CppFunction::makeFromBoxedFunction<&launch_convolution_backward>());
@@ -202,6 +167,8 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
 // Conjugated and negated views are resolved by copying them, so a copy has to take them as they are.
 TORCH_LIBRARY_IMPL(aten, Conjugate, m) { m.impl("_copy_from", torch::CppFunction::makeFallthrough()); }
 TORCH_LIBRARY_IMPL(aten, Negative, m) { m.impl("_copy_from", torch::CppFunction::makeFallthrough()); }
+
+TORCH_LIBRARY_IMPL(_, PrivateUse1, m) { m.fallback(torch::CppFunction::makeFromBoxedFunction<&launch_op>()); }
 
 // [Note: the CPU's own kernels]
 // Some ops have a kernel of the CPU's own and are made of other ops everywhere else, which gives other bits. So that
@@ -224,7 +191,7 @@ void resize_bytes(c10::StorageImpl& storage, size_t nbytes) {
   TORCH_CHECK(storage.resizable(), "a storage of the sim device that is not resizable can't be resized");
   c10::DataPtr data = allocator().allocate(nbytes);
   if (const size_t kept = std::min(storage.nbytes(), nbytes); kept > 0) {
-    current_stream().launch([to = data.get(), from = storage.data(), kept] { std::memcpy(to, from, kept); });
+    launch([to = data.get(), from = storage.data(), kept] { std::memcpy(to, from, kept); });
   }
   storage.set_data_ptr_noswap(std::move(data));
   storage.set_nbytes(nbytes);

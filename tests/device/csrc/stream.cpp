@@ -214,6 +214,9 @@ Stream& stream_of(c10::StreamId id) {
 
 Stream& current_stream() { return current == nullptr ? default_stream() : *current; }
 
+void launch(Work kernel) { current_stream().launch(std::move(kernel)); }
+void synchronize() { current_stream().synchronize(); }
+
 Stream& exchange_current_stream(Stream& stream) {
   Stream& before = current_stream();
   current = &stream;

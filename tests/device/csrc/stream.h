@@ -11,18 +11,14 @@
 #include <cstdint>
 #include <deque>
 #include <exception>
-#include <functional>
 #include <memory>
 #include <mutex>
 #include <random>
 #include <vector>
 
+#include "device.h"
+
 namespace sim {
-
-constexpr auto kDeviceType = c10::DeviceType::PrivateUse1;
-inline c10::Device device() { return {kDeviceType, 0}; }
-
-using Work = std::function<void()>;
 
 // A queue of work and the thread that does it, in order. Streams are never destroyed: their number is small, and
 // handles to them may outlive anything.

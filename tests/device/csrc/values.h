@@ -8,7 +8,7 @@
 #include <optional>
 #include <vector>
 
-#include "stream.h"
+#include "device.h"
 
 namespace sim {
 

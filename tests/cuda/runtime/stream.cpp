@@ -1,0 +1,182 @@
+#include "stream.h"
+
+#include <algorithm>
+#include <atomic>
+#include <thread>
+#include <utility>
+
+namespace cuda_double {
+namespace {
+
+std::atomic<int64_t> max_delay_us{0};
+
+// Leaked, like the null stream: threads may still run when the process ends.
+struct Streams {
+  std::mutex mutex;
+  std::vector<Stream*> all;
+};
+
+Streams& streams() {
+  static auto* made = new Streams;
+  return *made;
+}
+
+void delay() {
+  const int64_t max_us = max_delay_us;
+  if (max_us <= 0) return;
+  thread_local std::minstd_rand random(7);
+  std::this_thread::sleep_for(std::chrono::microseconds(std::uniform_int_distribution<int64_t>(0, max_us)(random)));
+}
+
+// What `stream` is given from now on comes after what `other` has been given so far.
+void follow(Stream& stream, Stream& other) {
+  Event event(/*timed=*/false);
+  event.record(other);
+  event.block(stream);
+}
+
+}  // namespace
+
+Stream::Stream(bool blocking) : blocking_(blocking) {
+  std::thread([queue = queue_] {
+    std::unique_lock<std::mutex> lock(queue->mutex);
+    for (;;) {
+      queue->changed.wait(lock, [&] { return !queue->work.empty() || queue->ended; });
+      if (queue->work.empty()) return;
+      Work work = std::move(queue->work.front());
+      queue->work.pop_front();
+      lock.unlock();
+      work();
+      work = nullptr;
+      lock.lock();
+      ++queue->done;
+      queue->changed.notify_all();
+    }
+  }).detach();
+}
+
+Stream::~Stream() {
+  const std::lock_guard<std::mutex> lock(queue_->mutex);
+  queue_->ended = true;
+  queue_->changed.notify_all();
+}
+
+void Stream::launch(Work work) {
+  keep_order();
+  add([work = std::move(work)] {
+    delay();
+    work();
+  });
+}
+
+void Stream::keep_order() {
+  if (this != &null_stream()) {
+    if (blocking_ && !null_stream().idle()) follow(*this, null_stream());
+    return;
+  }
+  std::vector<Stream*> others;
+  {
+    const std::lock_guard<std::mutex> lock(streams().mutex);
+    others = streams().all;
+  }
+  for (Stream* other : others) {
+    if (other->blocking_ && !other->idle()) follow(*this, *other);
+  }
+}
+
+void Stream::add(Work work) {
+  const std::lock_guard<std::mutex> lock(queue_->mutex);
+  queue_->work.push_back(std::move(work));
+  ++queue_->enqueued;
+  queue_->changed.notify_all();
+}
+
+bool Stream::idle() const {
+  const std::lock_guard<std::mutex> lock(queue_->mutex);
+  return queue_->done == queue_->enqueued;
+}
+
+void Stream::synchronize() {
+  std::unique_lock<std::mutex> lock(queue_->mutex);
+  queue_->changed.wait(lock, [this, target = queue_->enqueued] { return queue_->done >= target; });
+}
+
+void Event::record(Stream& stream) {
+  uint64_t version = 0;
+  {
+    const std::lock_guard<std::mutex> lock(place_->mutex);
+    version = ++place_->recorded;
+  }
+  stream.add([place = place_, version] {
+    const std::lock_guard<std::mutex> lock(place->mutex);
+    if (version > place->reached) {
+      place->reached = version;
+      place->time = Clock::now();
+    }
+    place->changed.notify_all();
+  });
+}
+
+void Event::block(Stream& stream) {
+  const std::lock_guard<std::mutex> lock(place_->mutex);
+  if (place_->reached == place_->recorded) return;
+  stream.add([place = place_, version = place_->recorded] { wait_for(*place, version); });
+}
+
+bool Event::reached() const {
+  const std::lock_guard<std::mutex> lock(place_->mutex);
+  return place_->reached == place_->recorded;
+}
+
+void Event::synchronize() {
+  uint64_t version = 0;
+  {
+    const std::lock_guard<std::mutex> lock(place_->mutex);
+    version = place_->recorded;
+  }
+  wait_for(*place_, version);
+}
+
+void Event::wait_for(Place& place, uint64_t version) {
+  std::unique_lock<std::mutex> lock(place.mutex);
+  place.changed.wait(lock, [&] { return place.reached >= version; });
+}
+
+double Event::elapsed_ms(const Event& from, const Event& to) {
+  return std::chrono::duration<double, std::milli>(to.place_->time - from.place_->time).count();
+}
+
+Stream& null_stream() {
+  static auto* made = new Stream(/*blocking=*/false);
+  return *made;
+}
+
+Stream* new_stream(bool blocking) {
+  auto* made = new Stream(blocking);
+  const std::lock_guard<std::mutex> lock(streams().mutex);
+  streams().all.push_back(made);
+  return made;
+}
+
+void destroy(Stream* stream) {
+  {
+    const std::lock_guard<std::mutex> lock(streams().mutex);
+    auto& all = streams().all;
+    all.erase(std::remove(all.begin(), all.end(), stream), all.end());
+  }
+  delete stream;
+}
+
+void synchronize_all() {
+  null_stream().synchronize();
+  std::vector<Stream*> all;
+  {
+    const std::lock_guard<std::mutex> lock(streams().mutex);
+    all = streams().all;
+  }
+  for (Stream* stream : all) stream->synchronize();
+}
+
+void set_delay(int64_t max_us) { max_delay_us = max_us; }
+
+}  // namespace cuda_double

@@ -1,0 +1,88 @@
+// Streams and events.
+//
+// In: work as functions. Out: the order in which it runs, each stream on a thread of its own. Must not know: memory,
+// the names of the API.
+#pragma once
+
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <random>
+#include <vector>
+
+namespace cuda_double {
+
+using Work = std::function<void()>;
+
+class Stream {
+ public:
+  // `blocking`: in one order with the null stream, as CUDA's streams are unless asked otherwise.
+  explicit Stream(bool blocking);
+  ~Stream();  // when all of its work is done
+
+  // A kernel or a copy: runs after a random delay if there is one (set_delay).
+  void launch(Work work);
+  // Bookkeeping, such as a wait for an event: runs without delay.
+  void add(Work work);
+
+  bool idle() const;
+  void synchronize();
+  bool blocking() const { return blocking_; }
+
+ private:
+  void keep_order();  // between the null stream and blocking ones
+
+  const bool blocking_;
+  // Shared with the thread, which may outlive the stream.
+  struct Queue {
+    std::mutex mutex;
+    std::condition_variable changed;
+    std::deque<Work> work;
+    uint64_t enqueued = 0;
+    uint64_t done = 0;
+    bool ended = false;
+  };
+  std::shared_ptr<Queue> queue_ = std::make_shared<Queue>();
+};
+
+class Event {
+ public:
+  explicit Event(bool timed) : timed_(timed) {}
+  void record(Stream& stream);
+  // Work that `stream` is given from now on starts after the place recorded last.
+  void block(Stream& stream);
+  bool reached() const;
+  void synchronize();
+  bool timed() const { return timed_; }
+  // Both must have been reached.
+  static double elapsed_ms(const Event& from, const Event& to);
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  // What is recorded may be waited for after the event is gone.
+  struct Place {
+    mutable std::mutex mutex;
+    std::condition_variable changed;
+    uint64_t recorded = 0;
+    uint64_t reached = 0;
+    Clock::time_point time;
+  };
+  static void wait_for(Place& place, uint64_t version);
+
+  const bool timed_;
+  std::shared_ptr<Place> place_ = std::make_shared<Place>();
+};
+
+Stream& null_stream();
+Stream* new_stream(bool blocking);
+void destroy(Stream* stream);
+void synchronize_all();
+
+// Kernels and copies start after up to max_us microseconds, drawn anew for each.
+void set_delay(int64_t max_us);
+
+}  // namespace cuda_double

@@ -1,0 +1,60 @@
+// Ops that devices have and the CPU has not, or not as they need it, made of others.
+#include <ATen/Context.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/native_dropout_backward_native.h>
+#include <ATen/ops/ones_like.h>
+#include <torch/library.h>
+
+#include <cstddef>
+#include <optional>
+#include <tuple>
+#include <utility>
+
+#include "device.h"
+#include "kernel.h"
+
+namespace sim {
+namespace {
+
+// The CPU has no fused dropout that it would use in training.
+std::tuple<at::Tensor, at::Tensor> native_dropout(const at::Tensor& input, double p, std::optional<bool> train) {
+  if (!train.value_or(true)) return {input.clone(), at::ones_like(input, at::kBool)};
+  const double scale = p == 1.0 ? 0.0 : 1.0 / (1.0 - p);
+  at::Tensor mask = at::empty_like(input, at::kBool).bernoulli_(1.0 - p);
+  at::Tensor output = input.mul(mask).mul_(scale);
+  return {std::move(output), std::move(mask)};
+}
+
+// The CPU makes histograms of fractions only, CUDA of whole numbers as well.
+void launch_histogram(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
+  c10::IValue& values = *(stack->end() - static_cast<std::ptrdiff_t>(op.schema().arguments().size()));
+  const c10::ScalarType type = values.toTensor().scalar_type();
+  const bool whole = c10::isIntegralType(type, /*includeBool=*/false);
+  if (!whole) return launch_op(op, stack);
+  values = values.toTensor().to(at::kDouble);
+  at::Context& context = at::globalContext();
+  const bool deterministic = context.deterministicAlgorithms();
+  const bool warn = context.deterministicAlgorithmsWarnOnly();
+  context.setDeterministicAlgorithms(false, false);  // of fractions they need not be
+  launch_op(op, stack);
+  context.setDeterministicAlgorithms(deterministic, warn);
+  stack->back() = stack->back().toTensor().to(type);
+}
+
+constexpr int64_t kMathAttention = 0;  // at::SDPBackend::math
+
+int64_t choose_attention(const at::Tensor& /*query*/, const at::Tensor& /*key*/, const at::Tensor& /*value*/,
+                         const std::optional<at::Tensor>& /*mask*/, double /*dropout*/, bool /*causal*/,
+                         std::optional<double> /*scale*/, bool /*grouped*/) {
+  return kMathAttention;
+}
+
+TORCH_LIBRARY_IMPL(aten, SIM_DEVICE_TYPE, m) {
+  m.impl("native_dropout", &native_dropout);
+  m.impl("native_dropout_backward", &at::native::native_dropout_backward);
+  m.impl("_fused_sdp_choice", &choose_attention);
+  m.impl("histc", torch::CppFunction::makeFromBoxedFunction<&launch_histogram>());
+}
+
+}  // namespace
+}  // namespace sim
