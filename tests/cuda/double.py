@@ -40,9 +40,7 @@ def environment() -> dict[str, str]:
     packages = Path(torch.__file__).parents[1]
     headers = packages / "nvidia" / f"cu{(torch.version.cuda or '0').split('.')[0]}" / "include"
     if torch.version.cuda is None:
-        raise RuntimeError(
-            f"PyTorch {torch.__version__} is no CUDA build; `make test-cuda` gets one"
-        )
+        raise RuntimeError(f"PyTorch {torch.__version__} is no CUDA build; PyPI's for Linux is one")
     if not (headers / "crt" / "host_defines.h").exists():
         raise RuntimeError(f"CUDA's headers are not in {headers}: pip install nvidia-cuda-crt")
     if shutil.which("g++") is None:
