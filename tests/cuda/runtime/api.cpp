@@ -5,7 +5,6 @@
 #include <cuda.h>
 #include <cuda_runtime_api.h>
 #include <cxxabi.h>
-#include <pthread.h>
 
 #include <cstdio>
 #include <cstdlib>
@@ -19,28 +18,6 @@
 
 #include "memory.h"
 #include "stream.h"
-
-#undef cudaGetDeviceProperties
-#undef cuMemHostRegister
-#undef cuMemGetInfo
-#undef cuMemAlloc
-#undef cuMemFree
-#undef cuMemcpyHtoD
-#undef cuMemcpyDtoH
-#undef cuMemcpyHtoDAsync
-#undef cuMemcpyDtoHAsync
-#undef cuMemcpyBatchAsync
-#undef cuStreamDestroy
-#undef cuCtxCreate
-#undef cuCtxDestroy
-#undef cuEventDestroy
-#undef cuCtxPushCurrent
-#undef cuCtxPopCurrent
-#undef cuMemGetAddressRange
-#undef cuDevicePrimaryCtxRelease
-#undef cuDeviceTotalMem
-#undef cuMemsetD32Async
-#undef cuGetProcAddress
 
 using cuda_double::Event;
 using cuda_double::memory;
@@ -587,7 +564,6 @@ cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** function, 
       KNOWN(cuMemMap),         KNOWN(cuMemAddressFree),     KNOWN(cuMemSetAccess),      KNOWN(cuMemUnmap),
       KNOWN(cuMemCreate),      KNOWN(cuGetErrorString),     KNOWN(cuCtxGetCurrent),     KNOWN(cuCtxSetCurrent),
       KNOWN(cuMemGetAllocationGranularity),
-#undef KNOWN
   };
   const auto found = known.find(name);
   if (found != known.end()) {
