@@ -287,6 +287,7 @@ class Engine {
   };
 
   void enter(Frame& frame);
+  void bring_in(Frame& frame, const std::vector<Operand>& operands, bool begins);
   void pin(Frame& frame, const Operand& operand);
   void open(Block* block, c10::StorageImpl* storage);
   void shut(Block* block, c10::StorageImpl* storage);
@@ -299,7 +300,6 @@ class Engine {
   // [Note: waiting]
   // These may wait, with the mutex given up meanwhile. Their callers must not hold the GIL (see GilRelease),
   // and must look again at everything they knew before the call.
-  void bring_in(Frame& frame, const std::vector<Operand>& operands, bool begins);
   void make_resident(Frame& frame, Lock& lock);
   void fetch_now(Block* block, Lock& lock);
   void hold_locked(Block* block, c10::StorageImpl* storage, Lock& lock);

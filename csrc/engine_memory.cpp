@@ -312,8 +312,9 @@ void Engine::note_peak() { raise_to(peak_, used()); }
 // [Note: what ops need]
 // An op's results and temporaries on a device come from PyTorch's allocator, without asking us. So room is made
 // before the op: as much as the plan knows of it, if its operands are what the plan knows, or else what its results will
-// take and the most that any op has needed so far, for what leaves takes time. If an op needs more, the allocator calls free_memory(), but it doesn't say
-// how much it lacks: so what an op makes has to be known before.
+// take and the most that any op has needed so far, for what leaves takes time. If an op needs more, the allocator calls
+// free_memory(), but it doesn't say how much it lacks: so what an op makes has to be known before. What it needs is
+// measured from when its operands are there and there is room.
 void Engine::look_at_device(Frame& f) {
   const int64_t allocated = accelerator_->allocated().current;
   beside_ = allocated - static_cast<int64_t>(used_.load());
@@ -324,8 +325,11 @@ void Engine::look_at_device(Frame& f) {
 
 // What was brought in for the op, or left for it, is none of its own needs.
 void Engine::begin_measuring(Frame& f) {
-  f.used_before = static_cast<int64_t>(used_.load());
-  f.born_before = born_bytes(f);
+  {
+    const Lock lock(*this);
+    f.used_before = static_cast<int64_t>(used_.load());
+    f.born_before = born_bytes(f);
+  }
   if (measuring_) accelerator_->reset_peak();
 }
 
@@ -381,15 +385,13 @@ bool Engine::free_memory() {
 bool Engine::find_pieces(const Frame& f, Lock& lock) {
   const auto allocated = accelerator_->allocated();
   beside_ = allocated.current - static_cast<int64_t>(used_.load());
-  // Outside ops it is a codec that asks, for little at once.
-  const bool in_op = f.depth > 0 || f.taking > 0;
-  uint64_t need = in_op ? need_of(f) : 0;
+  const bool for_codec = SpillSpace::on_io_thread() && f.taking == 0;  // which needs little at once
+  uint64_t need = for_codec ? 0 : need_of(f);
   if (f.taking == 0 && f.stream) {  // a part of it the op has taken already
-    const int64_t taken = std::max<int64_t>(0, beside_ - f.beside_before + born_bytes(f) - f.born_before);
-    const uint64_t known = std::max(need, f.results);
-    need = std::max(need - std::min(need, static_cast<uint64_t>(taken)), f.results);
-    // It takes more than anybody knew, so it may be as much as any op has needed.
-    if (static_cast<uint64_t>(taken) >= known) need = std::max(need, std::min(headroom_.load(), budget_ / 2));
+    const int64_t difference = beside_ - f.beside_before + born_bytes(f) - f.born_before;
+    const auto taken = static_cast<uint64_t>(std::max<int64_t>(0, difference));
+    // If it takes more than anybody knew, that may be as much as any op has needed.
+    need = std::max(taken < need ? need - taken : std::min(headroom_.load(), budget_ / 2), f.results);
   }
   need = round_up(std::max(need, uint64_t{kHugePage}), kHugePage);
   if (static_cast<uint64_t>(allocated.reserved) + need + kSharedSegment <= limit_) return false;

@@ -28,7 +28,7 @@ from torch.optim.optimizer import (
 import teraio._C as _C
 from teraio import errors, status
 from teraio.engine import list_ops, peers, raw_access, schedule
-from teraio.engine.accelerator import accelerator_for
+from teraio.engine.accelerator import Accelerator, accelerator_for
 from teraio.engine.backward_step import BackwardStep
 from teraio.engine.compiled_graphs import CompiledGraphs, explained
 from teraio.engine.compression import Compression
@@ -72,7 +72,7 @@ _HOST_MEASURED_AT_LEAST_BYTES = 4 << 20
 _FRAGMENTATION_SHARE = 1 / 16
 # Smaller storages stay in memory: too many, and too little to gain.
 MIN_STORAGE_BYTES = 16 << 10
-# A list op gets at most this part of the budget at once.
+# A list op, or an optimizer in one group, gets at most this part of the budget at once.
 _LIST_OP_SHARE = 8
 # Of the memory that is free beside the budget, this part may be used to find out what an iteration
 # needs, before an error says so.
@@ -150,6 +150,7 @@ class Runtime:
         if self._accelerator is None:
             host_bytes = 0
         else:
+            self._accelerator.limit_memory(budget_bytes)
             self._counted_bytes = int(budget_bytes * (1 - _FRAGMENTATION_SHARE))
         self._encoded: EncodedPath | None = None
         host: HostSpeed | None = None
@@ -178,19 +179,23 @@ class Runtime:
             _C.encode_by_default(self._encoded.default if self._encoded else 0)
             if self._accelerator is not None:
                 self._accelerator.lock_pages(_C.staging_memory())
-                host = self._measure_host(host_bytes) if host_bytes else None
-                self._accelerator.limit_memory(budget_bytes)
+                if host_bytes:
+                    host = self._measure_host(self._accelerator, host_bytes)
+            self.hardware: Hardware = hardware(
+                budget_bytes, speeds, weights, host, self._spill.file_bytes()
+            )
+            self._telemetry = sampler_for(
+                device, self._accelerator.gpu_uuid if self._accelerator else None, self._folders
+            )
         except BaseException:
-            if started:
-                _C.stop(self._accelerator.unlock_pages if self._accelerator else None)
-            self._close_spill()
+            if self._accelerator is not None:
+                self._accelerator.limit_memory(None)
+            try:
+                if started:
+                    _C.stop(self._accelerator.unlock_pages if self._accelerator else None)
+            finally:
+                self._close_spill()
             raise
-        self.hardware: Hardware = hardware(
-            budget_bytes, speeds, weights, host, self._spill.file_bytes()
-        )
-        self._telemetry = sampler_for(
-            device, self._accelerator.gpu_uuid if self._accelerator else None, self._folders
-        )
         raw_access.install()
         peers.install()
         list_ops.install(budget_bytes // _LIST_OP_SHARE)
@@ -220,13 +225,14 @@ class Runtime:
             )
         self._telemetry.start()
 
-    def _measure_host(self, host_bytes: int) -> HostSpeed:
+    def _measure_host(self, accelerator: Accelerator, host_bytes: int) -> HostSpeed:
         self._reserve_host(min(host_bytes, _HOST_MEASURED_BYTES))
         # Through memory of the device that the model leaves, or a little where it leaves none.
         room = self._counted_bytes - _C.allocated(self.device)
         nbytes = max(_HOST_MEASURED_AT_LEAST_BYTES, min(_HOST_MEASURED_BYTES, room // 2))
+        accelerator.limit_memory(None)
         read, write, mixed = _C.host_speeds(nbytes)
-        torch.get_device_module(torch.device(self.device)).empty_cache()  # the limit comes now
+        accelerator.limit_memory(self.budget_bytes)
         log.info("host memory: read %.2f GB/s, write %.2f GB/s", read / 1e9, write / 1e9)
         return HostSpeed(
             capacity_bytes=host_bytes,

@@ -23,6 +23,7 @@ _NEEDED = (
     "host_register",
     "host_unregister",
     "get_memory_info",
+    "empty_cache",
 )
 
 
@@ -32,7 +33,8 @@ class Accelerator:
     ``set_memory_limit(bytes | None)``: what its allocator may reserve. ``set_free_memory_callback(
     address | None)``: a function without arguments that it calls when it finds no memory, and that
     returns whether it freed some. ``host_register(address, bytes)``, ``host_unregister(address)``:
-    make host memory page-locked. ``get_memory_info()``: free and total bytes.
+    make host memory page-locked. ``get_memory_info()``: free and total bytes. ``empty_cache()``:
+    gives back what the allocator holds and nobody uses.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -52,6 +54,8 @@ class Accelerator:
 
     def limit_memory(self, nbytes: int | None) -> None:
         """What PyTorch's allocator may reserve on the device; None: all."""
+        if nbytes is not None:
+            self._module.empty_cache()
         self._module.set_memory_limit(nbytes)
         self._module.set_free_memory_callback(None if nbytes is None else _C.free_memory_address())
 
@@ -101,16 +105,18 @@ class CudaAccelerator(Accelerator):
         return int(free), int(total)
 
     def limit_memory(self, nbytes: int | None) -> None:
-        if nbytes is not None and not _C.install_free_memory_callback():
-            raise ConfigurationError(
-                f"teraio can't hook the CUDA allocator of PyTorch {torch.__version__}. Use one of "
-                "the versions that the README names."
-            )
+        if nbytes is not None:
+            if not _C.install_free_memory_callback():
+                raise ConfigurationError(
+                    f"teraio can't hook the CUDA allocator of PyTorch {torch.__version__}. Use one "
+                    "of the versions that the README names."
+                )
+            self._before = torch.cuda.get_per_process_memory_fraction(self.device)
+            torch.cuda.empty_cache()
         self._expand_segments(nbytes is not None)
         if nbytes is None:
             share = self._before
         else:
-            self._before = torch.cuda.get_per_process_memory_fraction(self.device)
             share = min(1.0, nbytes / torch.cuda.get_device_properties(self.device).total_memory)
         torch.cuda.set_per_process_memory_fraction(share, self.device)
 

@@ -4,16 +4,17 @@
 resident at once. They work element by element over the list, so parts of the list give the same
 numbers. An optimizer that takes its step by a dozen such ops would go through all parameters and
 states a dozen times, and keep whole lists between two of them; so it gets its lists in parts too,
-and is done with one before it begins the next.
+and is done with one before it begins the next. (Not Adafactor, which puts its groups together.)
 
-In: a limit in bytes. Out: patched functions of the torch module. Must not know: plans, budgets.
+In: a limit in bytes. Out: patched functions of the torch module and of ``Optimizer``. Must not
+know: plans, budgets.
 """
 
 from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -47,7 +48,7 @@ _awaited: list[WhenLoaded] = []
 
 def install(limit_bytes: int) -> None:
     """From now on, no list op has more than ``limit_bytes`` of operands at once (or one list
-    element), and no optimizer more in one group."""
+    element), and no optimizer of PyTorch's but Adafactor more in one group."""
     uninstall()
     for name in dir(torch):
         if name.startswith(_PREFIXES):
@@ -96,7 +97,7 @@ def _in_parts(op: Callable[..., Any], limit_bytes: int) -> Callable[..., Any]:
         if count < 2 or any(len(value) != count for value in lists):
             return op(*args, **kwargs)
         sizes = [sum(_nbytes(value[i]) for value in lists) for i in range(count)]
-        if sum(sizes) <= limit_bytes:
+        if sum(sizes) <= limit_bytes or not _are_alike(lists):
             return op(*args, **kwargs)
         results = [
             op(
@@ -113,13 +114,19 @@ def _in_parts(op: Callable[..., Any], limit_bytes: int) -> Callable[..., Any]:
 
 
 class _OneOfSeveral(tuple[Any, ...]):
-    """The key of a group that is a part of another: device and dtype, and equal to itself only."""
+    """The key of a group that is a part of another: device and dtype, but equal to itself only.
+
+    Optimizers go over all groups, and look none up.
+    """
 
     __slots__ = ()
     __hash__ = object.__hash__
 
     def __eq__(self, other: object) -> bool:
         return self is other
+
+    def __ne__(self, other: object) -> bool:
+        return self is not other
 
 
 def _in_small_groups(group: Callable[..., Any], limit_bytes: int) -> Callable[..., Any]:
@@ -137,7 +144,7 @@ def _in_small_groups(group: Callable[..., Any], limit_bytes: int) -> Callable[..
                 sum(_nbytes(tensors[i]) for tensors in along if tensors[i] is not None)
                 for i in range(count)
             ]
-            if sum(sizes) <= limit_bytes:
+            if sum(sizes) <= limit_bytes or not _are_alike(along):
                 small[key] = (lists, indices)
                 continue
             for part in _parts(sizes, limit_bytes):
@@ -146,6 +153,30 @@ def _in_small_groups(group: Callable[..., Any], limit_bytes: int) -> Callable[..
         return small
 
     return run
+
+
+def _are_alike(lists: Sequence[Sequence[torch.Tensor | None]]) -> bool:
+    """Whether parts of the lists are computed as the whole is.
+
+    An optimizer takes another way for all of a group if one state is still missing or one gradient
+    is sparse, and CUDA another kernel if one tensor is laid out in its own way: other roundings.
+    """
+    rows = zip(*lists, strict=True)
+    return len({tuple(_kind(tensor, row[0]) for tensor in row) for row in rows}) == 1
+
+
+def _kind(tensor: torch.Tensor | None, first: torch.Tensor | None) -> object:
+    if tensor is None or first is None or tensor.layout != torch.strided:
+        return None if tensor is None else tensor.layout
+    laid_out_alike = tensor.shape != first.shape or (
+        tensor.stride() == first.stride() and _is_dense(tensor)
+    )
+    return tensor.dtype, laid_out_alike or not tensor.is_cuda
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.numel() in (0, last + 1)
 
 
 def _is_tensor_list(value: object) -> bool:

@@ -30,7 +30,7 @@ from teraio.whatif.meta_device import like_cuda
 from teraio.whatif.mixed_precision import MasterAdamW
 from teraio.whatif.presets import Accelerator
 
-# As in a real run: smaller storages stay in memory, and a list op gets at most this part of it.
+# As in a real run: smaller storages stay in memory, and lists get at most this part of it.
 _MIN_STORAGE_BYTES = 16 << 10
 _LIST_OP_SHARE = 8
 
@@ -50,9 +50,9 @@ def trace_iteration(
 
     All tensors must be on the meta device. ``iteration`` runs twice: the first time makes the
     optimizer's states. It must end with ``optimizer.step()``, which ends an iteration of a real run
-    as well. ``inputs`` gives names to the tensors that the program feeds. Ops on lists of tensors
-    (foreach and fused optimizers) run in parts of ``list_op_bytes``, by default an eighth of the
-    accelerator's memory. ``optimizer_in_backward`` is that of ``teraio.offload``.
+    as well. ``inputs`` gives names to the tensors that the program feeds. Ops on lists of tensors,
+    and the steps of foreach and fused optimizers, run in parts of ``list_op_bytes``, by default an
+    eighth of the accelerator's memory. ``optimizer_in_backward`` is that of ``teraio.offload``.
 
     Raises ConfigurationError for tensors that are elsewhere, and while a model is offloaded in this
     process, since both use the one native observer.

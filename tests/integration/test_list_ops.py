@@ -70,6 +70,51 @@ def test_an_optimizer_that_gets_its_lists_in_parts_computes_the_same(name: str) 
     assert all(map(torch.equal, found, expected))
 
 
+def test_a_group_of_which_one_state_is_missing_computes_the_same() -> None:
+    """SGD then takes another way for all of the group, with other roundings in bf16."""
+
+    def momentum() -> list[torch.Tensor]:
+        generator = torch.Generator().manual_seed(2)
+
+        def drawn() -> torch.Tensor:
+            return torch.randn(ROWS, COLUMNS, generator=generator).bfloat16()
+
+        parameters = [torch.nn.Parameter(drawn()) for _ in range(COUNT)]
+        optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9, foreach=True)
+        for step in range(4):
+            for parameter in parameters[: COUNT if step >= 2 else -1]:
+                parameter.grad = drawn()
+            optimizer.step()
+        return [parameter.detach() for parameter in parameters]
+
+    expected = momentum()
+    list_ops.install(2 * TENSOR_BYTES)
+    assert all(map(torch.equal, momentum(), expected))
+
+
+def test_a_group_with_a_sparse_gradient_computes_the_same() -> None:
+    """Adagrad then takes all of the group one by one, with other roundings in bf16."""
+
+    def accumulated() -> list[torch.Tensor]:
+        generator = torch.Generator().manual_seed(2)
+
+        def drawn() -> torch.Tensor:
+            return torch.randn(ROWS, COLUMNS, generator=generator).bfloat16()
+
+        parameters = [torch.nn.Parameter(drawn()) for _ in range(COUNT)]
+        optimizer = torch.optim.Adagrad(parameters, foreach=True)
+        for _ in range(3):
+            for parameter in parameters:
+                parameter.grad = drawn()
+            parameters[-1].grad = drawn().to_sparse(1)
+            optimizer.step()
+        return [parameter.detach() for parameter in parameters]
+
+    expected = accumulated()
+    list_ops.install(2 * TENSOR_BYTES)
+    assert all(map(torch.equal, accumulated(), expected))
+
+
 def test_one_part_goes_through_all_ops_before_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else each op would bring in everything again."""
     seen: list[int] = []

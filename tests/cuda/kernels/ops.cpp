@@ -73,5 +73,3 @@ TORCH_LIBRARY_IMPL(aten, CUDA, m) {
 
 }  // namespace
 }  // namespace sim
-
-extern "C" void cuda_double_loaded() {}

@@ -13,7 +13,7 @@ std::atomic<int64_t> max_delay_us{0};
 // Leaked, like the null stream: threads may still run when the process ends.
 struct Streams {
   std::mutex mutex;
-  std::vector<Stream*> all;
+  std::vector<std::shared_ptr<Stream>> all;  // whoever looks at one keeps it
 };
 
 Streams& streams() {
@@ -74,12 +74,12 @@ void Stream::keep_order() {
     if (blocking_ && !null_stream().idle()) follow(*this, null_stream());
     return;
   }
-  std::vector<Stream*> others;
+  std::vector<std::shared_ptr<Stream>> others;
   {
     const std::lock_guard<std::mutex> lock(streams().mutex);
     others = streams().all;
   }
-  for (Stream* other : others) {
+  for (const auto& other : others) {
     if (other->blocking_ && !other->idle()) follow(*this, *other);
   }
 }
@@ -152,29 +152,25 @@ Stream& null_stream() {
 }
 
 Stream* new_stream(bool blocking) {
-  auto* made = new Stream(blocking);
   const std::lock_guard<std::mutex> lock(streams().mutex);
-  streams().all.push_back(made);
-  return made;
+  return streams().all.emplace_back(std::make_shared<Stream>(blocking)).get();
 }
 
 void destroy(Stream* stream) {
-  {
-    const std::lock_guard<std::mutex> lock(streams().mutex);
-    auto& all = streams().all;
-    all.erase(std::remove(all.begin(), all.end(), stream), all.end());
-  }
-  delete stream;
+  const std::lock_guard<std::mutex> lock(streams().mutex);
+  auto& all = streams().all;
+  const auto is_it = [stream](const auto& other) { return other.get() == stream; };
+  all.erase(std::remove_if(all.begin(), all.end(), is_it), all.end());
 }
 
 void synchronize_all() {
   null_stream().synchronize();
-  std::vector<Stream*> all;
+  std::vector<std::shared_ptr<Stream>> all;
   {
     const std::lock_guard<std::mutex> lock(streams().mutex);
     all = streams().all;
   }
-  for (Stream* stream : all) stream->synchronize();
+  for (const auto& stream : all) stream->synchronize();
 }
 
 void set_delay(int64_t max_us) { max_delay_us = max_us; }

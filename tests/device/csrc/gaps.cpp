@@ -25,6 +25,18 @@ std::tuple<at::Tensor, at::Tensor> native_dropout(const at::Tensor& input, doubl
   return {std::move(output), std::move(mask)};
 }
 
+class Undemanding {
+ public:
+  Undemanding() { at::globalContext().setDeterministicAlgorithms(false, false); }
+  ~Undemanding() { at::globalContext().setDeterministicAlgorithms(demanded_, warned_); }
+  Undemanding(const Undemanding&) = delete;
+  Undemanding& operator=(const Undemanding&) = delete;
+
+ private:
+  const bool demanded_ = at::globalContext().deterministicAlgorithms();
+  const bool warned_ = at::globalContext().deterministicAlgorithmsWarnOnly();
+};
+
 // The CPU makes histograms of fractions only, CUDA of whole numbers as well.
 void launch_histogram(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   c10::IValue& values = *(stack->end() - static_cast<std::ptrdiff_t>(op.schema().arguments().size()));
@@ -32,12 +44,8 @@ void launch_histogram(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const bool whole = c10::isIntegralType(type, /*includeBool=*/false);
   if (!whole) return launch_op(op, stack);
   values = values.toTensor().to(at::kDouble);
-  at::Context& context = at::globalContext();
-  const bool deterministic = context.deterministicAlgorithms();
-  const bool warn = context.deterministicAlgorithmsWarnOnly();
-  context.setDeterministicAlgorithms(false, false);  // of fractions they need not be
+  const Undemanding fractions;  // histograms of them need not be deterministic
   launch_op(op, stack);
-  context.setDeterministicAlgorithms(deterministic, warn);
   stack->back() = stack->back().toTensor().to(type);
 }
 
