@@ -13,6 +13,7 @@ from torch import nn
 import teraio
 from teraio.files import load, save
 from teraio.records import RunReport, Telemetry
+from tests.cuda import double
 from tests.required import lacking
 
 
@@ -83,6 +84,8 @@ def test_a_restored_model_leaves_no_thread(spill: str) -> None:
 def test_a_run_on_a_gpu_tells_what_the_gpu_did(spill: str) -> None:
     if not torch.cuda.is_available():
         lacking("gpu", "no CUDA device")
+    if double.is_here():
+        pytest.skip("the double of CUDA has no figures to tell")
     pytest.importorskip("pynvml")
     model, _ = trained("cuda", spill, 4)
     found = {r.what: r for r in telemetry_once(model, 3).readings if r.of == "GPU"}
