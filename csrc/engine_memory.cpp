@@ -385,8 +385,7 @@ bool Engine::free_memory() {
 bool Engine::find_pieces(const Frame& f, Lock& lock) {
   const auto allocated = accelerator_->allocated();
   beside_ = allocated.current - static_cast<int64_t>(used_.load());
-  const bool for_codec = SpillSpace::on_io_thread() && f.taking == 0;  // which needs little at once
-  uint64_t need = for_codec ? 0 : need_of(f);
+  uint64_t need = need_of(f);
   if (f.taking == 0 && f.stream) {  // a part of it the op has taken already
     const int64_t difference = beside_ - f.beside_before + born_bytes(f) - f.born_before;
     const auto taken = static_cast<uint64_t>(std::max<int64_t>(0, difference));
