@@ -6,7 +6,7 @@ not know: plans.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -70,22 +70,36 @@ def test_an_optimizer_that_gets_its_lists_in_parts_computes_the_same(name: str) 
     assert all(map(torch.equal, found, expected))
 
 
+def trained_in_bf16(
+    steps: int,
+    spoil: Callable[[int, torch.Tensor], torch.Tensor | None],
+    name: str,
+    **settings: Any,
+) -> list[torch.Tensor]:
+    """Parameters after some steps, in which ``spoil`` changes the last one's gradient."""
+    generator = torch.Generator().manual_seed(2)
+
+    def drawn() -> torch.Tensor:
+        return torch.randn(ROWS, COLUMNS, generator=generator).bfloat16()
+
+    parameters = [torch.nn.Parameter(drawn()) for _ in range(COUNT)]
+    optimizer = getattr(torch.optim, name)(parameters, foreach=True, **settings)
+    for step in range(steps):
+        for parameter in parameters:
+            parameter.grad = drawn()
+        parameters[-1].grad = spoil(step, drawn())
+        optimizer.step()
+    return [parameter.detach() for parameter in parameters]
+
+
 def test_a_group_of_which_one_state_is_missing_computes_the_same() -> None:
     """SGD then takes another way for all of the group, with other roundings in bf16."""
 
     def momentum() -> list[torch.Tensor]:
-        generator = torch.Generator().manual_seed(2)
+        def late(step: int, gradient: torch.Tensor) -> torch.Tensor | None:
+            return gradient if step >= 2 else None
 
-        def drawn() -> torch.Tensor:
-            return torch.randn(ROWS, COLUMNS, generator=generator).bfloat16()
-
-        parameters = [torch.nn.Parameter(drawn()) for _ in range(COUNT)]
-        optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9, foreach=True)
-        for step in range(4):
-            for parameter in parameters[: COUNT if step >= 2 else -1]:
-                parameter.grad = drawn()
-            optimizer.step()
-        return [parameter.detach() for parameter in parameters]
+        return trained_in_bf16(4, late, "SGD", lr=0.1, momentum=0.9)
 
     expected = momentum()
     list_ops.install(2 * TENSOR_BYTES)
@@ -96,19 +110,7 @@ def test_a_group_with_a_sparse_gradient_computes_the_same() -> None:
     """Adagrad then takes all of the group one by one, with other roundings in bf16."""
 
     def accumulated() -> list[torch.Tensor]:
-        generator = torch.Generator().manual_seed(2)
-
-        def drawn() -> torch.Tensor:
-            return torch.randn(ROWS, COLUMNS, generator=generator).bfloat16()
-
-        parameters = [torch.nn.Parameter(drawn()) for _ in range(COUNT)]
-        optimizer = torch.optim.Adagrad(parameters, foreach=True)
-        for _ in range(3):
-            for parameter in parameters:
-                parameter.grad = drawn()
-            parameters[-1].grad = drawn().to_sparse(1)
-            optimizer.step()
-        return [parameter.detach() for parameter in parameters]
+        return trained_in_bf16(3, lambda step, gradient: gradient.to_sparse(1), "Adagrad")
 
     expected = accumulated()
     list_ops.install(2 * TENSOR_BYTES)
