@@ -9,6 +9,7 @@
 #include <pybind11/stl.h>
 
 #include <memory>
+#include <set>
 #include <string>
 #include <unordered_map>
 #include <utility>
@@ -215,6 +216,19 @@ py::tuple columns(const std::vector<Event>& events, Fields... fields) {
   return py::make_tuple(column(fields)...);
 }
 
+// Names of the dtypes that blocks have, by number. One that is not there stands for none, or for several.
+py::dict dtype_names(const std::vector<Recording::Use>& uses) {
+  std::set<uint8_t> numbers;
+  for (const auto& use : uses) numbers.insert(use.dtype);
+  numbers.erase(static_cast<uint8_t>(c10::ScalarType::Undefined));
+  numbers.erase(static_cast<uint8_t>(Block::kSeveralDtypes));
+  py::dict names;
+  for (const uint8_t number : numbers) {
+    names[py::int_(number)] = py::cast(c10::getDtypeNames(static_cast<c10::ScalarType>(number)).first);
+  }
+  return names;
+}
+
 py::dict take_recording() {
   const Recording recording = engine().take_recording();
   observer::mode_changed();
@@ -222,7 +236,8 @@ py::dict take_recording() {
   py::dict result;
   result["ops"] =
       columns(recording.ops, &R::Op::name, &R::Op::module, &R::Op::phase, &R::Op::duration_ns, &R::Op::workspace_bytes);
-  result["uses"] = columns(recording.uses, &R::Use::block, &R::Use::op, &R::Use::write);
+  result["uses"] = columns(recording.uses, &R::Use::block, &R::Use::op, &R::Use::write, &R::Use::dtype);
+  result["dtype_names"] = dtype_names(recording.uses);
   result["births"] = columns(recording.births, &R::Birth::block, &R::Birth::nbytes, &R::Birth::op);
   result["deaths"] = columns(recording.deaths, &R::Death::block, &R::Death::op);
   result["anchors"] =

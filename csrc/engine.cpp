@@ -402,7 +402,8 @@ void Engine::count_use(Frame& f, const Place& place) {
         born += static_cast<int64_t>(pinned.block->nbytes);
         recording_->births.push_back({pinned.block->id, pinned.block->nbytes, op});
       }
-      recording_->uses.push_back({pinned.block->id, op, pinned.write});
+      const auto dtype = static_cast<uint8_t>(pinned.block->dtype.load(std::memory_order_relaxed));
+      recording_->uses.push_back({pinned.block->id, op, pinned.write, dtype});
     }
     const int64_t end_ns = now_ns();
     const int64_t stall_ns = stats_.stall_ns;

@@ -19,6 +19,7 @@ struct Recording {
     uint64_t block;
     uint32_t op;
     bool write;
+    uint8_t dtype;  // of the block, a c10::ScalarType
   };
   struct Birth {
     uint64_t block;

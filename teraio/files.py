@@ -3,7 +3,7 @@
 In: a record and a path, or a path and the kind that it must hold. Out: a file, or a checked record.
 Must not know: torch, or what anyone does with the records.
 
-A file holds ``{"format": "teraio", "kind": ..., "version": 4, "record": ...}``. The long lists
+A file holds ``{"format": "teraio", "kind": ..., "version": 5, "record": ...}``. The long lists
 (ops, storages, moves) are stored by column. What is loaded is checked once, here: types, ranges,
 order of ops. Files of older versions are read too: members that they lack get the defaults of the
 record. A file from elsewhere can't harm: its size is limited, and whatever is wrong with it is a
@@ -28,6 +28,7 @@ from teraio.records import (
     Anchor,
     Bound,
     BoundKind,
+    Encoding,
     Extent,
     Hardware,
     Kind,
@@ -52,8 +53,8 @@ from teraio.records import (
     WaitsFor,
 )
 
-VERSION = 4
-_READABLE = (1, 2, 3, 4)
+VERSION = 5
+_READABLE = (1, 2, 3, 4, 5)
 MAX_BYTES = 256 << 20
 _MAX_BRACKETS = 4_000_000
 _MAX_INT = (1 << 63) - 1
@@ -301,11 +302,15 @@ def _columns(items: tuple[Any, ...], names: tuple[str, ...]) -> dict[str, list[A
     return {name: [getattr(item, name) for item in items] for name in names}
 
 
-_TRACE = ("device", "ops", "storages", "anchors", "base_bytes")
+_TRACE_LATER: dict[str, object] = {"encodings": []}
+_TRACE = ("device", "ops", "storages", "anchors", "base_bytes", *_TRACE_LATER)
 _OPS = ("name", "module", "phase", "duration_ns", "workspace_bytes")
-_STORAGES = ("nbytes", "kind", "name", "birth", "death", "repeatable")
+_STORAGES_LATER = {"repeatable": None, "encoding": None}
+_STORAGES = ("nbytes", "kind", "name", "birth", "death", *_STORAGES_LATER)
 _LISTS = ("use_counts", "uses", "write_counts", "writes")
 _ANCHORS = ("key", "occurrence", "op")
+_ENCODING_RATES = ("encode_bytes_per_s", "decode_bytes_per_s")
+_ENCODING = ("codec", "dtype", "share", *_ENCODING_RATES)
 
 
 def _write_trace(trace: Trace) -> dict[str, Any]:
@@ -320,18 +325,36 @@ def _write_trace(trace: Trace) -> dict[str, Any]:
         "storages": storages,
         "anchors": _columns(trace.anchors, _ANCHORS),
         "base_bytes": trace.base_bytes,
+        "encodings": _objects(trace.encodings, _ENCODING),
     }
 
 
 def _read_trace(value: object, where: str = "trace") -> Trace:
-    fields = _Fields(value, where, _TRACE)
+    fields = _Fields(value, where, _TRACE, _TRACE_LATER)
     ops = _read_ops(fields.raw("ops"), f"{where}.ops")
+    encodings = fields.items("encodings", _read_encoding)
+    storages = _read_storages(fields.raw("storages"), f"{where}.storages", len(ops), len(encodings))
     return Trace(
         device=fields.text("device"),
         ops=ops,
-        storages=_read_storages(fields.raw("storages"), f"{where}.storages", len(ops)),
+        storages=storages,
         anchors=_read_anchors(fields.raw("anchors"), f"{where}.anchors", len(ops)),
         base_bytes=fields.integer("base_bytes"),
+        encodings=encodings,
+    )
+
+
+def _read_encoding(value: object, where: str) -> Encoding:
+    fields = _Fields(value, where, _ENCODING)
+    share = fields.number("share", above_zero=True)
+    if share > 1:
+        _fail(f"{where}.share is above 1")
+    return Encoding(
+        codec=fields.text("codec"),
+        dtype=fields.text("dtype"),
+        share=share,
+        encode_bytes_per_s=_rate(fields, "encode_bytes_per_s"),
+        decode_bytes_per_s=_rate(fields, "decode_bytes_per_s"),
     )
 
 
@@ -351,25 +374,35 @@ def _read_ops(value: object, where: str) -> tuple[Op, ...]:
     )
 
 
-def _read_storages(value: object, where: str, n: int) -> tuple[Storage, ...]:
-    fields = _Fields(value, where, _STORAGES + _LISTS, {"repeatable": None})
+def _read_storages(value: object, where: str, n: int, encodings: int) -> tuple[Storage, ...]:
+    fields = _Fields(value, where, _STORAGES + _LISTS, _STORAGES_LATER)
     names, nbytes = fields.texts("name"), fields.integers("nbytes")
     missing = fields.raw("repeatable") is None
     repeatable = [False] * len(names) if missing else fields.flags("repeatable")
+    encoding: list[int | None] = [None] * len(names)
+    if fields.raw("encoding") is not None:
+        encoding = fields.optional_integers("encoding", 0, encodings - 1)
     if sum(nbytes) > _MAX_INT:
         _fail(f"{where}.nbytes adds up to more than {_MAX_INT}")
     kinds = fields.names("kind", get_args(Kind))
     births = fields.optional_integers("birth", 0, n - 1)
     deaths = fields.optional_integers("death", -1, n - 1)
     uses, writes = (_split(fields, part, n) for part in ("use", "write"))
-    fields.same_length(names, nbytes, kinds, births, deaths, uses, writes, repeatable)
+    columns = (nbytes, kinds, names, births, deaths, uses, writes, repeatable, encoding)
+    fields.same_length(*columns)
     storages = tuple(
         Storage(
-            nbytes=b, kind=k, name=name, birth=birth, death=death, uses=u, writes=w, repeatable=r
+            nbytes=b,
+            kind=k,
+            name=name,
+            birth=birth,
+            death=death,
+            uses=u,
+            writes=w,
+            repeatable=r,
+            encoding=e,
         )
-        for b, k, name, birth, death, u, w, r in zip(
-            nbytes, kinds, names, births, deaths, uses, writes, repeatable, strict=True
-        )
+        for b, k, name, birth, death, u, w, r, e in zip(*columns, strict=True)
     )
     for index, storage in enumerate(storages):
         _check_storage(storage, f"{where}[{index}]", n)
@@ -412,7 +445,7 @@ def _read_anchors(value: object, where: str, n: int) -> tuple[Anchor, ...]:
 
 
 _TIER_RATES = ("read_bytes_per_s", "write_bytes_per_s", "mixed_bytes_per_s")
-_TIER_LATER: dict[str, object] = {"rated_write_bytes": None, "folders": []}
+_TIER_LATER: dict[str, object] = {"rated_write_bytes": None, "folders": [], "encodes": False}
 _TIER = ("name", "capacity_bytes", *_TIER_RATES, "latency_s", *_TIER_LATER)
 _HARDWARE_LATER = {"max_write_bytes_per_day": None}
 _SPILL_FOLDER = ("folder", "path", "reason")
@@ -459,6 +492,7 @@ def _read_tier(value: object, where: str) -> Tier:
         latency_s=fields.number("latency_s"),
         rated_write_bytes=fields.optional("rated_write_bytes", fields.integer),
         folders=fields.items("folders", _read_spill_folder),
+        encodes=fields.flag("encodes"),
     )
 
 

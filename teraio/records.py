@@ -45,7 +45,8 @@ class Storage:
     op after which it is freed (None: it outlives the iteration; -1: freed before op 0). ``uses``
     are the ops that touch its data, ascending, the making one included; ``writes`` is the part of
     ``uses`` that changes the data. ``repeatable``: it is the result of the op that makes it, which
-    gives the same result to the last bit when it is run again with the same operands.
+    gives the same result to the last bit when it is run again with the same operands. ``encoding``
+    is the place among the trace's of how its copies are encoded; None: they are as it is.
     """
 
     nbytes: int
@@ -56,11 +57,27 @@ class Storage:
     uses: tuple[int, ...]
     writes: tuple[int, ...]
     repeatable: bool = False
+    encoding: int | None = None
 
     @property
     def persistent(self) -> bool:
         """True for a storage that lives from iteration to iteration (weights, optimizer states)."""
         return self.birth is None and self.death is None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoding:
+    """How copies of storages of one dtype are encoded on tiers that encode, and how fast.
+
+    A copy takes ``share`` of the storage's bytes. Rates are in bytes of storages per second, of
+    encoding or decoding alone: the trace's device does both, one at a time.
+    """
+
+    codec: str
+    dtype: str
+    share: float
+    encode_bytes_per_s: float
+    decode_bytes_per_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +99,7 @@ class Trace:
     ``base_bytes`` is counted memory that no storage of the trace explains (tensors too small to
     move): it is there all the time. Memory during op ``k`` with nothing moved away is
     ``base_bytes`` + ``ops[k].workspace_bytes`` + the sizes of all storages live during ``k``.
+    ``encodings`` are those of its storages.
     """
 
     device: str
@@ -89,6 +107,7 @@ class Trace:
     storages: tuple[Storage, ...]
     anchors: tuple[Anchor, ...]
     base_bytes: int
+    encodings: tuple[Encoding, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +125,8 @@ class Tier:
 
     ``rated_write_bytes`` is the endurance of all its drives together: what their maker allows to
     be written to them in their life. None where it is unknown, or where writing wears nothing.
-    ``folders`` are those of a machine that was measured; empty for any other.
+    ``folders`` are those of a machine that was measured; empty for any other. ``encodes``: copies
+    are encoded there, of those storages that have an encoding.
     """
 
     name: str
@@ -117,6 +137,7 @@ class Tier:
     latency_s: float
     rated_write_bytes: int | None = None
     folders: tuple[SpillFolder, ...] = ()
+    encodes: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,8 +247,9 @@ class Stall:
 class TierUse:
     """What one iteration of a plan does on a tier.
 
-    ``space_bytes`` is the room its extents take; ``read_s`` and ``write_s`` are the seconds during
-    which each channel is busy.
+    ``space_bytes`` is the room its extents take; ``read_bytes`` and ``written_bytes`` are of copies
+    as they are there, encoded or not; ``read_s`` and ``write_s`` are the seconds during which each
+    channel is busy.
     """
 
     tier: str

@@ -182,7 +182,12 @@ class Runtime:
                 if host_bytes:
                     host = self._measure_host(self._accelerator, host_bytes)
             self.hardware: Hardware = hardware(
-                budget_bytes, speeds, weights, host, self._spill.file_bytes()
+                budget_bytes,
+                speeds,
+                weights,
+                host,
+                self._spill.file_bytes(),
+                encodes=self._encoded is not None,
             )
             self._telemetry = sampler_for(
                 device, self._accelerator.gpu_uuid if self._accelerator else None, self._folders
@@ -556,6 +561,8 @@ class Runtime:
         # What has come since from elsewhere, from a checkpoint above all, is to move as well.
         self._adopt_all(self._participants.tensors())
         self._live_at_start = _C.live_blocks()
+        if self._encoded is not None:
+            self._encoded.begin_measuring()
         _C.record(True)
 
     def _profiled_one(self) -> None:
@@ -614,6 +621,9 @@ class Runtime:
         Raises BudgetError and SpillError where there can be no plan; the one before is followed on.
         """
         begin, most = time.perf_counter(), self._counted_bytes
+        if self._encoded is not None:
+            trace = self._encoded.encoded(recorded.trace, recorded.dtypes)
+            recorded = replace(recorded, trace=trace)
         # The reserve gives way to the largest op.
         budget = max(int(most * (1 - PLAN_RESERVE)), min(least, most))
         _C.release_free_pages(self._planning_bytes(len(recorded.trace.ops)))

@@ -13,26 +13,22 @@ from __future__ import annotations
 
 import atexit
 import logging
-import threading
-import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 import teraio._C as _C
-from teraio.engine.compression import LOSSLESS, RAW, Compression
+from teraio.engine.coder import NAMES, PAGE, Coder
+from teraio.engine.compression import Compression
 from teraio.engine.kvikio_path import KvikioPath
 from teraio.errors import ConfigurationError
-from teraio.kernels import CODECS, Packed, Piece, implementation, lossless_format, pack, unpack
-from teraio.records import Trace
+from teraio.kernels import implementation
+from teraio.records import Encoding, Trace
 from teraio.sizes import format_size
 
 log = logging.getLogger("teraio")
 
-# The native core knows codecs by number, and 0 is none.
-NAMES = tuple(CODECS)
-_PAGE = 4096
 # All buffers together take this part of the budget, as far as pieces are within these sizes: larger
 # ones need fewer calls of Python, smaller ones less memory. Plain torch is no faster with more.
 _BUFFERS_SHARE = 1 / 64
@@ -43,9 +39,6 @@ _LARGEST_PIECE_BYTES = {"triton": 32 << 20, "torch": 128 << 10}
 _TORCH_PIECES = 30
 # Tables of the kernels, in small segments of the allocator.
 _TRITON_THREAD_BYTES = 4 << 20
-
-# Where the codec takes much memory, one piece at a time.
-_torch_codec = threading.Lock()
 
 
 class EncodedPath:
@@ -73,8 +66,8 @@ class EncodedPath:
         how = implementation(torch.device(device))
         piece = piece_nbytes(how, budget_bytes, threads)
         nbytes = 2 * piece
-        self._memory = torch.empty(threads * nbytes + _PAGE, dtype=torch.uint8, device=device)
-        first = -(-self._memory.data_ptr() // _PAGE) * _PAGE
+        self._memory = torch.empty(threads * nbytes + PAGE, dtype=torch.uint8, device=device)
+        first = -(-self._memory.data_ptr() // PAGE) * PAGE
         self.reserved_bytes = workspace_nbytes(how, self._memory.device, piece, threads)
         if self._memory.device.type == "cpu":  # a device's allocator counts them itself
             self.reserved_bytes += self._memory.nbytes
@@ -84,8 +77,9 @@ class EncodedPath:
                 f"than half of a budget of {format_size(budget_bytes)}; raise memory_budget, or "
                 "leave compress out."
             )
+        self._coder = Coder()
         self._try_out(nbytes, piece)
-        self._native = _C.Codec(_encode, _decode)
+        self._native = _C.Codec(self._coder.encode, self._coder.decode)
         space.set_codec(self._native, [first + i * nbytes for i in range(threads)], nbytes, piece)
         # Threads that ask for Python when it ends would never return.
         atexit.register(self._native.close)
@@ -101,6 +95,23 @@ class EncodedPath:
         """The numbers of the codecs for the storages of a trace."""
         return [NAMES.index(self.compression.codec_of(storage)) for storage in trace.storages]
 
+    def begin_measuring(self) -> None:
+        """What codecs gain is that of the iteration which begins, as far as it shows."""
+        self._coder.begin_measuring()
+
+    def encoded(self, trace: Trace, dtypes: Sequence[str | None]) -> Trace:
+        """``trace`` with what has been measured of the codecs of its storages.
+
+        ``dtypes`` are theirs; None where a storage has several, or none that is known.
+        """
+        places: dict[Encoding, int] = {}
+        storages = []
+        for storage, dtype, number in zip(trace.storages, dtypes, self.numbers(trace), strict=True):
+            known = self._coder.encoding(number, dtype) if number and dtype else None
+            place = None if known is None else places.setdefault(known, len(places))
+            storages.append(replace(storage, encoding=place))
+        return replace(trace, storages=tuple(storages), encodings=tuple(places))
+
     def close(self) -> None:
         """Gives the buffers back."""
         atexit.unregister(self._native.close)
@@ -108,22 +119,26 @@ class EncodedPath:
         del self._memory
 
     def _try_out(self, nbytes: int, piece: int) -> None:
-        """Loads and compiles what the I/O threads will need, and says how fast it is."""
+        """Loads and compiles what the I/O threads will need, and measures it."""
         device = self._memory.device
-        buffer = self._memory[-self._memory.data_ptr() % _PAGE :][:nbytes]
+        buffer = self._memory[-self._memory.data_ptr() % PAGE :][:nbytes]
+        seed = torch.Generator().manual_seed(0)
         for name in self.compression.codecs:
             for dtype in (torch.bfloat16, torch.float16, torch.float32):
                 values = self._memory[-piece:].view(dtype)
-                values.copy_(torch.linspace(-1, 1, len(values), dtype=dtype))
-                _seconds_both_ways(values, buffer, NAMES.index(name))
-            seconds = _seconds_both_ways(values, buffer, NAMES.index(name))
-            log.info(
-                "compress: %s encodes and decodes at %.3g GB/s on %s; plans take storages as if "
-                "they moved as they are",
-                name,
-                piece / seconds / 1e9,
-                device,
-            )
+                # Without a sign, as one codec has none.
+                values.copy_(torch.randn(len(values), generator=seed).abs())
+                found = self._coder.try_out(values, buffer, NAMES.index(name))
+                if found is not None:
+                    log.info(
+                        "compress: %s makes %.2f of %s, at %.3g GB/s, and back at %.3g GB/s on %s",
+                        name,
+                        found.share,
+                        found.dtype,
+                        found.encode_bytes_per_s / 1e9,
+                        found.decode_bytes_per_s / 1e9,
+                        device,
+                    )
 
     def _register(self, kvikio: KvikioPath) -> None:
         memory = self._memory
@@ -143,7 +158,7 @@ def piece_nbytes(how: str, budget_bytes: int, threads: int) -> int:
     ``how`` is an implementation of ``teraio.kernels``.
     """
     share = int(budget_bytes * _BUFFERS_SHARE) // (2 * threads)
-    return max(_LEAST_PIECE_BYTES, min(_LARGEST_PIECE_BYTES[how], share // _PAGE * _PAGE))
+    return max(_LEAST_PIECE_BYTES, min(_LARGEST_PIECE_BYTES[how], share // PAGE * PAGE))
 
 
 def workspace_nbytes(how: str, device: torch.device, piece: int, threads: int) -> int:
@@ -153,58 +168,3 @@ def workspace_nbytes(how: str, device: torch.device, piece: int, threads: int) -
     # A device's allocator keeps what it gave to a stream for that stream.
     streams = 1 if device.type == "cpu" else 2
     return streams * _TORCH_PIECES * piece
-
-
-def _seconds_both_ways(values: Tensor, buffer: Tensor, number: int) -> float:
-    begin = time.perf_counter()
-    encoded = _encode(values, buffer, number)
-    if encoded:
-        _decode(values, buffer, number, encoded)
-    torch.get_device_module(values.device).synchronize()
-    return time.perf_counter() - begin
-
-
-def _encode(values: Tensor, buffer: Tensor, number: int) -> int:
-    """Bytes that ``values`` took in ``buffer``, or 0 where they did not become fewer."""
-    name = NAMES[number]
-    if not _encodes(name, values.dtype):
-        return 0
-    try:
-        with _turn(values.device):
-            copy = _copied(values, buffer)
-            piece = pack([copy], buffer[: len(buffer) // 2], codecs=name).pieces[0]
-    except torch.OutOfMemoryError:
-        return 0  # what goes as it is needs no memory
-    return 0 if piece.codec == RAW else piece.nbytes
-
-
-def _copied(values: Tensor, buffer: Tensor) -> Tensor:
-    """``values`` in the second half of ``buffer``.
-
-    An op may write to them while they are encoded, and encoders look at them twice: what they find
-    the first time is where they write the second time.
-    """
-    copy = buffer[len(buffer) // 2 :][: values.nbytes].view(values.dtype)
-    return copy.copy_(values)
-
-
-def _decode(values: Tensor, buffer: Tensor, number: int, nbytes: int) -> None:
-    piece = Piece(
-        offset=0,
-        nbytes=nbytes,
-        codec=NAMES[number],
-        dtype=str(values.dtype).removeprefix("torch."),
-        raw_nbytes=values.nbytes,
-    )
-    with _turn(values.device):
-        unpack(Packed(pieces=(piece,), nbytes=nbytes), buffer, [values])
-
-
-def _encodes(name: str, dtype: torch.dtype) -> bool:
-    if name == LOSSLESS:
-        return dtype in lossless_format.DTYPES
-    return str(dtype).removeprefix("torch.") in CODECS[name].dtypes
-
-
-def _turn(device: torch.device) -> AbstractContextManager[object]:
-    return _torch_codec if implementation(device) == "torch" else nullcontext()

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from teraio.errors import BudgetError
 from teraio.planner.bound import ideal_s, lower_bound_s, simple_bounds
 from teraio.planner.columns import Columns, columns
+from teraio.planner.copies import Copies, copies
 from teraio.planner.explanation import Explanation, Variant, explain, replanned, variants
 from teraio.planner.feasibility import check_budget, least_budget
 from teraio.planner.memory import live_by_op, memory_by_op
@@ -18,12 +19,13 @@ from teraio.planner.recomputation import replayed, worthwhile
 from teraio.planner.relaxation import Relaxation, relaxation
 from teraio.planner.rules import keep_all, layer_ahead, on_demand
 from teraio.planner.search import VERY_MANY_OPS, Found, Search, allowed
-from teraio.planner.simulate import Moved, Simulation, simulate
+from teraio.planner.simulate import Moved, Simulation, moved_bytes, simulate
 from teraio.planner.validate import validate
 from teraio.planner.wear import Wear, wear
 from teraio.records import Bound, Hardware, Plan, PlanOptions, Recomputation, Stall, Trace
 
 __all__ = [
+    "Copies",
     "Explanation",
     "Moved",
     "Period",
@@ -31,6 +33,7 @@ __all__ = [
     "Stall",
     "Variant",
     "Wear",
+    "copies",
     "explain",
     "ideal_s",
     "inactive_periods",
@@ -40,6 +43,7 @@ __all__ = [
     "live_by_op",
     "lower_bound_s",
     "memory_by_op",
+    "moved_bytes",
     "on_demand",
     "plan",
     "replanned",

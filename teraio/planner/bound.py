@@ -16,18 +16,16 @@ out, which can only lower the bound.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
+from teraio.planner.arrays import Floats, Ints
 from teraio.planner.columns import flattened
+from teraio.planner.copies import Copies, copies
 from teraio.records import Bound, Hardware, Tier, Trace
 
 _STARTS = 96
-
-_Ints = npt.NDArray[np.int64]
-_Floats = npt.NDArray[np.float64]
 
 
 def _corners(tier: Tier) -> list[tuple[float, float]]:
@@ -59,13 +57,28 @@ def tier_cuts(tiers: Sequence[Tier]) -> list[tuple[float, float]]:
     return sorted(set(found))
 
 
+def _at_best(tier: Tier, on: Copies) -> Tier:
+    """The tier as fast as for the storages whose bytes cost least there."""
+    if not (tier.encodes and len(on.nbytes)):
+        return tier
+    write = tier.write_bytes_per_s / float(on.write_costs(tier).min())
+    read = tier.read_bytes_per_s / float(on.read_costs(tier).min())
+    slowed = min(1.0, tier.mixed_bytes_per_s / (tier.write_bytes_per_s + tier.read_bytes_per_s))
+    return replace(
+        tier,
+        write_bytes_per_s=write,
+        read_bytes_per_s=read,
+        mixed_bytes_per_s=slowed * (write + read),
+    )
+
+
 class _Rates:
     """Least seconds for some bytes read and written, by all tiers together."""
 
-    def __init__(self, tiers: tuple[Tier, ...]) -> None:
+    def __init__(self, tiers: Sequence[Tier]) -> None:
         self._cuts = tier_cuts(tiers)
 
-    def seconds(self, read_bytes: _Floats, written_bytes: _Floats) -> _Floats:
+    def seconds(self, read_bytes: Floats, written_bytes: Floats) -> Floats:
         least = np.zeros(len(read_bytes))
         for w, r in self._cuts:
             least = np.maximum(least, w * written_bytes + r * read_bytes)
@@ -80,10 +93,10 @@ class _Uses:
     there, ``op`` itself for what is only made here. ``last`` is the last use of all.
     """
 
-    op: _Ints
-    since: _Ints
-    last: _Ints
-    nbytes: _Ints
+    op: Ints
+    since: Ints
+    last: Ints
+    nbytes: Ints
 
 
 def ideal_s(trace: Trace) -> float:
@@ -114,7 +127,8 @@ def lower_bound_s(trace: Trace, hardware: Hardware) -> float:
 
 
 def _bounds_by_bytes(trace: Trace, hardware: Hardware, ideal: float) -> tuple[float, float]:
-    rates = _Rates(hardware.tiers)
+    on = copies(trace)
+    rates = _Rates([_at_best(tier, on) for tier in hardware.tiers])
     room = hardware.budget_bytes - trace.base_bytes
     n = len(trace.ops)
     durations = np.fromiter((op.duration_ns for op in trace.ops), np.float64, n) * 1e-9
@@ -145,7 +159,7 @@ def _uses(trace: Trace) -> tuple[_Uses, _Uses]:
     return reads, _table(trace, flattened([s.writes for s in storages]), last, n)
 
 
-def _table(trace: Trace, uses: tuple[_Ints, _Ints], last_use: _Ints, n: int) -> _Uses:
+def _table(trace: Trace, uses: tuple[Ints, Ints], last_use: Ints, n: int) -> _Uses:
     owner, op = uses
     storages = trace.storages
     count = len(storages)
@@ -169,17 +183,17 @@ def _table(trace: Trace, uses: tuple[_Ints, _Ints], last_use: _Ints, n: int) -> 
     return _Uses(*(column[order] for column in columns))
 
 
-def _excess(nbytes: _Ints, room: int) -> _Floats:
+def _excess(nbytes: Ints, room: int) -> Floats:
     return np.maximum(nbytes - room, 0).astype(np.float64)
 
 
-def _bytes_read(reads: _Uses, start: int, ends: _Ints) -> _Ints:
+def _bytes_read(reads: _Uses, start: int, ends: Ints) -> Ints:
     """Bytes older than ``start`` that are used from there to before each of ``ends``."""
     first = (reads.op >= start) & (reads.since < start)
     return _up_to(reads.op[first], reads.nbytes[first], ends)
 
 
-def _bytes_written(writes: _Uses, start: int, ends: _Ints) -> _Ints:
+def _bytes_written(writes: _Uses, start: int, ends: Ints) -> Ints:
     """Bytes changed from ``start`` to before each of ``ends`` that are used later."""
     kept = (writes.op >= start) & (writes.last > writes.op)
     kept &= (writes.since < start) | (writes.since == writes.op)
@@ -188,7 +202,7 @@ def _bytes_written(writes: _Uses, start: int, ends: _Ints) -> _Ints:
     return _up_to(op, nbytes, ends) - _up_to(last[order], nbytes[order], ends)
 
 
-def _up_to(ops: _Ints, nbytes: _Ints, ends: _Ints) -> _Ints:
+def _up_to(ops: Ints, nbytes: Ints, ends: Ints) -> Ints:
     """Sums of the bytes of ``ops``, which ascend, before each of ``ends``."""
     sums = np.concatenate((np.zeros(1, np.int64), np.cumsum(nbytes)))
     return sums[np.searchsorted(ops, ends, side="left")]

@@ -11,15 +11,12 @@ from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
-import numpy.typing as npt
 
+from teraio.planner.arrays import Flags, Floats, Ints
+from teraio.planner.copies import Copies, copies
 from teraio.planner.memory import carried_twins
 from teraio.planner.periods import BEFORE_THE_ITERATION, Period
 from teraio.records import Storage, Trace
-
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
-Flags = npt.NDArray[np.bool_]
 
 NONE = -2  # in columns of ops: there is no such op
 # Shorter runs of ops of one phase than this part of them are no phase of the iteration.
@@ -71,7 +68,7 @@ class PeriodColumns:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Columns:
-    """``duration_s`` and ``live`` (bytes with nothing away) by op, ``nbytes`` by storage.
+    """``duration_s`` and ``live`` (bytes with nothing away) by op, ``copies`` by storage.
 
     ``phases`` are the ops at which another phase begins; long runs of one only.
     """
@@ -80,14 +77,20 @@ class Columns:
     duration_s: Floats
     live: Ints
     phases: Ints
-    nbytes: Ints
+    copies: Copies
     periods: PeriodColumns
+
+    @property
+    def nbytes(self) -> Ints:
+        """Bytes of each storage."""
+        return self.copies.nbytes
 
 
 def columns(trace: Trace) -> Columns:
     """The columns of ``trace``."""
     n, storages = len(trace.ops), trace.storages
-    nbytes = _column((s.nbytes for s in storages), len(storages))
+    taken = copies(trace)
+    nbytes = taken.nbytes
     birth = _column((NONE if s.birth is None else s.birth for s in storages), len(storages))
     # A death of -1 is one before op 0; what outlives the iteration is live until its last op.
     death = _column((n - 1 if s.death is None else s.death for s in storages), len(storages))
@@ -101,7 +104,7 @@ def columns(trace: Trace) -> Columns:
         duration_s=np.multiply(_column((op.duration_ns for op in trace.ops), n), 1e-9),
         live=np.cumsum(steps)[:n] + workspace + trace.base_bytes,
         phases=_phases(trace),
-        nbytes=nbytes,
+        copies=taken,
         periods=_periods(trace, n, nbytes, birth, death, persistent),
     )
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from teraio.planner.simulate import Simulation, simulate
+from teraio.planner.simulate import Simulation, moved_bytes, simulate
 from teraio.records import Hardware, Phase, Plan, Stall, Tier, Trace
 
 _BUSY = 0.9
@@ -92,7 +92,7 @@ def explain(trace: Trace, hardware: Hardware, plan: Plan) -> Explanation:
         unavoidable_s=max(0.0, plan.bound_s - plan.ideal_s),
         avoidable_s=max(0.0, plan.predicted_s - plan.bound_s),
         stretches=_stretches(trace, hardware, plan, simulation),
-        costly=_costly(trace, plan, simulation.stalls),
+        costly=_costly(trace, hardware, plan, simulation.stalls),
     )
 
 
@@ -227,15 +227,16 @@ def _counter(spans: Sequence[tuple[float, float]]) -> Callable[[float], float]:
     return busy_s
 
 
-def _costly(trace: Trace, plan: Plan, stalls: Sequence[Stall]) -> tuple[CostlyMove, ...]:
+def _costly(
+    trace: Trace, hardware: Hardware, plan: Plan, stalls: Sequence[Stall]
+) -> tuple[CostlyMove, ...]:
     stall_s: dict[int, float] = {}
     for stall in stalls:
         stall_s[stall.storage] = stall_s.get(stall.storage, 0.0) + stall.seconds
     moved: dict[int, int] = {}
-    for move in plan.moves:
+    for move, nbytes in zip(plan.moves, moved_bytes(trace, hardware, plan.moves), strict=True):
         times = int(move.write) + int(move.needed_by is not None)
-        nbytes = times * trace.storages[move.storage].nbytes
-        moved[move.storage] = moved.get(move.storage, 0) + nbytes
+        moved[move.storage] = moved.get(move.storage, 0) + times * nbytes
     order = sorted(moved, key=lambda index: (-stall_s.get(index, 0.0), -moved[index], index))
     return tuple(
         CostlyMove(

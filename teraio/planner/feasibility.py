@@ -10,7 +10,8 @@ import math
 import numpy as np
 
 from teraio.errors import BudgetError
-from teraio.planner.columns import Columns, Flags, Ints, columns
+from teraio.planner.arrays import Flags, Ints
+from teraio.planner.columns import Columns, columns
 from teraio.records import Trace
 from teraio.sizes import format_least, format_size
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 
-from teraio.planner.columns import Floats
+from teraio.planner.arrays import Floats
 
 # Looked at from behind, the first iterations don't know yet what those after them leave to do.
 _LAPS = 3

@@ -4,7 +4,8 @@ In: transfers as they are asked for, and times. Out: when each begins and is com
 know: ops, memory, plans.
 
 A tier has a write and a read channel, each first come, first served. While both are busy both are
-slowed by the same factor, so that their rates add up to the tier's mixed rate. Latency is the time
+slowed by the same factor, so that their rates add up to the tier's mixed rate, and that the device
+encodes for one and decodes for the other no more than one at a time. Latency is the time
 from a transfer's last byte on the channel until it is complete; meanwhile the channel serves the
 next one, because several requests are in flight.
 """
@@ -25,11 +26,14 @@ _NEVER = float("inf")
 
 @dataclass(slots=True, eq=False)
 class Transfer:
-    """``key`` is the asker's own name for it. Times are in seconds; None: not yet."""
+    """``key`` is the asker's own name for it. Times are in seconds; None: not yet.
+
+    ``coding`` is the part of its time during which the device encodes or decodes.
+    """
 
     key: int
-    nbytes: int
     left_s: float
+    coding: float
     begun_s: float | None = None
     done_s: float | None = None
 
@@ -37,14 +41,13 @@ class Transfer:
 class Channel:
     """One direction of a tier; the first transfer of the queue is under way."""
 
-    def __init__(self, bytes_per_s: float) -> None:
-        self._bytes_per_s = bytes_per_s
+    def __init__(self) -> None:
         self.queue: deque[Transfer] = deque()
         self.busy_s = 0.0
 
-    def put(self, key: int, nbytes: int) -> Transfer:
-        """Ask for a transfer after all others."""
-        transfer = Transfer(key, nbytes, nbytes / self._bytes_per_s)
+    def put(self, key: int, seconds: float, coding_s: float = 0.0) -> Transfer:
+        """Ask for a transfer after all others, which takes ``seconds`` by itself."""
+        transfer = Transfer(key, seconds, coding_s / seconds if coding_s else 0.0)
         self.queue.append(transfer)
         return transfer
 
@@ -61,8 +64,7 @@ class Link:
     """The two channels of a tier, and the time up to which they have been played through."""
 
     def __init__(self, tier: Tier) -> None:
-        self.write = Channel(tier.write_bytes_per_s)
-        self.read = Channel(tier.read_bytes_per_s)
+        self.write, self.read = Channel(), Channel()
         both = tier.write_bytes_per_s + tier.read_bytes_per_s
         self._slowed = min(1.0, tier.mixed_bytes_per_s / both)
         self._latency_s = tier.latency_s
@@ -95,14 +97,21 @@ class Link:
         """Seconds until a channel has served its first transfer; infinite if there is none."""
         write, read = self.write.queue, self.read.queue
         if write and read:
-            return min(write[0].left_s, read[0].left_s) / self._slowed
+            return min(write[0].left_s, read[0].left_s) / self._speed()
         if write:
             return write[0].left_s
         return read[0].left_s if read else _NEVER
 
+    def _speed(self) -> float:
+        """Of what each channel does alone, what it does now."""
+        if not (self.write.queue and self.read.queue):
+            return 1.0
+        coding = self.write.queue[0].coding + self.read.queue[0].coding
+        return min(self._slowed, 1.0 / coding) if coding > 1.0 else self._slowed
+
     def _serve(self, limit_s: float, served_s: float) -> None:
         """Play on until a channel has served its first transfer, in ``served_s``, or the limit."""
-        speed = self._slowed if self.write.queue and self.read.queue else 1.0
+        speed = self._speed()
         step_s = max(0.0, min(limit_s - self.now_s, served_s))
         end_s = max(self.now_s, min(limit_s, self.now_s + served_s))
         # What is left may be less than a step that changes the clock.

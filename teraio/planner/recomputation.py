@@ -17,6 +17,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from teraio.planner.copies import copies
 from teraio.planner.memory import live_by_op
 from teraio.records import Hardware, Plan, Recomputation, Trace
 
@@ -113,25 +114,31 @@ _Gap = tuple[Recomputation, float]
 
 
 def _moved(trace: Trace, hardware: Hardware, plan: Plan) -> Iterator[_Gap]:
-    tiers = {tier.name: tier for tier in hardware.tiers}
+    on = copies(trace)
+    tiers = {
+        tier.name: (on.writes(tier).transfer.tolist(), on.reads(tier).transfer.tolist())
+        for tier in hardware.tiers
+    }
     for move in plan.moves:
         if move.storage >= len(trace.storages) or move.needed_by is None:
             continue
-        storage, tier = trace.storages[move.storage], tiers[move.tier]
+        storage = trace.storages[move.storage]
+        write_s, read_s = (seconds[move.storage] for seconds in tiers[move.tier])
         again = Recomputation(
             storage=move.storage,
             drop_after=max((op for op in storage.uses if op < move.gone_before), default=-1),
             needed_by=move.needed_by,
         )
-        moved_s = storage.nbytes / tier.read_bytes_per_s
-        yield again, moved_s + (storage.nbytes / tier.write_bytes_per_s if move.write else 0.0)
+        yield again, read_s + (write_s if move.write else 0.0)
 
 
 def _kept(trace: Trace, hardware: Hardware, plan: Plan) -> Iterator[_Gap]:
     short = np.concatenate(([0], np.cumsum(live_by_op(trace) > plan.budget_bytes)))
     tier = max(hardware.tiers, key=lambda tier: tier.mixed_bytes_per_s)
+    on = copies(trace)
+    both_s = (on.writes(tier).transfer + on.reads(tier).transfer).tolist()
     for index, storage in enumerate(trace.storages):
-        moved_s = storage.nbytes / tier.read_bytes_per_s + storage.nbytes / tier.write_bytes_per_s
+        moved_s = both_s[index]
         for drop, need in pairwise(storage.uses if storage.repeatable else ()):
             if short[need] > short[drop + 1]:
                 yield Recomputation(storage=index, drop_after=drop, needed_by=need), moved_s

@@ -34,9 +34,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from teraio.planner.arrays import Flags, Floats, Ints
 from teraio.planner.bound import tier_cuts
-from teraio.planner.columns import NONE, Columns, Flags, Floats, Ints
-from teraio.records import Hardware
+from teraio.planner.columns import NONE, Columns
+from teraio.records import Hardware, Tier
 
 # The finest of these numbers of checkpoints is used whose program is not too large.
 _CHECKPOINTS = (240, 160, 120, 90, 70, 50, 40, 30, 20, 12, 6)
@@ -56,7 +57,8 @@ class Groups:
 
     They begin in the stretch ``first`` and end in the stretch ``last``, which is in the next lap
     for periods around the end. From the stretch ``ready`` on, which may be in the lap before, their
-    data is what it is when they begin. ``position`` counts the groups before it that share its
+    data is what it is when they begin. Their storages have one encoding, and ``example`` is one of
+    these. ``position`` counts the groups before it that share its
     copies; those have the numbers right before it. ``count`` is how many periods a group has,
     ``of_period`` the group of each period of the Columns, -1 for those that no checkpoint sees.
     """
@@ -67,6 +69,7 @@ class Groups:
     returns: Flags
     written: Flags
     position: Ints
+    example: Ints
     nbytes: Floats
     count: Floats
     of_period: Ints
@@ -139,6 +142,8 @@ def grouped(on: Columns, points: Ints) -> Groups:
     kept = kept[np.lexsort((periods.age[kept], periods.copy[kept]))]
     code = ((first + 1) * (2 * count + 2) + last + 1) * 4 + periods.returns * 2 + written
     code = code * (count + 1) + first - ready
+    encoding = on.copies.encoding[periods.storage] + 1
+    code = code * (int(encoding.max(initial=0)) + 1) + encoding
     chain = _chains(periods.copy[kept], alone[kept], code[kept])
     numbers, example, group = np.unique(chain, return_index=True, return_inverse=True)
     of_period = np.full(len(periods), -1, np.int64)
@@ -152,6 +157,7 @@ def grouped(on: Columns, points: Ints) -> Groups:
         written=written[at],
         position=np.arange(len(numbers)) - np.searchsorted(numbers // _MOST_IN_CHAIN,
                                                            numbers // _MOST_IN_CHAIN),
+        example=periods.storage[at],
         nbytes=_sums(group, periods.nbytes[kept], len(numbers)),
         count=_sums(group, np.ones(len(kept)), len(numbers)),
         of_period=of_period,
@@ -239,7 +245,7 @@ class _Program:
     """Time is counted in mean stretches, bytes in what is read meanwhile, so numbers are near 1."""
 
     def __init__(self, on: Columns, hardware: Hardware, points: Ints, groups: Groups) -> None:
-        self._hardware, self._points, self._groups = hardware, points, groups
+        self._on, self._hardware, self._points, self._groups = on, hardware, points, groups
         self._stretches = len(points)
         clock = np.concatenate(([0.0], np.cumsum(np.tile(on.duration_s, 2))))
         following = np.append(points[1:], points[0] + on.n)
@@ -247,11 +253,13 @@ class _Program:
         self._total = max(float(groups.nbytes.sum()), 1.0)
         slowest = min(min(t.read_bytes_per_s, t.write_bytes_per_s) for t in hardware.tiers)
         fastest = max(max(t.read_bytes_per_s, t.write_bytes_per_s) for t in hardware.tiers)
+        # What all of it costs on a channel, once, where that is most.
+        self._total_cost = self._total * max(1.0, *map(self._dearest, hardware.tiers))
         self._unit_s = (float(stretch_s.sum()) + self._total / fastest) / self._stretches
         self._unit_bytes = self._unit_s * fastest
         self._stretch_s = stretch_s / self._unit_s
         # Any plan that a planner makes is faster than this; a bound need not be greater.
-        most_s = float(stretch_s.sum()) + 8 * self._total / slowest
+        most_s = float(stretch_s.sum()) + 8 * self._total_cost / slowest
         if hardware.max_write_bytes_per_day:
             most_s += 8 * self._total * _DAY_S / hardware.max_write_bytes_per_day
         self._most_s = most_s / self._unit_s
@@ -278,7 +286,7 @@ class _Program:
         whole = self._rows.new(len(self._groups.nbytes), -_INF, self._amount())
         self._moved: list[tuple[Ints, Ints]] = []
         for at, tier in enumerate(hardware.tiers):
-            most = 8 * self._total / self._unit_bytes
+            most = 8 * self._total_cost / self._unit_bytes
             written, read = self._new(count, 0.0, most), self._new(count, 0.0, most)
             self._moved.append((written, read))
             for write_s, read_s in tier_cuts((tier,)):
@@ -289,6 +297,10 @@ class _Program:
                 self._rows.add(rows, read, -read_s * scale)
             self._add_tier(at, written, read, memory, whole)
         self._add_wear()
+
+    def _dearest(self, tier: Tier) -> float:
+        costs = self._on.copies.write_costs(tier), self._on.copies.read_costs(tier)
+        return max(float(cost.max(initial=0.0)) for cost in costs)
 
     def _amount(self) -> Floats:
         return self._groups.nbytes / self._unit_bytes
@@ -318,22 +330,24 @@ class _Program:
         writer, when = _expanded(g.ready, g.last - g.ready + 1)
         writer, when = writer[g.written[writer]], when[g.written[writer]]
         place = begin[writer] + np.maximum(when - g.first[writer], 0)
-        flow = self._add_flow(written, amount[writer], when, balance[place], 1.0)
+        copies, tier = self._on.copies, self._hardware.tiers[at]
+        cost = copies.write_costs(tier)[g.example]
+        flow = self._add_flow(written, amount[writer], when, cost[writer])
+        rows.add(balance[place], flow, 1.0)
         rows.add(whole[writer], flow, 1.0)
         self._leaving.append((flow, writer, at))
         self._add_given_up(at, balance, begin, flow, writer, whole)
         back = g.returns[which]
-        self._add_flow(read, amount[which[back]], stretch[back], balance[back], -1.0)
+        cost = copies.read_costs(tier)[g.example]
+        flow_back = self._add_flow(read, amount[which[back]], stretch[back], cost[which[back]])
+        rows.add(balance[back], flow_back, -1.0)
 
-    def _add_flow(
-        self, channel: Ints, most: Floats, stretch: Ints, balance: Ints, sign: float
-    ) -> Ints:
-        """Bytes on a channel in each stretch, by group; they change what is out."""
+    def _add_flow(self, channel: Ints, most: Floats, stretch: Ints, cost: Floats) -> Ints:
+        """Bytes that move in each stretch, by group, and what they cost on a channel."""
         flow = self._new(len(most), 0.0, most)
-        self._rows.add(balance, flow, sign)
         sums = self._rows.new(self._stretches, 0.0, 0.0)
         self._rows.add(sums, channel, -1.0)
-        self._rows.add(sums[stretch % self._stretches], flow, 1.0)
+        self._rows.add(sums[stretch % self._stretches], flow, cost)
         return flow
 
     def _add_given_up(
@@ -365,7 +379,15 @@ class _Program:
         self._rows.add(np.repeat(row, self._stretches), self._seconds, per_day)
         for tier, (written, _) in zip(self._hardware.tiers, self._moved, strict=True):
             if tier.rated_write_bytes is not None:
-                self._rows.add(np.repeat(row, self._stretches), written, -1.0)
+                self._rows.add(np.repeat(row, self._stretches), written, -self._least_written(tier))
+
+    def _least_written(self, tier: Tier) -> float:
+        """Bytes written for what costs a byte on the channel, at least."""
+        on, examples = self._on.copies, self._groups.example
+        if not tier.encodes:
+            return 1.0
+        written = on.share[examples] / on.write_costs(tier)[examples]
+        return float(written.min(initial=1.0))
 
     def _costs(self) -> Floats:
         costs = np.zeros(self._size)
@@ -431,7 +453,7 @@ class _Program:
         least = float((multipliers * side).sum() + np.minimum(rest * low, rest * high).sum())
         # The objective counts moved bytes too; all of them together at most so much.
         slowest = min(min(t.read_bytes_per_s, t.write_bytes_per_s) for t in self._hardware.tiers)
-        most_s = 2 * self._total / slowest + _STORAGE_S * float(self._groups.count.sum())
+        most_s = 2 * self._total_cost / slowest + _STORAGE_S * float(self._groups.count.sum())
         least -= _TIDINESS * most_s / self._unit_s
         return max(0.0, min(least, self._most_s)) * self._unit_s
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from teraio.planner.columns import Columns, Ints
+from teraio.planner.arrays import Ints
+from teraio.planner.columns import Columns
 from teraio.planner.relaxation import Relaxation
 
 NOWHERE = -1

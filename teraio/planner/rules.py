@@ -11,7 +11,8 @@ from itertools import groupby
 
 import numpy as np
 
-from teraio.planner.columns import Columns, Flags, Ints, columns
+from teraio.planner.arrays import Flags, Ints
+from teraio.planner.columns import Columns, columns
 from teraio.planner.extents import moves_with_extents
 from teraio.planner.timing import Choice, writing
 from teraio.records import Hardware, Move, Trace

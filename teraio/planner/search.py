@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from teraio.errors import BudgetError
-from teraio.planner.columns import Columns, Flags, Floats, Ints
+from teraio.planner.arrays import Flags, Floats, Ints
+from teraio.planner.columns import Columns
 from teraio.planner.extents import moves_with_extents
 from teraio.planner.feasibility import held_by_op
 from teraio.planner.relaxation import Relaxation

@@ -18,7 +18,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from teraio.errors import BudgetError
-from teraio.planner.columns import NONE, Columns, Flags, Floats, Ints
+from teraio.planner.arrays import Flags, Floats, Ints
+from teraio.planner.columns import NONE, Columns
 from teraio.planner.feasibility import held_by_op
 from teraio.planner.memory import pieces
 from teraio.planner.rounding import NOWHERE
@@ -55,6 +56,11 @@ class Selection:
     ) -> None:
         self._on, self._hardware, self._rings, self._op_s = on, hardware, rings, op_s
         self._reuse_copies, self._write_price = reuse_copies, write_price
+        # Seconds by storage, of writing and of reading.
+        self._seconds = [
+            (on.copies.writes(tier).transfer.tolist(), on.copies.reads(tier).transfer.tolist())
+            for tier in hardware.tiers
+        ]
         self._rooms = [_Room(on, tier, shared_room) for tier in hardware.tiers]
         copies = int(on.periods.copy.max(initial=-1)) + 1
         self._tier_of_copy = np.full(copies, NOWHERE, np.int64)
@@ -100,24 +106,23 @@ class Selection:
                 "give a larger budget or more room to move to"
             )
 
-    def cost_s(self, index: int, tier: Tier) -> float:
+    def cost_s(self, index: int, tier: int) -> float:
         """Seconds that a period takes on the channels of a tier."""
-        periods = self._on.periods
-        nbytes = int(periods.nbytes[index])
-        cost_s = tier.latency_s + 1e-9
+        periods, latency_s = self._on.periods, self._hardware.tiers[tier].latency_s
+        write_s, read_s = (seconds[periods.storage[index]] for seconds in self._seconds[tier])
+        cost_s = latency_s + 1e-9
         if periods.before[index] != NONE:
-            cost_s += nbytes / tier.read_bytes_per_s
+            cost_s += read_s
         copied = self._tier_of_copy[periods.copy[index]] != NOWHERE
         clean = periods.written_at[index] == NONE or copied
         if not (clean and self._reuse_copies):
-            cost_s += self._write_price * (tier.latency_s + nbytes / tier.write_bytes_per_s)
+            cost_s += self._write_price * (latency_s + write_s)
         return cost_s
 
     def cheapest(self, index: int) -> tuple[float, int] | None:
         """Least seconds on the channels, and the tier; None where no tier has room."""
-        tiers = self._hardware.tiers
         found = [
-            (self.cost_s(index, tiers[at]), at)
+            (self.cost_s(index, at), at)
             for at in self._tiers_for(index)
             if self._rooms[at].fits(index)
         ]

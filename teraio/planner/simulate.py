@@ -23,6 +23,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from teraio.planner.copies import copies
 from teraio.planner.links import Channel, Link, Transfer
 from teraio.planner.memory import memory_by_op
 from teraio.records import Hardware, Move, Stall, TierUse, Trace, WaitsFor
@@ -103,8 +104,7 @@ def _tier_uses(
     trace: Trace, hardware: Hardware, moves: Sequence[Move], machine: _Machine
 ) -> tuple[TierUse, ...]:
     read, written, space = ({tier.name: 0 for tier in hardware.tiers} for _ in range(3))
-    for move in moves:
-        nbytes = trace.storages[move.storage].nbytes
+    for move, nbytes in zip(moves, moved_bytes(trace, hardware, moves), strict=True):
         read[move.tier] += nbytes if move.needed_by is not None else 0
         written[move.tier] += nbytes if move.write else 0
         space[move.tier] = max(space[move.tier], move.extent.offset + move.extent.nbytes)
@@ -121,6 +121,13 @@ def _tier_uses(
     )
 
 
+def moved_bytes(trace: Trace, hardware: Hardware, moves: Sequence[Move]) -> list[int]:
+    """Bytes of the copy of each move."""
+    on = copies(trace, [trace.storages[move.storage] for move in moves])
+    by_tier = {tier.name: on.bytes_on(tier).tolist() for tier in hardware.tiers}
+    return [by_tier[move.tier][i] for i, move in enumerate(moves)]
+
+
 class _Machine:
     """The host, the device and the links, iteration after iteration."""
 
@@ -130,7 +137,11 @@ class _Machine:
         self._n = len(trace.ops)
         self._moves = moves
         self._issue_s = issue_s
-        self._nbytes = [trace.storages[move.storage].nbytes for move in moves]
+        on = copies(trace, [trace.storages[move.storage] for move in moves])
+        self._seconds: dict[tuple[Direction, str], list[tuple[float, float]]] = {}
+        for tier in hardware.tiers:
+            self._seconds["write", tier.name] = on.writes(tier).pairs()
+            self._seconds["read", tier.name] = on.reads(tier).pairs()
         by_name = {tier.name: Link(tier) for tier in hardware.tiers}
         self.links = tuple(by_name.values())
         self._link = [by_name[move.tier] for move in moves]
@@ -207,7 +218,8 @@ class _Machine:
 
     def _start(self, direction: Direction, move: int) -> None:
         key = move if direction == "read" else ~move
-        transfer = self._channel(direction, move).put(key, self._nbytes[move])
+        seconds, coding_s = self._seconds[direction, self._moves[move].tier][move]
+        transfer = self._channel(direction, move).put(key, seconds, coding_s)
         self._open[direction, move] = transfer
 
     def _wait(self, op: int, move: int, direction: Direction) -> None:

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from teraio.planner.columns import NONE, Columns, Flags, Floats, Ints
+from teraio.planner.arrays import Flags, Floats, Ints
+from teraio.planner.columns import NONE, Columns
 from teraio.planner.feasibility import held_by_op
 from teraio.planner.latest import latest_begins
 from teraio.planner.memory import Profile
@@ -149,10 +150,11 @@ class Timing:
         self._low: list[int] = (self._after + 1).tolist()
         self._end: list[int] = (self._after + 1 + periods.length[used]).tolist()
         self._names = [hardware.tiers[tier].name for tier in tiers.tolist()]
-        rates = np.array([(t.write_bytes_per_s, t.read_bytes_per_s) for t in hardware.tiers])
-        latency_s = np.array([tier.latency_s for tier in hardware.tiers])[tiers]
-        self._write_s = nbytes / rates[tiers, 0] + latency_s
-        self._read_s = nbytes / rates[tiers, 1] + latency_s
+        storage, latency_s = periods.storage[used], [tier.latency_s for tier in hardware.tiers]
+        writes = np.array([on.copies.writes(tier).transfer for tier in hardware.tiers])
+        reads = np.array([on.copies.reads(tier).transfer for tier in hardware.tiers])
+        self._write_s = writes[tiers, storage] + np.array(latency_s)[tiers]
+        self._read_s = reads[tiers, storage] + np.array(latency_s)[tiers]
         self._away = np.zeros(len(periods), np.bool_)
         self._away[used] = True
         self._profile = Profile(held_by_op(on, self._away))

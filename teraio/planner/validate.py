@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from math import ceil
 
 from teraio.errors import PlanError
 from teraio.planner.recomputation import replayed
@@ -345,10 +346,16 @@ class _Checker:
         next(sums)
         return [held + op.workspace_bytes for held, op in zip(sums, trace.ops, strict=True)]
 
+    def _copy_bytes(self, move: Move) -> int:
+        storage = self._trace.storages[move.storage]
+        encodes = any(tier.encodes for tier in self._hardware.tiers if tier.name == move.tier)
+        if not encodes or storage.encoding is None:
+            return storage.nbytes
+        return ceil(storage.nbytes * self._trace.encodings[storage.encoding].share)
+
     def check_totals(self) -> None:
         """The bytes moved are as stated."""
-        sizes = [self._trace.storages[move.storage].nbytes for move in self._plan.moves]
-        moved = list(zip(sizes, self._plan.moves, strict=True))
+        moved = [(self._copy_bytes(move), move) for move in self._plan.moves]
         read = sum(nbytes for nbytes, move in moved if move.needed_by is not None)
         written = sum(nbytes for nbytes, move in moved if move.write)
         if (read, written) != (self._plan.read_bytes, self._plan.written_bytes):

@@ -70,11 +70,14 @@ def hardware(
     weights: Sequence[int],
     host: HostSpeed | None = None,
     file_bytes: Sequence[int] | None = None,
+    *,
+    encodes: bool = False,
 ) -> Hardware:
     """The budget, one SSD tier striped over the folders, and host memory where it is a tier.
 
     A stripe is as fast as its slowest part, and folders on one drive share its speed and room.
-    ``file_bytes`` is what spill files take in each folder already, which is room too.
+    ``file_bytes`` is what spill files take in each folder already, which is room too. ``encodes``
+    is that of the SSD tier.
     """
     total = sum(weights)
     taken = file_bytes or [0] * len(speeds)
@@ -97,6 +100,7 @@ def hardware(
             SpillFolder(folder=str(speed.folder), path=speed.path, reason=speed.reason)
             for speed in speeds
         ),
+        encodes=encodes,
     )
     tiers = (tier,) if host is None else (tier, _host_tier(host))
     return Hardware(name="this machine", budget_bytes=budget_bytes, tiers=tiers)

@@ -20,12 +20,14 @@ class Recorded:
     """A Trace, and what ties it to this process.
 
     ``blocks`` maps storages that live from iteration to iteration to block ids; ``births`` lists
-    per op the storages it makes, in order.
+    per op the storages it makes, in order. ``dtypes`` has one per storage, such as "float32"; None
+    where tensors of several were on it.
     """
 
     trace: Trace
     blocks: Mapping[int, int]
     births: list[list[int]]
+    dtypes: list[str | None]
 
 
 @dataclass(slots=True)
@@ -34,6 +36,7 @@ class _Life:
     birth: int | None
     order: int = -1  # among the births of its op; -1: made where the engine did not see it
     death: int | None = None
+    dtype: int = -1
     uses: list[int] = field(default_factory=list)
     writes: list[int] = field(default_factory=list)
 
@@ -76,7 +79,9 @@ def build_trace(
         base_bytes=recording["untracked_peak_bytes"] + fixed_bytes,
     )
     persistent = {i: block for block, i in index.items() if trace.storages[i].persistent}
-    return Recorded(trace=trace, blocks=persistent, births=births)
+    names_of_dtypes = recording["dtype_names"]
+    dtypes = [names_of_dtypes.get(lives[block].dtype) for block in kept]
+    return Recorded(trace=trace, blocks=persistent, births=births, dtypes=dtypes)
 
 
 def with_durations(recorded: Recorded, recording: Mapping[str, Any]) -> Recorded | None:
@@ -114,10 +119,11 @@ def _lives(
     for block, nbytes, op in zip(*recording["births"], strict=True):
         lives[block] = _Life(nbytes, op, orders.get(op, 0))
         orders[op] = orders.get(op, 0) + 1
-    for block, op, write in zip(*recording["uses"], strict=True):
+    for block, op, write, dtype in zip(*recording["uses"], strict=True):
         life = lives.get(block)
         if life is None:
             continue  # made where no op of the training loop was running; served on demand
+        life.dtype = dtype
         if not life.uses or life.uses[-1] != op:
             life.uses.append(op)
         if write and (not life.writes or life.writes[-1] != op):

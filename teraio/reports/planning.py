@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from teraio.errors import ConfigurationError
-from teraio.planner import Wear, wear
-from teraio.records import Move, Plan, SpillFolder, Stall, Tier, Trace
+from teraio.planner import Wear, copies, moved_bytes, wear
+from teraio.records import Encoding, Hardware, Move, Plan, SpillFolder, Stall, Tier, Trace
 from teraio.reports.memory import Seconds, op_starts, storage_name
 from teraio.reports.subject import Subject
 
@@ -103,6 +103,7 @@ class Planning:
     binds: str
     wears: tuple[Wear, ...]
     folders: tuple[SpillFolder, ...]
+    encodings: tuple[Encoding, ...]
 
 
 def planning(subject: Subject) -> Planning:
@@ -129,8 +130,9 @@ def planning(subject: Subject) -> Planning:
         recomputed=len(plan.recomputations),
         recomputed_bytes=sum(trace.storages[r.storage].nbytes for r in plan.recomputations),
         tiers=uses,
-        kinds=_kinds(trace, plan),
+        kinds=_kinds(trace, plan, subject.hardware),
         costliest=_costliest(trace, plan, tiers),
+        encodings=trace.encodings if any(tier.encodes for tier in tiers.values()) else (),
         stalls=tuple(_stall_facts(trace, stall) for stall in plan.stalls[:_SHOWN]),
         binds=what_binds(plan, uses),
         wears=wear(plan, subject.hardware) if subject.hardware else (),
@@ -140,19 +142,20 @@ def planning(subject: Subject) -> Planning:
 
 def _tier_facts(trace: Trace, plan: Plan, tier: Tier) -> TierFacts:
     moves = [move for move in plan.moves if move.tier == tier.name]
-    sizes = [trace.storages[move.storage].nbytes for move in moves]
-    read = [n for n, move in zip(sizes, moves, strict=True) if move.needed_by is not None]
-    written = [n for n, move in zip(sizes, moves, strict=True) if move.write]
+    on = copies(trace, [trace.storages[move.storage] for move in moves])
+    nbytes = on.bytes_on(tier)
+    read = np.array([move.needed_by is not None for move in moves], np.bool_)
+    written = np.array([move.write for move in moves], np.bool_)
     # With the latency of each; several under way at once share theirs, so the sum may be too much.
-    read_s = sum(read) / tier.read_bytes_per_s + len(read) * tier.latency_s
-    write_s = sum(written) / tier.write_bytes_per_s + len(written) * tier.latency_s
+    read_s = float((on.reads(tier).transfer[read] + tier.latency_s).sum())
+    write_s = float((on.writes(tier).transfer[written] + tier.latency_s).sum())
     return TierFacts(
         tier=tier.name,
         read_bytes_per_s=tier.read_bytes_per_s,
         write_bytes_per_s=tier.write_bytes_per_s,
         space_bytes=max((move.extent.offset + move.extent.nbytes for move in moves), default=0),
-        read_bytes=sum(read),
-        written_bytes=sum(written),
+        read_bytes=int(nbytes[read].sum()),
+        written_bytes=int(nbytes[written].sum()),
         read_s=min(read_s, plan.predicted_s),
         write_s=min(write_s, plan.predicted_s),
     )
@@ -169,7 +172,7 @@ def away_seconds(trace: Trace, move: Move, starts: Seconds) -> float:
     return end - begin if end >= begin else end - begin + float(starts[-1])
 
 
-def _kinds(trace: Trace, plan: Plan) -> tuple[KindFacts, ...]:
+def _kinds(trace: Trace, plan: Plan, hardware: Hardware | None) -> tuple[KindFacts, ...]:
     starts = op_starts(trace)
     by_kind: dict[str, list[Move]] = {}
     for move in plan.moves:
@@ -177,13 +180,14 @@ def _kinds(trace: Trace, plan: Plan) -> tuple[KindFacts, ...]:
     facts = []
     for kind, moves in by_kind.items():
         sizes = np.array([trace.storages[move.storage].nbytes for move in moves], dtype=np.int64)
+        moved = np.array(moved_bytes(trace, hardware, moves)) if hardware else sizes
         away = np.array([away_seconds(trace, move, starts) for move in moves])
         facts.append(
             KindFacts(
                 kind=kind,
                 moves=len(moves),
-                written_bytes=int(sizes[[move.write for move in moves]].sum()),
-                read_bytes=int(sizes[[move.needed_by is not None for move in moves]].sum()),
+                written_bytes=int(moved[[move.write for move in moves]].sum()),
+                read_bytes=int(moved[[move.needed_by is not None for move in moves]].sum()),
                 away_byte_seconds=float((sizes * away).sum()),
             )
         )
@@ -191,10 +195,15 @@ def _kinds(trace: Trace, plan: Plan) -> tuple[KindFacts, ...]:
 
 
 def _costliest(trace: Trace, plan: Plan, tiers: dict[str, Tier]) -> tuple[MoveFacts, ...]:
+    on = copies(trace)
+    seconds: dict[str, tuple[list[float], list[float]]] = {
+        name: (on.writes(tier).transfer.tolist(), on.reads(tier).transfer.tolist())
+        for name, tier in tiers.items()
+    }
+
     def channel_s(move: Move) -> float:
-        tier, nbytes = tiers[move.tier], trace.storages[move.storage].nbytes
-        written = nbytes / tier.write_bytes_per_s if move.write else 0.0
-        return written + (nbytes / tier.read_bytes_per_s if move.needed_by is not None else 0.0)
+        write_s, read_s = (by_storage[move.storage] for by_storage in seconds[move.tier])
+        return move.write * write_s + (move.needed_by is not None) * read_s
 
     starts = op_starts(trace)
     moves = sorted(plan.moves, key=channel_s, reverse=True)[:_SHOWN]

@@ -25,6 +25,8 @@ def planning_text(facts: Planning, title: str) -> RenderableType:
     parts: list[RenderableType] = [_head(facts, title)]
     if facts.moves:
         parts += [_times(facts), _kinds(facts), _tiers(facts)]
+        if facts.encodings:
+            parts.append(_encodings(facts))
         if facts.folders:
             parts.append(_folders(facts))
     return spaced(*parts)
@@ -143,6 +145,28 @@ def _tiers(facts: Planning) -> RenderableType:
             )
         ),
     )
+
+
+def _encodings(facts: Planning) -> RenderableType:
+    return table(
+        "Copies are encoded",
+        ("codec", "of", "bytes left", "encoded at", "decoded at"),
+        (
+            (
+                encoding.codec,
+                encoding.dtype,
+                share(encoding.share, 1.0),
+                _codec_rate(encoding.encode_bytes_per_s),
+                _codec_rate(encoding.decode_bytes_per_s),
+            )
+            for encoding in facts.encodings
+        ),
+    )
+
+
+def _codec_rate(bytes_per_s: float) -> str:
+    # A GPU is ten thousand times as fast as plain torch on a CPU.
+    return rate(bytes_per_s) if bytes_per_s >= 1e8 else f"{bytes_per_s / 1e6:.1f} MB/s"
 
 
 def _folders(facts: Planning) -> RenderableType:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
-from teraio.planner import Moved, Simulation, simulate
+from teraio.planner import Moved, Simulation, moved_bytes, simulate
 from teraio.records import Move, Storage, Trace
 from teraio.reports.memory import Seconds, op_seconds, op_starts
 from teraio.reports.subject import Subject
@@ -80,7 +80,7 @@ def timeline(subject: Subject) -> Timeline:
         start_s=start_s,
         end_s=end_s,
         stalls=_stalls(simulation) if simulation else (),
-        transfers=tuple(_busy(trace, moves, found, iteration_s)),
+        transfers=tuple(_busy(subject, found, iteration_s)),
         phases=tuple(_phases(trace, start_s, end_s)),
         whereabouts=_whereabouts(trace, moves, found, start_s, end_s),
     )
@@ -119,9 +119,9 @@ def within(span: Span, iteration_s: float) -> Iterator[Span]:
         yield start, end
 
 
-def _busy(
-    trace: Trace, moves: tuple[Move, ...], transfers: tuple[Moved, ...], iteration_s: float
-) -> Iterator[Busy]:
+def _busy(subject: Subject, transfers: tuple[Moved, ...], iteration_s: float) -> Iterator[Busy]:
+    moves, hardware = subject.moves, subject.hardware
+    nbytes = moved_bytes(subject.trace, hardware, moves) if hardware and transfers else []
     for transfer in transfers:
         move = moves[transfer.move]
         lasting = transfer.end_s - transfer.begin_s
@@ -130,7 +130,7 @@ def _busy(
                 tier=move.tier,
                 write=transfer.direction == "write",
                 storage=move.storage,
-                nbytes=trace.storages[move.storage].nbytes * (span[1] - span[0]) / lasting,
+                nbytes=nbytes[transfer.move] * (span[1] - span[0]) / lasting,
                 span=span,
             )
 

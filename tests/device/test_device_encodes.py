@@ -18,7 +18,7 @@ import torch
 
 import teraio
 import teraio._C as _C
-from teraio.engine import encoded_path
+from teraio.engine import coder, encoded_path
 from teraio.engine.compression import compression
 from teraio.engine.testing import send_away, stress
 from teraio.kernels import implementation, pack, unpack
@@ -68,7 +68,7 @@ def encoding(codec: str, device: str, spill: str) -> Iterator[None]:
     """A run in which every storage is sent away by ``codec``."""
     model = torch.nn.Linear(8, 8).to(device)
     teraio.offload(model, memory_budget=64 * MIB, ssd=spill, compress={"parameter": codec})
-    _C.encode_by_default(encoded_path.NAMES.index(codec))
+    _C.encode_by_default(coder.NAMES.index(codec))
     try:
         yield
     finally:

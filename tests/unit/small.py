@@ -5,6 +5,7 @@ In: short descriptions. Out: records. Must not know: how plans are made.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from teraio.planner.memory import live_by_op, memory_by_op
@@ -79,9 +80,19 @@ def move(
     )
 
 
-def plan_of(on: Trace, moves: Sequence[Move], spill_bytes: int = 1 << 20) -> Plan:
-    """A plan with honest totals."""
-    sizes = [(on.storages[m.storage].nbytes, m) for m in moves]
+def copy_bytes(on: Trace, of: Move, encodes: bool) -> int:
+    """What is written and read of a move."""
+    made = on.storages[of.storage]
+    share = on.encodings[made.encoding].share if encodes and made.encoding is not None else 1.0
+    return math.ceil(made.nbytes * share)
+
+
+def plan_of(
+    on: Trace, moves: Sequence[Move], spill_bytes: int = 1 << 20, target: Hardware | None = None
+) -> Plan:
+    """A plan with honest totals; none of the tiers encodes where ``target`` is not given."""
+    encoding = {tier.name for tier in target.tiers if tier.encodes} if target else set()
+    sizes = [(copy_bytes(on, m, m.tier in encoding), m) for m in moves]
     return Plan(
         budget_bytes=1 << 30,
         moves=tuple(moves),

@@ -5,11 +5,12 @@ In: nothing. Out: strategies. Must not know: the planner.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import strategies as st
 
-from teraio.records import Hardware, Op, Storage, Tier, Trace
+from teraio.records import Encoding, Hardware, Op, Storage, Tier, Trace
 
 
 @st.composite
@@ -77,12 +78,30 @@ def traces(draw: Any, most_ops: int = 24, most_storages: int = 10) -> Trace:
     )
     count = draw(st.integers(0, most_storages))
     items = [s for i in range(count) for s in draw(storages(n, i))]
+    known = draw(st.lists(encodings(), max_size=2))
+    if known:
+        some = st.sampled_from([None, *range(len(known))])
+        items = [replace(storage, encoding=draw(some)) for storage in items]
     return Trace(
         device="cpu",
         ops=ops,
         storages=tuple(items),
         anchors=(),
         base_bytes=draw(st.sampled_from([0, 12345])),
+        encodings=tuple(known),
+    )
+
+
+@st.composite
+def encodings(draw: Any) -> Encoding:
+    """A codec that gains much or little, and is faster or slower than tiers."""
+    rate = st.sampled_from([5e7, 1e9, 1e11])
+    return Encoding(
+        codec="lossless",
+        dtype="float32",
+        share=draw(st.sampled_from([0.05, 0.7, 1.0])),
+        encode_bytes_per_s=draw(rate),
+        decode_bytes_per_s=draw(rate),
     )
 
 
@@ -98,6 +117,7 @@ def tiers(draw: Any, name: str, capacity_bytes: int = 1 << 40) -> Tier:
         write_bytes_per_s=write,
         mixed_bytes_per_s=(read + write) * draw(st.sampled_from([0.3, 0.6, 1.0])),
         latency_s=draw(st.sampled_from([0.0, 1e-5])),
+        encodes=draw(st.booleans()),
     )
 
 

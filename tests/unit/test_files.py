@@ -21,6 +21,7 @@ from teraio.files import AnyRecord, load, save
 from teraio.planner import live_by_op, plan
 from teraio.records import (
     Bound,
+    Encoding,
     Hardware,
     MeasuredStall,
     Plan,
@@ -37,13 +38,28 @@ from teraio.records import (
 from tests.unit import strategies
 from tests.unit.traces import HOST, SSD, hardware, transformer_trace
 
-TRACE = transformer_trace(layers=1)
+PLAIN = transformer_trace(layers=1)
+ENCODING = Encoding(
+    codec="lossless",
+    dtype="float32",
+    share=0.86,
+    encode_bytes_per_s=2e11,
+    decode_bytes_per_s=3e11,
+)
+TRACE = replace(
+    PLAIN,
+    encodings=(ENCODING,),
+    storages=tuple(
+        replace(storage, encoding=0 if storage.kind == "parameter" else None)
+        for storage in PLAIN.storages
+    ),
+)
 SPILL_FOLDER = SpillFolder(folder="/mnt/nvme0", path="GPUDirect Storage", reason="the faster one")
 HARDWARE = replace(
     hardware(
         int(live_by_op(TRACE).max() * 0.5),
         HOST,
-        replace(SSD, rated_write_bytes=10**15, folders=(SPILL_FOLDER,)),
+        replace(SSD, rated_write_bytes=10**15, folders=(SPILL_FOLDER,), encodes=True),
     ),
     max_write_bytes_per_day=1e12,
 )
@@ -197,10 +213,10 @@ def test_another_kind_is_refused_by_name(tmp_path: Path) -> None:
     refused(tmp_path / "file", Trace, "holds a 'plan', not a 'trace'")
 
 
-@pytest.mark.parametrize("version", [0, 5, "1", True, None, 1.0])
+@pytest.mark.parametrize("version", [0, 6, "1", True, None, 1.0])
 def test_another_version_is_refused(version: object, tmp_path: Path) -> None:
     write(tmp_path / "file", {**document(STEP, tmp_path), "version": version})
-    refused(tmp_path / "file", StepReport, "versions 1 to 4 can be read")
+    refused(tmp_path / "file", StepReport, "versions 1 to 5 can be read")
 
 
 LATER_MEMBERS = {
@@ -212,7 +228,8 @@ LATER_MEMBERS = {
 def without_later_members(record: Plan | Hardware) -> Plan | Hardware:
     if isinstance(record, Plan):
         return replace(record, options=PlanOptions(), bounds=(), stalls=(), tiers=())
-    tiers = tuple(replace(tier, rated_write_bytes=None, folders=()) for tier in record.tiers)
+    without = {"rated_write_bytes": None, "folders": (), "encodes": False}
+    tiers = tuple(replace(tier, **without) for tier in record.tiers)
     return replace(record, tiers=tiers, max_write_bytes_per_day=None)
 
 
@@ -226,8 +243,16 @@ def test_a_file_of_version_1_loads_with_defaults_for_what_it_lacks(
         del body[name]
     for tier in body.get("tiers", ()):
         del tier["rated_write_bytes"], tier["folders"]
+        tier.pop("encodes", None)
     write(tmp_path / "file", {**content, "version": 1})
     assert load(tmp_path / "file", type(record)) == without_later_members(record)
+
+
+def test_a_trace_of_version_4_loads_without_encodings(tmp_path: Path) -> None:
+    content = document(TRACE, tmp_path)
+    del content["record"]["encodings"], content["record"]["storages"]["encoding"]
+    write(tmp_path / "file", {**content, "version": 4})
+    assert load(tmp_path / "file", Trace) == PLAIN
 
 
 def test_a_report_of_version_3_loads_without_telemetry(tmp_path: Path) -> None:
@@ -264,6 +289,10 @@ WRONG: list[tuple[AnyRecord, tuple[str, ...], object, str]] = [
     (TRACE, ("storages", "death", "0"), -2, "death is not a list of integers"),
     (TRACE, ("storages", "kind", "0"), {}, "kind is not a list of texts"),
     (TRACE, ("anchors", "op", "0"), 10**6, "op is not a list of integers"),
+    (TRACE, ("storages", "encoding", "0"), 1, "encoding is not a list of integers from 0 to 0"),
+    (TRACE, ("encodings", "0", "share"), 1.5, "share is above 1"),
+    (TRACE, ("encodings", "0", "share"), 0, "share is not a number above 0"),
+    (TRACE, ("encodings", "0", "decode_bytes_per_s"), 0.5, "not between 1 and 1e.15 bytes/s"),
     (TRACE, ("device",), 3, "device is not a text"),
     (HARDWARE, ("tiers",), {}, "tiers is not a list"),
     (HARDWARE, ("tiers", "0", "read_bytes_per_s"), 0, "not a number above 0"),

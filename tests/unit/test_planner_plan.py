@@ -23,7 +23,8 @@ from teraio.planner import (
     simulate,
     validate,
 )
-from teraio.planner.columns import Columns, Floats, Ints, columns
+from teraio.planner.arrays import Floats, Ints
+from teraio.planner.columns import Columns, columns
 from teraio.planner.extents import moves_with_extents
 from teraio.planner.rounding import NOWHERE
 from teraio.planner.selection import Selection
@@ -99,7 +100,7 @@ def test_every_way_of_planning_keeps_the_rules(
     selection.cover(machine.budget_bytes)
     timing = timed(on, machine, selection.tier_of, op_s, tuning, machine.budget_bytes, reuse)
     moves, spill_bytes = moves_with_extents(trace, machine, timing.choices(tuning.pace))
-    made = plan_of(trace, moves, spill_bytes)
+    made = plan_of(trace, moves, spill_bytes, machine)
     if all(use.space_bytes <= tier.capacity_bytes for use, tier in uses(trace, machine, moves)):
         validate(trace, machine, made)
     assert made.peak_bytes <= machine.budget_bytes

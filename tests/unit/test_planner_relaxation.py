@@ -122,10 +122,10 @@ def random_moves(draw: Any, on: Trace) -> list[Move]:
 @settings(max_examples=300, deadline=None)
 def test_no_valid_plan_beats_it(on: Trace, data: st.DataObject) -> None:
     moves = random_moves(data.draw, on)
-    made = plan_of(on, moves, 1 << 30)
     tier = data.draw(strategies.tiers("ssd"))
-    budget = made.peak_bytes
-    machine = Hardware(name="random", budget_bytes=budget, tiers=(tier,))
+    machine = Hardware(name="random", budget_bytes=1 << 40, tiers=(tier,))
+    made = plan_of(on, moves, 1 << 30, machine)
+    machine = replace(machine, budget_bytes=made.peak_bytes)
     validate(on, machine, made)
     simulated_s = simulate(on, machine, moves).iteration_s
     assert simulated_s >= bound_s(on, machine) * (1 - 1e-9) - 1e-12

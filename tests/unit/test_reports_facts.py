@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, replace
 from io import StringIO
 from pathlib import Path
@@ -36,7 +37,7 @@ from tests.unit.cli import run
 from tests.unit.reports_data import PLAN, TRACE, run_report, subjects
 from tests.unit.small import storage, trace
 from tests.unit.test_planner_recomputation import SLOW, pointwise
-from tests.unit.traces import hardware, transformer_trace
+from tests.unit.traces import SSD, encoded, hardware, transformer_trace
 
 AT_IDEAL = Explanation(
     predicted_s=8.27 + 1e-14,
@@ -183,6 +184,26 @@ def test_a_plan_for_a_measured_machine_says_by_which_way_its_bytes_move_and_why(
     assert facts.folders == (folder,)
     text = shown(planning_text(facts, "run"))
     assert "/mnt/[b]nvme0: GPUDirect Storage (the faster one)" in text
+
+
+def test_a_plan_with_codecs_counts_encoded_bytes_everywhere() -> None:
+    plain = transformer_trace(layers=2)
+    on = encoded(plain, share=0.5)
+    drive = replace(SSD, encodes=True)
+    target = hardware(int(live_by_op(plain).max() * 0.6), drive)
+    made = plan(on, target)
+    run = replace(run_report(), phase="planned", trace=on, plan=made, hardware=target, steps=())
+    subject = subject_of(run, "run")
+    facts = planning(subject)
+    moved = made.read_bytes, made.written_bytes
+    (use,) = facts.tiers
+    assert (use.read_bytes, use.written_bytes) == moved
+    assert sum(kind.read_bytes for kind in facts.kinds) == made.read_bytes
+    assert sum(kind.written_bytes for kind in facts.kinds) == made.written_bytes
+    assert sum(busy.nbytes for busy in timeline(subject).transfers) == pytest.approx(sum(moved))
+    text = shown(planning_text(facts, "run"))
+    assert re.search(r"lossless +float32 +50\.0 % ", text)
+    assert not planning(reports_data.subject()).encodings
 
 
 def test_at_ideal_speed_nothing_is_explained_away() -> None:

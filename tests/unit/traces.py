@@ -6,7 +6,9 @@ In: sizes of the model. Out: Traces and Hardware. Must not know: how plans are m
 
 from __future__ import annotations
 
-from teraio.records import Anchor, Hardware, Kind, Op, Phase, Storage, Tier, Trace
+from dataclasses import replace
+
+from teraio.records import Anchor, Encoding, Hardware, Kind, Op, Phase, Storage, Tier, Trace
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -271,3 +273,16 @@ def transformer_trace(
         grads[name].death = None
         twins[name].death = -1 if zero_grad == "start" else freed_after
     return b.trace(ideal_s, base_bytes=8 * MIB)
+
+
+def encoded(on: Trace, *, share: float, bytes_per_s: float = 1e12) -> Trace:
+    """The trace with all storages encoded by a codec that is as fast both ways."""
+    encoding = Encoding(
+        codec="lossless",
+        dtype="float32",
+        share=share,
+        encode_bytes_per_s=bytes_per_s,
+        decode_bytes_per_s=bytes_per_s,
+    )
+    storages = tuple(replace(s, encoding=0) for s in on.storages)
+    return replace(on, storages=storages, encodings=(encoding,))
