@@ -48,13 +48,12 @@ class Offloaded(Eager):
             bound_s=report.bound_s,
         )
 
-    def close(self) -> None:
-        library.restore(self.model)
-
 
 def teraio(job: Job) -> Training:
-    model = build_model(SHAPES[job.shape], job.dtype, job.device)
+    # A model larger than the limit never is on the device as a whole.
+    model = build_model(SHAPES[job.shape], job.dtype, "cpu", source=job.device)
     settings: dict[str, object] = {
+        "device": job.device,
         "memory_budget": job.budget_bytes,
         "ssd": list(job.ssd) or None,
         "optimizer_in_backward": job.in_backward,

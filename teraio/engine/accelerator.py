@@ -27,6 +27,12 @@ _NEEDED = (
 )
 
 
+# By so much segments of CUDA's allocator grow at once; of small budgets no more than this part is
+# left for it.
+_MAPPED_AT_ONCE = 20 << 20
+_MAPPED_SHARE = 32
+
+
 class Accelerator:
     """One device other than CUDA's, by the functions of its module ``torch.NAME``.
 
@@ -51,6 +57,10 @@ class Accelerator:
         """Bytes of the device's memory that nobody uses, and of all of it."""
         free, total = self._module.get_memory_info()
         return int(free), int(total)
+
+    def limit_for(self, budget_bytes: int) -> int:
+        """The limit with which the allocator stays within a budget."""
+        return budget_bytes
 
     def limit_memory(self, nbytes: int | None) -> None:
         """What PyTorch's allocator may reserve on the device; None: all."""
@@ -103,6 +113,11 @@ class CudaAccelerator(Accelerator):
     def free_and_total_bytes(self) -> tuple[int, int]:
         free, total = torch.cuda.mem_get_info(self.device)
         return int(free), int(total)
+
+    def limit_for(self, budget_bytes: int) -> int:
+        # Where a segment grows, the allocator holds against its limit what was asked for, and then
+        # maps whole pieces.
+        return budget_bytes - min(_MAPPED_AT_ONCE, budget_bytes // _MAPPED_SHARE)
 
     def limit_memory(self, nbytes: int | None) -> None:
         if nbytes is not None:

@@ -51,7 +51,9 @@ void copy(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
 TORCH_LIBRARY_IMPL(aten, CUDA, m) {
   const std::unordered_set<std::string> own = {"aten::native_dropout", "aten::native_dropout_backward",
                                                "aten::_fused_sdp_choice", "aten::histc", "aten::convolution",
-                                               "aten::convolution_backward"};
+                                               "aten::convolution_backward", "aten::native_layer_norm",
+                                               "aten::native_layer_norm_backward", "aten::native_group_norm",
+                                               "aten::native_group_norm_backward"};
   m.impl("convolution", torch::CppFunction::makeFromBoxedFunction<&launch_op>());
   m.impl("convolution_backward", torch::CppFunction::makeFromBoxedFunction<&launch_op>());
   m.impl("copy_", torch::CppFunction::makeFromBoxedFunction<&copy>());

@@ -49,6 +49,24 @@ void launch_histogram(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   stack->back() = stack->back().toTensor().to(type);
 }
 
+// Norms of 16-bit values have statistics in float32 on CUDA and on the meta device, but not on the CPU.
+void launch_norm(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
+  const bool backward = op.schema().name().ends_with("_backward");
+  const auto arguments = torch::jit::last(*stack, op.schema().arguments().size());
+  const c10::ScalarType type = arguments[0].toTensor().scalar_type();
+  if (!c10::isReducedFloatingType(type)) return launch_op(op, stack);
+  const size_t first = stack->size() - op.schema().arguments().size();
+  for (size_t i = first; i < stack->size(); ++i) {
+    c10::IValue& value = (*stack)[i];
+    if (value.isTensor() && value.toTensor().defined()) value = value.toTensor().to(at::kFloat);
+  }
+  launch_op(op, stack);
+  for (size_t i = first; i < (backward ? stack->size() : first + 1); ++i) {
+    c10::IValue& value = (*stack)[i];
+    if (value.isTensor() && value.toTensor().defined()) value = value.toTensor().to(type);
+  }
+}
+
 constexpr int64_t kMathAttention = 0;  // at::SDPBackend::math
 
 int64_t choose_attention(const at::Tensor& /*query*/, const at::Tensor& /*key*/, const at::Tensor& /*value*/,
@@ -62,6 +80,10 @@ TORCH_LIBRARY_IMPL(aten, SIM_DEVICE_TYPE, m) {
   m.impl("native_dropout_backward", &at::native::native_dropout_backward);
   m.impl("_fused_sdp_choice", &choose_attention);
   m.impl("histc", torch::CppFunction::makeFromBoxedFunction<&launch_histogram>());
+  for (const char* norm : {"native_layer_norm", "native_layer_norm_backward", "native_group_norm",
+                           "native_group_norm_backward"}) {
+    m.impl(norm, torch::CppFunction::makeFromBoxedFunction<&launch_norm>());
+  }
 }
 
 }  // namespace
