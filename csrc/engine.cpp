@@ -80,6 +80,7 @@ void Engine::bring_back() {
   budget_ = limit_ = ~uint64_t{0};
   unfollow_locked();
   recording_.reset();
+  device_waits_.clear();
   mode_changed();
   for (size_t i = 0; i < blocks_.size(); ++i) {
     const uint64_t id = blocks_[i]->id;
@@ -203,7 +204,15 @@ void Engine::use_on(Block* block, const c10::Stream& stream) {
   if (!block->device) return;
   auto& streams = block->device->streams;
   if (std::find(streams.begin(), streams.end(), stream) != streams.end()) return;
-  if (block->ready) block->ready->block(stream);
+  if (block->ready) {
+    Frame& f = frame();
+    if (f.stream && *f.stream == stream && !block->ready->query()) {
+      begin_wait();
+      note_stall(block->trace_index, false, 1);  // it is the device that waits
+      f.waited = true;
+    }
+    block->ready->block(stream);
+  }
   streams.push_back(stream);
 }
 
@@ -294,14 +303,18 @@ void Engine::bring_in(Frame& f, const std::vector<Operand>& operands, bool begin
     settled = settled && (!operand.write || operand.block->dependents.empty());
   }
   const bool cramped = begins && used() + need_of(f) > budget_;
-  if ((!missing && !cramped && settled) || forked_) return;
-  lock.release_gil(gil);
-  if (missing || !settled) make_resident(f, lock);
-  if (begins) {
-    let_others_have_room(lock);
-    make_room_if_possible(need_of(f), lock);  // it may need less
+  if ((missing || cramped || !settled) && !forked_) {
+    lock.release_gil(gil);
+    if (missing || !settled) make_resident(f, lock);
+    if (begins) {
+      let_others_have_room(lock);
+      make_room_if_possible(need_of(f), lock);  // it may need less
+    }
   }
-  if (f.waited && begins && recording_) f.resumed = accelerator_->event(*f.stream, true);
+  end_wait();
+  if (f.depth > 1) return;
+  if (f.waited && begins && recording_ && !f.began) f.resumed = accelerator_->event(*f.stream, true);
+  f.began = true;
 }
 
 // An exception can't leave an observer's callback. So the failure is kept: the op's next allocation raises
@@ -362,8 +375,9 @@ void Engine::end_op(Frame& f, const std::optional<Place>& place) {
   Lock lock(*this);
   if (!done_.empty()) drain();
   ++op_counter_;
+  end_wait();
   if (f.entered) --pinning_threads_;
-  f.entered = false;
+  f.entered = f.began = false;
   if (place && !forked_) count_use(f, *place);
   for (const auto& pinned : f.pinned) {
     const bool hidden = f.opaque || (f.nested && pinned.block->dtype == c10::ScalarType::Long);
@@ -416,7 +430,7 @@ void Engine::count_use(Frame& f, const Place& place) {
     const int64_t most = f.stream ? f.most : f.logical_peak - f.logical_begin;
     recording_->ops.push_back({f.name, place.module, static_cast<uint8_t>(place.phase), std::max<int64_t>(0, duration),
                                std::max<int64_t>(0, most - born), f.calls});
-    if (f.stream) op_times_.push_back({std::move(f.resumed), accelerator_->event(*f.stream, true)});
+    if (f.stream) op_times_.push_back({std::move(f.resumed), accelerator_->event(*f.stream, true), 0});
   }
   if (!schedule_) return;
   const int64_t at = schedule_->match(signature_of(f.name, place.module, place.phase));
@@ -474,6 +488,7 @@ void Engine::begin_iteration_locked() {
   drain();
   stats_ = {};
   stalls_.clear();
+  device_waits_.clear();
   peak_ = used();
   logical_peak_ = logical_;
   last_op_stall_ns_ = recompute_ns_ = 0;
@@ -484,6 +499,7 @@ IterationStats Engine::end_iteration() {
   const Lock lock(*this);
   drain();
   const int64_t end = now_ns();
+  settle_waits(false);
   IterationStats stats = stats_;
   stats.duration_ns = end - iteration_begin_ns_;
   iteration_begin_ns_ = end;
@@ -523,8 +539,9 @@ void Engine::record(bool on) {
   const Lock lock(*this);
   recording_ = on ? std::make_unique<Recording>() : nullptr;
   op_times_.clear();
+  for (DeviceWait& wait : device_waits_) wait.op.reset();
   if (recording_ && accelerator_ != nullptr) {
-    op_times_.push_back({std::nullopt, accelerator_->event(accelerator_->stream(), true)});
+    op_times_.push_back({std::nullopt, accelerator_->event(accelerator_->stream(), true), 0});
   }
   last_op_end_ns_ = now_ns();
   last_op_stall_ns_ = stats_.stall_ns;
@@ -547,12 +564,14 @@ Recording Engine::take_recording() {
 
 // An op takes the device from the end of the op before to its own end, without what it waited for to begin.
 void Engine::time_ops(Recording& recording) {
+  settle_waits(true);
   if (op_times_.size() != recording.ops.size() + 1) return;
   op_times_.back().end.synchronize();
   for (size_t i = 0; i < recording.ops.size(); ++i) {
     const OpTime& time = op_times_[i + 1];
     const c10::Event& begin = time.begin ? *time.begin : op_times_[i].end;
-    recording.ops[i].duration_ns = std::max<int64_t>(0, static_cast<int64_t>(begin.elapsedTime(time.end) * 1e6));
+    const auto duration_ns = static_cast<int64_t>(begin.elapsedTime(time.end) * 1e6);
+    recording.ops[i].duration_ns = std::max<int64_t>(0, duration_ns - time.waited_ns);
   }
   op_times_.clear();
 }

@@ -41,6 +41,14 @@ struct Operand {
   bool write;
 };
 
+// An op of the training loop waited for data that was coming, or for memory that was still leaving.
+struct Stall {
+  uint32_t op;      // by the trace's count, as far as it is known
+  int32_t storage;  // of the trace: what was coming; -1 for one it doesn't know, or a new one
+  bool memory;
+  int64_t ns;
+};
+
 // One outermost op of a thread, with all that it calls; between ops it is empty.
 struct Frame {
   struct Pinned {
@@ -59,9 +67,12 @@ struct Frame {
   int64_t logical_peak = 0;
   uint32_t calls = 0;        // the pattern of kernels that it came down to (see calls.h)
   bool waited = false;       // for data or memory, before it began
+  bool began = false;        // its operands are there, as far as they can be
   std::optional<c10::Stream> stream;       // of the device; where the op's work is issued
   std::optional<c10::Stream> also_stream;  // another that the op says will use its operand (record_stream)
   std::optional<c10::Event> resumed;       // when the device went on after a wait
+  std::optional<c10::Event> wait_begun;    // what the device does until it may have to wait
+  std::vector<Stall> stalls;               // what it is, since then
   int64_t beside_before = 0;               // bytes of the device that no block had, as the op began
   int64_t used_before = 0;                 // bytes of blocks, when its operands were there
   int64_t born_before = 0;                 // of these, bytes that no op had had before
@@ -82,14 +93,6 @@ struct Frame {
 struct Place {
   Phase phase;
   uint32_t module;
-};
-
-// An op of the training loop waited for data that was coming, or for memory that was still leaving.
-struct Stall {
-  uint32_t op;      // by the trace's count, as far as it is known
-  int32_t storage;  // of the trace: what was coming; -1 for one it doesn't know, or a new one
-  bool memory;
-  int64_t ns;
 };
 
 struct IterationStats {
@@ -316,6 +319,11 @@ class Engine {
   uint64_t planned_bytes(const Block* block) const { return schedule_->sizes[static_cast<size_t>(block->trace_index)]; }
   void wait(Lock& lock, int32_t storage = -1, bool memory = false);
   void note_stall(int32_t storage, bool memory, int64_t ns);
+  void count_stall(const Stall& stall);
+  int64_t noted_ns() const;
+  void begin_wait();
+  void end_wait();
+  void settle_waits(bool all);
 
   struct Slot {
     TierKind tier;
@@ -451,8 +459,16 @@ class Engine {
   struct OpTime {
     std::optional<c10::Event> begin;  // where it isn't the end of the op before
     c10::Event end;
+    int64_t waited_ns = 0;  // in its middle
   };
   std::vector<OpTime> op_times_;  // of the recording, on a device
+  // See [Note: stalls of a device].
+  struct DeviceWait {
+    c10::Event begin, end;
+    std::vector<Stall> stalls;   // what the host waited for meanwhile
+    std::optional<size_t> op;    // of the recording, in the middle of which it was
+  };
+  std::deque<DeviceWait> device_waits_;
   int64_t last_op_end_ns_ = 0;
   int64_t last_op_stall_ns_ = 0;
   int64_t recompute_ns_ = 0;  // of ops run again within this op
@@ -460,7 +476,7 @@ class Engine {
   std::vector<Block*> bound_;          // block of each storage of the trace
   std::deque<uint64_t> fetch_queue_;   // blocks whose fetch is due and waits for memory
   IterationStats stats_;
-  std::vector<Stall> stalls_;  // of this iteration, in order
+  std::vector<Stall> stalls_;  // of this iteration, in the order of their ends
   int64_t iteration_begin_ns_ = 0;
 
  public:

@@ -363,12 +363,13 @@ bool Engine::free_memory() {
   Frame& f = frame();
   if (!active() || forked_ || f.freeing) return false;
   f.freeing = true;
-  const int64_t begin = now_ns();
-  int64_t stall_ns = 0;
+  int64_t begin = 0, noted = 0;
   bool freed = false;
   try {
     Lock lock(*this);
-    stall_ns = stats_.stall_ns;
+    begin_wait();
+    begin = now_ns();
+    noted = noted_ns();
     freed = find_pieces(f, lock);
   } catch (const std::exception& error) {
     // What the allocator raises then says nothing of it.
@@ -376,7 +377,8 @@ bool Engine::free_memory() {
   }
   if (f.training) {
     const Lock lock(*this);
-    note_stall(-1, true, now_ns() - begin - (stats_.stall_ns - stall_ns));
+    note_stall(-1, true, now_ns() - begin - (noted_ns() - noted));
+    end_wait();
   }
   f.freeing = false;
   return freed;

@@ -5,6 +5,7 @@
 #include <cerrno>
 #include <chrono>
 #include <cstring>
+#include <numeric>
 #include <thread>
 #include <utility>
 
@@ -32,6 +33,7 @@ void Engine::wait(Lock& lock, int32_t storage, bool memory) {
     drain();
     return;
   }
+  begin_wait();
   const int64_t begin = now_ns();
   const uint64_t seen = events_;
   ++waiters_;
@@ -52,6 +54,7 @@ void Engine::let_others_have_room(Lock& lock) {
   Frame& f = frame();
   const bool holds = !f.pinned.empty() || f.apart || f.freeing || at::get_thread_num() > 0;
   if (short_of_room_ == 0 || holds) return;
+  begin_wait();
   const int64_t begin = now_ns();
   const int self = f.entered ? 1 : 0;
   waiting_threads_ += self;
@@ -65,16 +68,74 @@ void Engine::let_others_have_room(Lock& lock) {
 }
 
 void Engine::note_stall(int32_t storage, bool memory, int64_t ns) {
-  stats_.stall_ns += ns;
   const uint32_t op = schedule_ ? schedule_->position() : static_cast<uint32_t>(stats_.ops);
+  Frame& f = frame();
+  if (f.wait_begun) {
+    f.stalls.push_back({op, storage, memory, ns});
+  } else {
+    count_stall({op, storage, memory, ns});
+  }
+}
+
+void Engine::count_stall(const Stall& stall) {
+  stats_.stall_ns += stall.ns;
   if (!stalls_.empty()) {
     Stall& last = stalls_.back();
-    if (last.op == op && last.storage == storage && last.memory == memory) {
-      last.ns += ns;
+    if (last.op == stall.op && last.storage == stall.storage && last.memory == stall.memory) {
+      last.ns += stall.ns;
       return;
     }
   }
-  stalls_.push_back({op, storage, memory, ns});
+  stalls_.push_back(stall);
+}
+
+// What the running thread has waited so far.
+int64_t Engine::noted_ns() const {
+  const auto& stalls = frame().stalls;
+  return std::accumulate(stalls.begin(), stalls.end(), stats_.stall_ns,
+                         [](int64_t sum, const Stall& stall) { return sum + stall.ns; });
+}
+
+// [Note: stalls of a device]
+// The host issues ops ahead of a device, so while it waits the device may be busy; and a stream may wait for a copy that
+// the host has left behind. What counts is how long the device stands still: from the end of what was issued before the
+// wait, to what is issued after it. Two events tell when the device has got there. It counts for what the host waited
+// for meanwhile. Results that are made again within are work.
+void Engine::begin_wait() {
+  Frame& f = frame();
+  if (f.stream && f.training && !f.wait_begun) f.wait_begun = accelerator_->event(*f.stream, true);
+}
+
+void Engine::end_wait() {
+  Frame& f = frame();
+  if (!f.wait_begun) return;
+  std::optional<size_t> op;
+  if (recording_ && f.began) op = recording_->ops.size();
+  device_waits_.push_back({std::move(*f.wait_begun), accelerator_->event(*f.stream, true), std::move(f.stalls), op});
+  f.wait_begun.reset();
+  f.stalls.clear();
+}
+
+// Those to whose end the device has come, or all.
+void Engine::settle_waits(bool all) {
+  for (; !device_waits_.empty(); device_waits_.pop_front()) {
+    DeviceWait& wait = device_waits_.front();
+    if (all) {
+      wait.end.synchronize();
+    } else if (!wait.end.query()) {
+      return;
+    }
+    const auto ns = std::max<int64_t>(0, static_cast<int64_t>(wait.begin.elapsedTime(wait.end) * 1e6));
+    int64_t host_ns = 0;
+    for (const Stall& stall : wait.stalls) host_ns += stall.ns;
+    for (Stall& stall : wait.stalls) {
+      const double share = host_ns > 0 ? static_cast<double>(stall.ns) / static_cast<double>(host_ns) : 0.0;
+      stall.ns = static_cast<int64_t>(static_cast<double>(ns) * share);
+      count_stall(stall);
+    }
+    // The first of these times is of the recording's begin.
+    if (wait.op && *wait.op + 1 < op_times_.size()) op_times_[*wait.op + 1].waited_ns += ns;
+  }
 }
 
 void Engine::fetch_now(Block* block, Lock& lock) {
@@ -172,6 +233,7 @@ bool Engine::looks_on(uint64_t nbytes) {
 // Until one has let go of what it uses. False if none is under way, or the op has waited long enough for them: they may be
 // waiting for what this process would send later. `begun_ns`: since when it has, 0 if it hasn't yet.
 bool Engine::wait_for_collective(Lock& lock, int64_t& begun_ns) {
+  begin_wait();
   const int64_t begin = now_ns();
   if (begun_ns == 0) begun_ns = begin;
   const uint64_t seen = events_;

@@ -128,7 +128,8 @@ void Engine::recompute(Block* block, Lock& lock) {
   }
   Frame& f = frame();
   const int waiting = f.entered ? 1 : 0;
-  const int64_t begin = now_ns(), stall = stats_.stall_ns;
+  end_wait();
+  const int64_t begin = now_ns(), noted = noted_ns();
   block->state = State::kComing;
   ++block->pins;  // so that it stays what it is
   waiting_threads_ += waiting;
@@ -178,7 +179,7 @@ void Engine::recompute(Block* block, Lock& lock) {
     block->state = State::kAway;
   }
   f.waited = true;
-  if (f.training) recompute_ns_ += (now_ns() - begin) - (stats_.stall_ns - stall);
+  if (f.training) recompute_ns_ += (now_ns() - begin) - (noted_ns() - noted);
   if (--block->pins == 0 && block->dead) bury(block);
   notify();
   lock.unlock();

@@ -22,8 +22,8 @@ def pass_for_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     measured = teraio.runtime.hardware
     rates = {f"{what}_bytes_per_s": _SLOW_BYTES_PER_S for what in ("read", "write", "mixed")}
 
-    def slow(*args: Any) -> Hardware:
-        found: Hardware = measured(*args)
+    def slow(*args: Any, **kwargs: Any) -> Hardware:
+        found: Hardware = measured(*args, **kwargs)
         tiers = (replace(t, **rates) if t.name == "ssd" else t for t in found.tiers)
         return replace(found, tiers=tuple(tiers))
 

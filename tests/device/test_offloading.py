@@ -117,6 +117,28 @@ def test_training_that_makes_results_again_is_equal(
     assert again > 0 or "checkpointing" in case.features
 
 
+def test_a_stall_is_the_time_in_which_the_device_stands_still(accelerator: str, spill: str) -> None:
+    """The host waits for almost all of the step, as the device is slow and the host runs ahead."""
+    case = Case("llama", steps=6, device=accelerator)
+    _, peak = plain(case)
+    start_anew(accelerator)
+    training = Training(case)
+    teraio.offload(training.model, memory_budget=peak * 40 // 100, ssd=spill)
+    delay_kernels(accelerator, 1000)
+    try:
+        training.run()
+        report = teraio.report(training.model)
+    finally:
+        delay_kernels(accelerator, 0)
+        teraio.restore(training.model)
+    assert report.ideal_s is not None
+    for step in report.steps[-3:]:
+        assert step.read_bytes > 0
+        # Both are measured with the same delays; they may be longer in one step than in another.
+        assert step.stall_s < step.duration_s - 0.5 * report.ideal_s
+        assert 0 < sum(stall.seconds for stall in step.stalls) <= step.stall_s + 1e-9
+
+
 def train(case: Case, share: int, spill: str, host_share: int = 0) -> teraio.RunReport:
     """Under a budget of ``share`` % of the peak, and under stress; equal to what it is without."""
     expected, peak = plain(case)
