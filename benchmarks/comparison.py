@@ -46,7 +46,7 @@ class Comparison:
     dtype: str
     entries: tuple[Entry, ...]
     warm_up: int = 4
-    timed: int = 6
+    timed: int = 5
 
     @property
     def name(self) -> str:

@@ -58,13 +58,11 @@ SUITES = {
                 shape="llama-13m",
                 dtype="fp32",
                 entries=(*_teraio(0.75, 0.6), *_plain(*_PYTORCH, *_DEEPSPEED), *_SWAP, *_HOST),
-                timed=5,
             ),
             Comparison(
                 shape="gpt-13m",
                 dtype="bf16",
                 entries=(*_teraio(0.75), *_plain("checkpointing", "zero3", "infinity")),
-                timed=5,
             ),
         ),
     ),
