@@ -52,7 +52,7 @@ sanitize: $(VENV)/.built
 # Everything that only a GPU can show; the results are in build/gpu.
 gpu: $(VENV)/.built
 	mkdir -p build/gpu
-	TERAIO_REQUIRE=gpu $(BIN)/python -m pytest -m gpu --junitxml build/gpu/tests.xml
+	TERAIO_REQUIRE=gpu $(BIN)/python -m pytest -m gpu -n $(TEST_WORKERS) --dist loadfile --junitxml build/gpu/tests.xml
 	$(BIN)/python -m benchmarks --suite gpu --output build/gpu/suite.json
 	$(BIN)/python -m benchmarks micro pack drive --output build/gpu
 	$(BIN)/python -m benchmarks report build/gpu/suite.json build/gpu/pack.json build/gpu/drive.json

@@ -7,7 +7,9 @@ or one of teraio's does not count. Must not know: how a run is made, how a table
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -24,7 +26,7 @@ from benchmarks.report import report, report_page
 from benchmarks.results import collect, load, save
 from benchmarks.rotation import Place, run_all
 from benchmarks.rows import rows
-from benchmarks.suites import SUITES, Suite
+from benchmarks.suites import DEEPSPEED, SUITES, Suite
 from benchmarks.systems import SYSTEMS
 from benchmarks.tables import document
 from benchmarks.worker import ROOT
@@ -49,6 +51,9 @@ def _suite(arguments: list[str]) -> int:
     base = options.ssd or [str(ROOT / "build" / "spill")]
     for folder in base:
         Path(folder).mkdir(parents=True, exist_ok=True)
+    chosen = comparisons_of(suite, options.comparison, options.system)
+    if any(entry.system in DEEPSPEED for one in chosen for entry in one.entries):
+        _prepare_deepspeed(console)
     minutes = suite.minutes if options.minutes is None else options.minutes
     place = Place(
         device=suite.device,
@@ -57,7 +62,7 @@ def _suite(arguments: list[str]) -> int:
         deadline=time.monotonic() + 60 * minutes,
     )
     compared = run_all(
-        comparisons_of(suite, options.comparison, options.system),
+        chosen,
         place,
         lambda text: console.print(f"[dim]{datetime.now(UTC):%H:%M:%S}[/] {text}"),
     )
@@ -65,6 +70,16 @@ def _suite(arguments: list[str]) -> int:
     save(results, options.output or _new_file(options.suite))
     print(document(results))
     return 0 if all_ours_count(results) else 1
+
+
+def _prepare_deepspeed(console: Console) -> None:
+    """Before the suite's time begins, as it takes minutes once on a machine."""
+    if importlib.util.find_spec("deepspeed") is None:
+        return
+    console.print("[dim]DeepSpeed compiles its native parts where that has not been done yet[/]")
+    command = [sys.executable, "-m", "benchmarks.systems.zero"]
+    # A run that can't do without them says so itself.
+    subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def comparisons_of(

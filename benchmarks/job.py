@@ -91,7 +91,9 @@ class Outcome:
 
     @property
     def host_peak_bytes(self) -> int:
-        return max(self.build_peak_bytes, *(step.host_peak_bytes for step in self.steps))
+        steps = max(step.host_peak_bytes for step in self.steps)
+        # For a GPU, models are made in host memory, whatever the system needs.
+        return max(self.build_peak_bytes, steps) if self.device_peak_bytes is None else steps
 
     @property
     def device_peak_bytes(self) -> int | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from benchmarks.comparison import Comparison, Entry
 
-_DEEPSPEED = ("zero2", "zero3", "infinity-optimizer", "infinity", "infinity-small")
+DEEPSPEED = ("zero2", "zero3", "infinity-optimizer", "infinity", "infinity-small")
 _PYTORCH = ("checkpointing", "save-on-cpu", "torchao", "fsdp")
 
 
@@ -57,7 +57,7 @@ SUITES = {
             Comparison(
                 shape="llama-13m",
                 dtype="fp32",
-                entries=(*_teraio(0.75, 0.6), *_plain(*_PYTORCH, *_DEEPSPEED), *_SWAP, *_HOST),
+                entries=(*_teraio(0.75, 0.6), *_plain(*_PYTORCH, *DEEPSPEED), *_SWAP, *_HOST),
             ),
             Comparison(
                 shape="gpt-13m",
@@ -125,7 +125,7 @@ SUITES = {
                 entries=(
                     *_teraio(0.5),
                     *_HOST,
-                    *_plain(*_DEEPSPEED, *_PYTORCH),
+                    *_plain(*DEEPSPEED, *_PYTORCH),
                     *_teraio(0.8, 0.65, 0.35, 0.2),
                     Entry(system="teraio", share=0.5, drives=1),
                     Entry(system="teraio", share=0.5, drives=2),
@@ -134,7 +134,7 @@ SUITES = {
             Comparison(
                 shape="llama-3b",
                 dtype="bf16",
-                entries=(*_teraio(0.7, 0.5, 0.35), *_HOST, *_plain(*_DEEPSPEED, *_PYTORCH)),
+                entries=(*_teraio(0.7, 0.5, 0.35), *_HOST, *_plain(*DEEPSPEED, *_PYTORCH)),
             ),
             _few("llama-1b", "fp32"),
             _few("llama-8b", "bf16"),

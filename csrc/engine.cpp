@@ -206,12 +206,15 @@ void Engine::use_on(Block* block, const c10::Stream& stream) {
   if (std::find(streams.begin(), streams.end(), stream) != streams.end()) return;
   if (block->ready) {
     Frame& f = frame();
-    if (f.stream && *f.stream == stream && !block->ready->query()) {
+    const bool waits = f.training && f.stream && *f.stream == stream && !block->ready->query();
+    if (waits) {
+      end_wait();  // of other things
       begin_wait();
       note_stall(block->trace_index, false, 1);  // it is the device that waits
       f.waited = true;
     }
     block->ready->block(stream);
+    if (waits) end_wait();
   }
   streams.push_back(stream);
 }
@@ -642,6 +645,7 @@ void Engine::hold_locked(Block* block, c10::StorageImpl* storage, Lock& lock) {
     unpin(block);
     throw;
   }
+  end_wait();
   open(block, storage);
 }
 

@@ -72,7 +72,7 @@ struct Frame {
   std::optional<c10::Stream> also_stream;  // another that the op says will use its operand (record_stream)
   std::optional<c10::Event> resumed;       // when the device went on after a wait
   std::optional<c10::Event> wait_begun;    // what the device does until it may have to wait
-  std::vector<Stall> stalls;               // what it is, since then
+  std::vector<Stall> stalls;               // what the host has waited for since then
   int64_t beside_before = 0;               // bytes of the device that no block had, as the op began
   int64_t used_before = 0;                 // bytes of blocks, when its operands were there
   int64_t born_before = 0;                 // of these, bytes that no op had had before

@@ -350,7 +350,7 @@ void Engine::note_need(Frame& f) {
   // Where other storages left meanwhile, the allocator's peak hides as much of the op's. The blocks that it had at once
   // are known all the same.
   f.most = std::max(accelerator_->allocated().peak - f.beside_before - f.used_before, f.logical_peak - f.logical_begin);
-  if (f.most > 0 && static_cast<uint64_t>(f.most) > headroom_) headroom_ = static_cast<uint64_t>(f.most);
+  raise_to(headroom_, static_cast<uint64_t>(std::max<int64_t>(f.most, 0)));
 }
 
 // [Note: out of memory]
@@ -363,22 +363,17 @@ bool Engine::free_memory() {
   Frame& f = frame();
   if (!active() || forked_ || f.freeing) return false;
   f.freeing = true;
-  int64_t begin = 0, noted = 0;
   bool freed = false;
   try {
     Lock lock(*this);
     begin_wait();
-    begin = now_ns();
-    noted = noted_ns();
+    const int64_t begin = now_ns(), noted = noted_ns();
     freed = find_pieces(f, lock);
+    if (f.training) note_stall(-1, true, now_ns() - begin - (noted_ns() - noted));
+    end_wait();
   } catch (const std::exception& error) {
     // What the allocator raises then says nothing of it.
     TORCH_WARN("teraio could not move anything out of the device's memory: ", error.what());
-  }
-  if (f.training) {
-    const Lock lock(*this);
-    note_stall(-1, true, now_ns() - begin - (noted_ns() - noted));
-    end_wait();
   }
   f.freeing = false;
   return freed;

@@ -100,7 +100,8 @@ int64_t Engine::noted_ns() const {
 // The host issues ops ahead of a device, so while it waits the device may be busy; and a stream may wait for a copy that
 // the host has left behind. What counts is how long the device stands still: from the end of what was issued before the
 // wait, to what is issued after it. Two events tell when the device has got there. It counts for what the host waited
-// for meanwhile. Results that are made again within are work.
+// for meanwhile. Results that are made again within are work. What the device has not got to when an iteration ends for
+// the host counts in the next one: to wait for it would keep the host from running ahead.
 void Engine::begin_wait() {
   Frame& f = frame();
   if (f.stream && f.training && !f.wait_begun) f.wait_begun = accelerator_->event(*f.stream, true);
@@ -110,7 +111,7 @@ void Engine::end_wait() {
   Frame& f = frame();
   if (!f.wait_begun) return;
   std::optional<size_t> op;
-  if (recording_ && f.began) op = recording_->ops.size();
+  if (recording_ && f.began && !f.apart) op = recording_->ops.size();
   device_waits_.push_back({std::move(*f.wait_begun), accelerator_->event(*f.stream, true), std::move(f.stalls), op});
   f.wait_begun.reset();
   f.stalls.clear();

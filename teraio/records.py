@@ -265,7 +265,8 @@ class Plan:
     """The moves of one iteration, and what they are predicted to give.
 
     ``ideal_s`` is the iteration without any limit on memory, ``bound_s`` a time that no plan can
-    beat (the greatest of ``bounds``), ``predicted_s`` the time of this plan. ``spill_bytes`` is the
+    beat (the greatest of ``bounds``), ``predicted_s`` the time of this plan. ``read_bytes`` and
+    ``written_bytes`` are of copies as they are on the tiers, encoded or not. ``spill_bytes`` is the
     size of the largest tier's spill space. ``stalls`` are the longest that are predicted, the
     longest first; all of them add up to ``predicted_s - ideal_s``. ``tiers`` has one entry per tier
     of the hardware, in its order.
@@ -311,8 +312,10 @@ class StepReport:
     """What one iteration really did.
 
     ``recomputed_bytes`` is the size of results made again. ``drift_ops`` counts ops that the plan
-    did not foresee. ``stalls`` are the longest, the longest
-    first; all of them add up to ``stall_s``.
+    did not foresee. ``stalls`` are the longest, the longest first; all of them add up to
+    ``stall_s``. On an accelerator that is the time in which the device stands still, as the host
+    issues ops ahead of it; ``duration_s`` is always the host's time. What the device has not got to
+    when the iteration ends for the host is in the next step.
     """
 
     iteration: int

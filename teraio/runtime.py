@@ -146,14 +146,14 @@ class Runtime:
         self._status = status.StatusFile()
         self._started_s = time.time()
         self._folders = tuple(str(folder) for folder in folders)
-        limit_bytes = budget_bytes  # for a device's allocator
+        self._limit_bytes = budget_bytes  # for a device's allocator
         self._counted_bytes = budget_bytes  # of the budget, what storages may take
         if self._accelerator is None:
             host_bytes = 0
         else:
-            limit_bytes = self._accelerator.limit_for(budget_bytes)
-            self._accelerator.limit_memory(limit_bytes)
-            self._counted_bytes = int(limit_bytes * (1 - _FRAGMENTATION_SHARE))
+            self._limit_bytes = self._accelerator.limit_for(budget_bytes)
+            self._accelerator.limit_memory(self._limit_bytes)
+            self._counted_bytes = int(self._limit_bytes * (1 - _FRAGMENTATION_SHARE))
         self._encoded: EncodedPath | None = None
         host: HostSpeed | None = None
         started = False
@@ -174,7 +174,7 @@ class Runtime:
                 "" if self._accelerator is None else device,
                 host_bytes,
                 self._counted_bytes,
-                limit_bytes,
+                self._limit_bytes,
                 MIN_STORAGE_BYTES,
             )
             started = True
@@ -239,7 +239,7 @@ class Runtime:
         nbytes = max(_HOST_MEASURED_AT_LEAST_BYTES, min(_HOST_MEASURED_BYTES, room // 2))
         accelerator.limit_memory(None)
         read, write, mixed = _C.host_speeds(nbytes)
-        accelerator.limit_memory(accelerator.limit_for(self.budget_bytes))
+        accelerator.limit_memory(self._limit_bytes)
         log.info("host memory: read %.2f GB/s, write %.2f GB/s", read / 1e9, write / 1e9)
         return HostSpeed(
             capacity_bytes=host_bytes,

@@ -181,3 +181,15 @@ def _partitioned(shape: Shape, config: dict[str, Any], device: str) -> torch.nn.
         model = new_model(shape)
     fill(model, device, lambda one: deepspeed.zero.GatheredParameters([one], modifier_rank=0))
     return model
+
+
+def compile_native_parts() -> None:
+    """What DeepSpeed would compile when a run first needs it."""
+    for name in ("CPUAdamBuilder", "AsyncIOBuilder"):
+        builder = get_accelerator().create_op_builder(name)
+        if builder is not None and builder.is_compatible(verbose=False):
+            builder.load(verbose=False)
+
+
+if __name__ == "__main__":
+    compile_native_parts()

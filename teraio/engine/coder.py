@@ -26,8 +26,8 @@ PAGE = 4096
 # Where the codec takes much memory, one piece at a time.
 _torch_codec = threading.Lock()
 
-Arguments = ParamSpec("Arguments")
-Result = TypeVar("Result")
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
 # What was measured of a codec and a dtype: "share", "encode" or "decode".
 _Key = tuple[str, int, str]
 
@@ -96,22 +96,20 @@ class Coder:
 
     def encoding(self, number: int, dtype: str) -> Encoding | None:
         """What the codec makes of storages of a dtype; None where it was never measured."""
-        ratios = [self._ratio((what, number, dtype)) for what in ("share", "encode", "decode")]
-        share, encode, decode = ratios
-        if share is None or encode is None or decode is None:
+        keys = [(what, number, dtype) for what in ("share", "encode", "decode")]
+        with self._lock:
+            sums = [self._sums.get(key) or self._earlier.get(key) for key in keys]
+        ratios = [pair[0] / pair[1] for pair in sums if pair is not None and pair[1] > 0]
+        if len(ratios) < len(keys):
             return None
+        share, encode_bytes_per_s, decode_bytes_per_s = ratios
         return Encoding(
             codec=NAMES[number],
             dtype=dtype,
             share=share,
-            encode_bytes_per_s=encode,
-            decode_bytes_per_s=decode,
+            encode_bytes_per_s=encode_bytes_per_s,
+            decode_bytes_per_s=decode_bytes_per_s,
         )
-
-    def _ratio(self, key: _Key) -> float | None:
-        with self._lock:
-            above, below = self._sums.get(key) or self._earlier.get(key) or (0.0, 0.0)
-        return above / below if below else None
 
     def _add(self, key: _Key, above: float, below: float) -> None:
         with self._lock:
@@ -141,10 +139,10 @@ def _name_of(dtype: torch.dtype) -> str:
 
 def _seconds(
     device: torch.device,
-    call: Callable[Arguments, Result],
-    *args: Arguments.args,
-    **kwargs: Arguments.kwargs,
-) -> tuple[Result, float]:
+    call: Callable[_Arguments, _Result],
+    *args: _Arguments.args,
+    **kwargs: _Arguments.kwargs,
+) -> tuple[_Result, float]:
     begin = time.perf_counter()
     result = call(*args, **kwargs)
     torch.get_device_module(device).synchronize()

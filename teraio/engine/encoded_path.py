@@ -24,7 +24,7 @@ from teraio.engine.compression import Compression
 from teraio.engine.kvikio_path import KvikioPath
 from teraio.errors import ConfigurationError
 from teraio.kernels import implementation
-from teraio.records import Encoding, Trace
+from teraio.records import Trace
 from teraio.sizes import format_size
 
 log = logging.getLogger("teraio")
@@ -104,13 +104,20 @@ class EncodedPath:
 
         ``dtypes`` are theirs; None where a storage has several, or none that is known.
         """
-        places: dict[Encoding, int] = {}
-        storages = []
-        for storage, dtype, number in zip(trace.storages, dtypes, self.numbers(trace), strict=True):
-            known = self._coder.encoding(number, dtype) if number and dtype else None
-            place = None if known is None else places.setdefault(known, len(places))
-            storages.append(replace(storage, encoding=place))
-        return replace(trace, storages=tuple(storages), encodings=tuple(places))
+        kinds = list(zip(self.numbers(trace), dtypes, strict=True))
+        # Asked once for each, as I/O threads go on coding.
+        found = {
+            (number, dtype): self._coder.encoding(number, dtype)
+            for number, dtype in dict.fromkeys(kinds)
+            if number and dtype
+        }
+        known = {kind: encoding for kind, encoding in found.items() if encoding is not None}
+        places = {kind: place for place, kind in enumerate(known)}
+        storages = tuple(
+            replace(storage, encoding=places.get(kind))
+            for storage, kind in zip(trace.storages, kinds, strict=True)
+        )
+        return replace(trace, storages=storages, encodings=tuple(known.values()))
 
     def close(self) -> None:
         """Gives the buffers back."""

@@ -75,6 +75,10 @@ class Copies:
         transfer = self.nbytes * self.read_costs(tier) / tier.read_bytes_per_s
         return Seconds(transfer, self.nbytes * self.decode_s * tier.encodes)
 
+    def ways(self, tier: Tier) -> tuple[list[float], list[float]]:
+        """Seconds of each copy to be written, and to be read."""
+        return self.writes(tier).transfer.tolist(), self.reads(tier).transfer.tolist()
+
 
 def copies(trace: Trace, storages: Iterable[Storage] | None = None) -> Copies:
     """The copies of some storages of a trace, or of all."""

@@ -115,10 +115,7 @@ _Gap = tuple[Recomputation, float]
 
 def _moved(trace: Trace, hardware: Hardware, plan: Plan) -> Iterator[_Gap]:
     on = copies(trace)
-    tiers = {
-        tier.name: (on.writes(tier).transfer.tolist(), on.reads(tier).transfer.tolist())
-        for tier in hardware.tiers
-    }
+    tiers = {tier.name: on.ways(tier) for tier in hardware.tiers}
     for move in plan.moves:
         if move.storage >= len(trace.storages) or move.needed_by is None:
             continue

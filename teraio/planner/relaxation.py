@@ -9,7 +9,8 @@ Take the state of any plan, repeated iteration after iteration, at the starts of
 the bytes of each period that are written and read in it; for each checkpoint, the bytes of each
 period that are *out*: written (or, where a valid copy exists, given up) and not yet read back.
 These numbers satisfy every row of the program:
-- a stretch lasts at least as long as its ops, and as the channels need for its bytes;
+- a stretch lasts at least as long as its ops, and as the channels need for its bytes, or the device
+  to encode and decode those of one channel;
 - memory is freed only for bytes that are out, so at a checkpoint at least what is live beyond the
   budget is out, and at most what fits on the tiers;
 - from checkpoint to checkpoint, what is out of a period grows by what is written, and falls by what
@@ -254,7 +255,7 @@ class _Program:
         slowest = min(min(t.read_bytes_per_s, t.write_bytes_per_s) for t in hardware.tiers)
         fastest = max(max(t.read_bytes_per_s, t.write_bytes_per_s) for t in hardware.tiers)
         # What all of it costs on a channel, once, where that is most.
-        self._total_cost = self._total * max(1.0, *map(self._dearest, hardware.tiers))
+        self._total_cost = max(self._total, *map(self._dearest, hardware.tiers))
         self._unit_s = (float(stretch_s.sum()) + self._total / fastest) / self._stretches
         self._unit_bytes = self._unit_s * fastest
         self._stretch_s = stretch_s / self._unit_s
@@ -269,7 +270,10 @@ class _Program:
         self._low: list[Floats] = []
         self._high: list[Floats] = []
         self._rows = _Rows()
+        # Variables, the groups whose bytes they are, and to which tier: all that leaves, and of
+        # that what is written.
         self._leaving: list[tuple[Ints, Ints, int]] = []
+        self._written: list[tuple[Ints, Ints, int]] = []
         self._build()
 
     def _new(self, count: int, low: float | Floats, high: float | Floats) -> Ints:
@@ -299,8 +303,9 @@ class _Program:
         self._add_wear()
 
     def _dearest(self, tier: Tier) -> float:
-        costs = self._on.copies.write_costs(tier), self._on.copies.read_costs(tier)
-        return max(float(cost.max(initial=0.0)) for cost in costs)
+        copies, groups = self._on.copies, self._groups
+        costs = copies.write_costs(tier)[groups.example], copies.read_costs(tier)[groups.example]
+        return max(float((groups.nbytes * cost).sum()) for cost in costs)
 
     def _amount(self) -> Floats:
         return self._groups.nbytes / self._unit_bytes
@@ -336,6 +341,7 @@ class _Program:
         rows.add(balance[place], flow, 1.0)
         rows.add(whole[writer], flow, 1.0)
         self._leaving.append((flow, writer, at))
+        self._written.append((flow, writer, at))
         self._add_given_up(at, balance, begin, flow, writer, whole)
         back = g.returns[which]
         cost = copies.read_costs(tier)[g.example]
@@ -377,17 +383,11 @@ class _Program:
         row = self._rows.new(1, 0.0, _INF)
         per_day = limit / _DAY_S * self._unit_s / self._unit_bytes
         self._rows.add(np.repeat(row, self._stretches), self._seconds, per_day)
-        for tier, (written, _) in zip(self._hardware.tiers, self._moved, strict=True):
+        for flow, group, at in self._written:
+            tier, storage = self._hardware.tiers[at], self._groups.example[group]
             if tier.rated_write_bytes is not None:
-                self._rows.add(np.repeat(row, self._stretches), written, -self._least_written(tier))
-
-    def _least_written(self, tier: Tier) -> float:
-        """Bytes written for what costs a byte on the channel, at least."""
-        on, examples = self._on.copies, self._groups.example
-        if not tier.encodes:
-            return 1.0
-        written = on.share[examples] / on.write_costs(tier)[examples]
-        return float(written.min(initial=1.0))
+                share = self._on.copies.share[storage] if tier.encodes else 1.0
+                self._rows.add(np.repeat(row, len(flow)), flow, -share)
 
     def _costs(self) -> Floats:
         costs = np.zeros(self._size)

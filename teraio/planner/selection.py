@@ -57,10 +57,7 @@ class Selection:
         self._on, self._hardware, self._rings, self._op_s = on, hardware, rings, op_s
         self._reuse_copies, self._write_price = reuse_copies, write_price
         # Seconds by storage, of writing and of reading.
-        self._seconds = [
-            (on.copies.writes(tier).transfer.tolist(), on.copies.reads(tier).transfer.tolist())
-            for tier in hardware.tiers
-        ]
+        self._seconds = [on.copies.ways(tier) for tier in hardware.tiers]
         self._rooms = [_Room(on, tier, shared_room) for tier in hardware.tiers]
         copies = int(on.periods.copy.max(initial=-1)) + 1
         self._tier_of_copy = np.full(copies, NOWHERE, np.int64)

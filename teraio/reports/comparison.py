@@ -151,9 +151,9 @@ def _moved(a: Subject, b: Subject) -> tuple[Moved, ...]:
 
 def _moved_bytes(subject: Subject) -> dict[tuple[str, str], int]:
     found: dict[tuple[str, str], int] = {}
-    for move in subject.moves:
+    for move, nbytes in zip(subject.moves, subject.copy_bytes, strict=True):
         storage = subject.trace.storages[move.storage]
         ways = int(move.write) + int(move.needed_by is not None)
         key = (storage.name, storage.kind)
-        found[key] = found.get(key, 0) + ways * storage.nbytes
+        found[key] = found.get(key, 0) + ways * nbytes
     return found

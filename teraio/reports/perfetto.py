@@ -134,7 +134,7 @@ def _transfers(subject: Subject, times: Timeline) -> Iterator[Event]:
             direction,
             tracks[busy.tier, busy.write],
             *busy.span,
-            bytes=storage.nbytes,
+            bytes=round(busy.nbytes),
             kind=storage.kind,
         )
 

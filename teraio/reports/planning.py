@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from teraio.errors import ConfigurationError
-from teraio.planner import Wear, copies, moved_bytes, wear
-from teraio.records import Encoding, Hardware, Move, Plan, SpillFolder, Stall, Tier, Trace
+from teraio.planner import Wear, copies, wear
+from teraio.records import Encoding, Move, Plan, SpillFolder, Stall, Tier, Trace
 from teraio.reports.memory import Seconds, op_starts, storage_name
 from teraio.reports.subject import Subject
 
@@ -22,7 +22,10 @@ _BUSY = 0.9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TierFacts:
-    """One tier: its rates, and what an iteration does with it (seconds each channel is busy)."""
+    """One tier: its rates, and what an iteration does with it (seconds each channel is busy).
+
+    ``coding_s`` is how long the device encodes and decodes for it.
+    """
 
     tier: str
     read_bytes_per_s: float
@@ -32,6 +35,7 @@ class TierFacts:
     written_bytes: int
     read_s: float
     write_s: float
+    coding_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +134,7 @@ def planning(subject: Subject) -> Planning:
         recomputed=len(plan.recomputations),
         recomputed_bytes=sum(trace.storages[r.storage].nbytes for r in plan.recomputations),
         tiers=uses,
-        kinds=_kinds(trace, plan, subject.hardware),
+        kinds=_kinds(subject),
         costliest=_costliest(trace, plan, tiers),
         encodings=trace.encodings if any(tier.encodes for tier in tiers.values()) else (),
         stalls=tuple(_stall_facts(trace, stall) for stall in plan.stalls[:_SHOWN]),
@@ -147,8 +151,10 @@ def _tier_facts(trace: Trace, plan: Plan, tier: Tier) -> TierFacts:
     read = np.array([move.needed_by is not None for move in moves], np.bool_)
     written = np.array([move.write for move in moves], np.bool_)
     # With the latency of each; several under way at once share theirs, so the sum may be too much.
-    read_s = float((on.reads(tier).transfer[read] + tier.latency_s).sum())
-    write_s = float((on.writes(tier).transfer[written] + tier.latency_s).sum())
+    reads, writes = on.reads(tier), on.writes(tier)
+    read_s = float((reads.transfer[read] + tier.latency_s).sum())
+    write_s = float((writes.transfer[written] + tier.latency_s).sum())
+    coding_s = float(reads.coding[read].sum() + writes.coding[written].sum())
     return TierFacts(
         tier=tier.name,
         read_bytes_per_s=tier.read_bytes_per_s,
@@ -158,6 +164,7 @@ def _tier_facts(trace: Trace, plan: Plan, tier: Tier) -> TierFacts:
         written_bytes=int(nbytes[written].sum()),
         read_s=min(read_s, plan.predicted_s),
         write_s=min(write_s, plan.predicted_s),
+        coding_s=min(coding_s, plan.predicted_s),
     )
 
 
@@ -172,15 +179,17 @@ def away_seconds(trace: Trace, move: Move, starts: Seconds) -> float:
     return end - begin if end >= begin else end - begin + float(starts[-1])
 
 
-def _kinds(trace: Trace, plan: Plan, hardware: Hardware | None) -> tuple[KindFacts, ...]:
+def _kinds(subject: Subject) -> tuple[KindFacts, ...]:
+    trace = subject.trace
     starts = op_starts(trace)
-    by_kind: dict[str, list[Move]] = {}
-    for move in plan.moves:
-        by_kind.setdefault(trace.storages[move.storage].kind, []).append(move)
+    by_kind: dict[str, list[tuple[Move, int]]] = {}
+    for move, nbytes in zip(subject.moves, subject.copy_bytes, strict=True):
+        by_kind.setdefault(trace.storages[move.storage].kind, []).append((move, nbytes))
     facts = []
-    for kind, moves in by_kind.items():
+    for kind, pairs in by_kind.items():
+        moves = [move for move, _ in pairs]
         sizes = np.array([trace.storages[move.storage].nbytes for move in moves], dtype=np.int64)
-        moved = np.array(moved_bytes(trace, hardware, moves)) if hardware else sizes
+        moved = np.array([nbytes for _, nbytes in pairs], dtype=np.int64)
         away = np.array([away_seconds(trace, move, starts) for move in moves])
         facts.append(
             KindFacts(
@@ -196,10 +205,7 @@ def _kinds(trace: Trace, plan: Plan, hardware: Hardware | None) -> tuple[KindFac
 
 def _costliest(trace: Trace, plan: Plan, tiers: dict[str, Tier]) -> tuple[MoveFacts, ...]:
     on = copies(trace)
-    seconds: dict[str, tuple[list[float], list[float]]] = {
-        name: (on.writes(tier).transfer.tolist(), on.reads(tier).transfer.tolist())
-        for name, tier in tiers.items()
-    }
+    seconds = {name: on.ways(tier) for name, tier in tiers.items()}
 
     def channel_s(move: Move) -> float:
         write_s, read_s = (by_storage[move.storage] for by_storage in seconds[move.tier])
@@ -241,6 +247,12 @@ def what_binds(plan: Plan, tiers: tuple[TierFacts, ...]) -> str:
         return "Everything fits the budget: nothing moves."
     if plan.predicted_s <= plan.ideal_s * 1.005:
         return "Nothing binds: the moves hide behind the ops."
+    coding = max((tier.coding_s / plan.predicted_s for tier in tiers), default=0.0)
+    if coding >= _BUSY:
+        return (
+            f"The codecs bind: the device encodes and decodes for {coding:.0%} of the iteration, "
+            "which no other drive would change."
+        )
     busy = [
         (seconds / plan.predicted_s, f"{direction} of {tier.tier}")
         for tier in tiers

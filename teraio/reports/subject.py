@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from teraio.errors import ConfigurationError, PlanError
-from teraio.planner import replayed, validate
+from teraio.planner import moved_bytes, replayed, validate
 from teraio.records import Hardware, Move, Plan, RunReport, StepReport, Telemetry, Trace
 
 # Sums of sizes stay exact in 64 bits.
@@ -42,6 +42,13 @@ class Subject:
     def moves(self) -> tuple[Move, ...]:
         """The moves of the plan; none without a plan."""
         return self.plan.moves if self.plan else ()
+
+    @property
+    def copy_bytes(self) -> list[int]:
+        """Bytes that each move writes, or reads, or both; of storages where no tier is known."""
+        if self.hardware is None:
+            return [self.trace.storages[move.storage].nbytes for move in self.moves]
+        return moved_bytes(self.trace, self.hardware, self.moves)
 
 
 def subject_of(record: object, name: str) -> Subject:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
-from teraio.planner import Moved, Simulation, moved_bytes, simulate
+from teraio.planner import Moved, Simulation, simulate
 from teraio.records import Move, Storage, Trace
 from teraio.reports.memory import Seconds, op_seconds, op_starts
 from teraio.reports.subject import Subject
@@ -120,8 +120,7 @@ def within(span: Span, iteration_s: float) -> Iterator[Span]:
 
 
 def _busy(subject: Subject, transfers: tuple[Moved, ...], iteration_s: float) -> Iterator[Busy]:
-    moves, hardware = subject.moves, subject.hardware
-    nbytes = moved_bytes(subject.trace, hardware, moves) if hardware and transfers else []
+    moves, nbytes = subject.moves, subject.copy_bytes
     for transfer in transfers:
         move = moves[transfer.move]
         lasting = transfer.end_s - transfer.begin_s

@@ -133,6 +133,7 @@ def _ssd_tier(drive: Drive, count: int, each_way_bytes_per_s: float) -> Tier:
         mixed_bytes_per_s=min(both, read + write),
         latency_s=_SSD_LATENCY_S,
         rated_write_bytes=count * drive.rated_write_bytes,
+        encodes=True,  # what the trace says is encoded
     )
 
 

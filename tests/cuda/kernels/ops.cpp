@@ -16,12 +16,15 @@
 namespace sim {
 namespace {
 
-const std::unordered_set<std::string> kPlumbing = {
+// What stays PyTorch's own, and what has a kernel of its own here or in the simulated device's sources.
+const std::unordered_set<std::string> kOthers = {
     "aten::empty.memory_format", "aten::empty_strided", "aten::resize_", "aten::set_", "aten::set_.source_Storage",
     "aten::set_.source_Storage_storage_offset", "aten::set_.source_Tensor", "aten::as_strided", "aten::view",
     "aten::_reshape_alias", "aten::unfold", "aten::view_as_real", "aten::view_as_complex", "aten::record_stream",
     "aten::_local_scalar_dense", "aten::_pin_memory", "aten::is_pinned", "aten::_efficientzerotensor",
-    "aten::copy_"};
+    "aten::copy_", "aten::convolution", "aten::convolution_backward", "aten::native_dropout",
+    "aten::native_dropout_backward", "aten::_fused_sdp_choice", "aten::histc", "aten::native_layer_norm",
+    "aten::native_layer_norm_backward", "aten::native_group_norm", "aten::native_group_norm_backward"};
 
 // The kernel that ops have on devices without one of their own.
 void call_composite(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
@@ -49,18 +52,13 @@ void copy(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
 }
 
 TORCH_LIBRARY_IMPL(aten, CUDA, m) {
-  const std::unordered_set<std::string> own = {"aten::native_dropout", "aten::native_dropout_backward",
-                                               "aten::_fused_sdp_choice", "aten::histc", "aten::convolution",
-                                               "aten::convolution_backward", "aten::native_layer_norm",
-                                               "aten::native_layer_norm_backward", "aten::native_group_norm",
-                                               "aten::native_group_norm_backward"};
   m.impl("convolution", torch::CppFunction::makeFromBoxedFunction<&launch_op>());
   m.impl("convolution_backward", torch::CppFunction::makeFromBoxedFunction<&launch_op>());
   m.impl("copy_", torch::CppFunction::makeFromBoxedFunction<&copy>());
   for (const c10::OperatorName& name : c10::Dispatcher::singleton().getAllOpNames()) {
     const std::string text = c10::toString(name);
     const auto op = c10::Dispatcher::singleton().findOp(name);
-    if (!op || name.getNamespace() != "aten" || kPlumbing.count(text) > 0 || own.count(text) > 0) continue;
+    if (!op || name.getNamespace() != "aten" || kOthers.count(text) > 0) continue;
     const auto has = [&](c10::DispatchKey key) { return op->hasKernelForDispatchKey(key); };
     const bool composite =
         has(c10::DispatchKey::CompositeExplicitAutograd) || has(c10::DispatchKey::CompositeImplicitAutograd) ||

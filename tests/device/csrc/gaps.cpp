@@ -51,19 +51,28 @@ void launch_histogram(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
 
 // Norms of 16-bit values have statistics in float32 on CUDA and on the meta device, but not on the CPU.
 void launch_norm(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
-  const bool backward = op.schema().name().ends_with("_backward");
-  const auto arguments = torch::jit::last(*stack, op.schema().arguments().size());
-  const c10::ScalarType type = arguments[0].toTensor().scalar_type();
+  const auto& schema = op.schema();
+  const size_t first = stack->size() - schema.arguments().size();
+  const auto argument = [&](const char* name) -> const c10::IValue& {
+    return (*stack)[first + static_cast<size_t>(*schema.argumentIndexWithName(name))];
+  };
+  const c10::ScalarType type = argument("input").toTensor().scalar_type();
   if (!c10::isReducedFloatingType(type)) return launch_op(op, stack);
-  const size_t first = stack->size() - op.schema().arguments().size();
+  const c10::IValue& weight = argument("weight");
+  const bool weighs = weight.isTensor() && weight.toTensor().defined();
+  const c10::ScalarType weight_type = weighs ? weight.toTensor().scalar_type() : type;
   for (size_t i = first; i < stack->size(); ++i) {
     c10::IValue& value = (*stack)[i];
     if (value.isTensor() && value.toTensor().defined()) value = value.toTensor().to(at::kFloat);
   }
   launch_op(op, stack);
+  // Statistics stay as they are; gradients are those of the input, the weight and the bias.
+  const bool backward = schema.name().ends_with("_backward");
   for (size_t i = first; i < (backward ? stack->size() : first + 1); ++i) {
     c10::IValue& value = (*stack)[i];
-    if (value.isTensor() && value.toTensor().defined()) value = value.toTensor().to(type);
+    if (value.isTensor() && value.toTensor().defined()) {
+      value = value.toTensor().to(i == first ? type : weight_type);
+    }
   }
 }
 
