@@ -16,10 +16,6 @@ from tests.required import promised
 if promised("gpu"):
     # Equal bits need deterministic kernels. It is read when CUDA is first used.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":16:8")
-    from tests.cuda import double
-
-    if double.is_here():
-        double.load_kernels()
 else:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 

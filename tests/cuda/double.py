@@ -1,7 +1,7 @@
 """CUDA without a GPU: PyTorch's CUDA build, with a double in place of NVIDIA's driver and runtime.
 
 In: PyTorch's CUDA build and CUDA's headers (both from PyPI), a C++ compiler. Out: an environment
-in which ``torch.cuda`` works, and the kernels to be loaded there. Must not know: teraio.
+in which ``torch.cuda`` works, with kernels. Must not know: teraio.
 
 PyTorch's own allocator, streams, events, pinned memory and copies run as they are, on memory of the
 host that only copies and kernels may touch. Ops are computed by the CPU's kernels when their turn
@@ -68,13 +68,18 @@ def environment() -> dict[str, str]:
                 *("-lc10", "-lc10_cuda", "-ltorch_cpu", "-ltorch_cuda", str(runtime)),
             ],
         )
-    paths = [str(folder), os.environ.get("LD_LIBRARY_PATH", "")]
     return {
         **os.environ,
         "LD_PRELOAD": str(runtime),
-        "LD_LIBRARY_PATH": ":".join(filter(None, paths)),
+        "LD_LIBRARY_PATH": _path(folder, os.environ.get("LD_LIBRARY_PATH")),
+        # Processes of Python load the kernels as they start.
+        "PYTHONPATH": _path(HERE / "site", HERE.parents[1], os.environ.get("PYTHONPATH")),
         VARIABLE: str(kernels),
     }
+
+
+def _path(*folders: Path | str | None) -> str:
+    return os.pathsep.join(str(folder) for folder in folders if folder)
 
 
 def _compile(target: Path, sources: list[Path], flags: list[str]) -> None:
