@@ -22,6 +22,7 @@ constexpr size_t kVictimsKept = 256;
 constexpr uint64_t kVictimsLast = 64;  // ops
 constexpr auto kCollectivesAskedEvery = std::chrono::microseconds(200);
 constexpr int64_t kCollectivesLastNs = 60'000'000'000;
+constexpr size_t kWaitsSettledAtOnce = 1024;
 constexpr auto kTurnLasts = std::chrono::seconds(1);
 
 }  // namespace
@@ -115,6 +116,7 @@ void Engine::end_wait() {
   device_waits_.push_back({std::move(*f.wait_begun), accelerator_->event(*f.stream, true), std::move(f.stalls), op});
   f.wait_begun.reset();
   f.stalls.clear();
+  if (device_waits_.size() % kWaitsSettledAtOnce == 0) settle_waits(false);  // the iteration may never end
 }
 
 // Those to whose end the device has come, or all.
