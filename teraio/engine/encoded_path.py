@@ -112,7 +112,7 @@ class EncodedPath:
             if number and dtype
         }
         known = {kind: encoding for kind, encoding in found.items() if encoding is not None}
-        places = {kind: place for place, kind in enumerate(known)}
+        places: dict[tuple[int, str | None], int] = {kind: i for i, kind in enumerate(known)}
         storages = tuple(
             replace(storage, encoding=places.get(kind))
             for storage, kind in zip(trace.storages, kinds, strict=True)
