@@ -283,7 +283,17 @@ void Engine::make_room_if_possible(uint64_t nbytes, Lock& lock) {
 // From [Note: out of memory]: sends so much away by our own threads, and waits for it. False when nothing could leave.
 bool Engine::leave_natively(uint64_t nbytes, Lock& lock) {
   bool any = false;
-  for (uint64_t left = nbytes; left > 0;) {
+  uint64_t left = nbytes;
+  // What is leaving already and waits for Python goes without it.
+  for (size_t i = 0; i < blocks_.size() && left > 0 && spill_->needs_python(); ++i) {
+    Block* block = blocks_[i];
+    if (block->state != State::kLeaving || block->transfer->natively) continue;
+    if (!spill_->take_from_python(block->transfer)) continue;
+    any = true;
+    leaving_natively_ += block->nbytes;
+    left -= std::min(left, static_cast<uint64_t>(block->nbytes));
+  }
+  while (left > 0) {
     Block* block = victim();
     if (block == nullptr) break;
     any = true;

@@ -270,6 +270,21 @@ void SpillSpace::promote(Transfer* transfer) {
                         [&](const Piece& piece) { return piece.transfer == transfer; });
 }
 
+bool SpillSpace::take_from_python(Transfer* transfer) {
+  Channel& channel = channel_of(*transfer);
+  {
+    const auto is_its = [&](const Piece& piece) { return piece.transfer == transfer; };
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto waiting = std::count_if(channel.queue.begin(), channel.queue.end(), is_its);
+    if (static_cast<size_t>(waiting) < pieces_of(transfer).size()) return false;
+    channel.queue.erase(std::remove_if(channel.queue.begin(), channel.queue.end(), is_its), channel.queue.end());
+  }
+  transfer->natively = true;
+  transfer->encoding.reset();
+  submit(transfer, true);
+  return true;
+}
+
 bool SpillSpace::on_io_thread() { return t_io_thread; }
 
 void SpillSpace::run(Channel& channel, const Worker& worker) {

@@ -81,6 +81,8 @@ class SpillSpace {
   void set_delay(unsigned max_us) { max_delay_us_ = max_us; }
   // Moves what of it has not begun to the front of the queue.
   void promote(Transfer* transfer);
+  // Has a write that would take Python's lock made without it, before all others; false if it has begun.
+  bool take_from_python(Transfer* transfer);
 
  private:
   struct File {

@@ -9,7 +9,9 @@ transfers are delayed, and runs are short: two iterations are profiled, one foll
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,8 +22,9 @@ import teraio
 import teraio._C as _C
 from teraio.engine import coder, encoded_path
 from teraio.engine.compression import compression
-from teraio.engine.testing import send_away, stress
+from teraio.engine.testing import send_away, state, stress
 from teraio.kernels import implementation, pack, unpack
+from tests.device.sim import SimModule
 from tests.device.test_offloading import (
     module_of,
     peak_bytes,
@@ -140,3 +143,44 @@ def test_buffers_are_device_memory_that_goes_back(accelerator: str, spill: str) 
     teraio.restore(model)
     del model
     assert _C.allocated(device) == before
+
+
+def test_memory_is_found_where_all_that_leaves_waits_for_the_codec(
+    sim: SimModule, spill: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The allocator's callback can't wait for Python, so what has not begun goes as it is."""
+    held, goes_on = threading.Semaphore(0), threading.Event()
+
+    def slow(*args: Any, **kwargs: Any) -> Any:
+        held.release()
+        goes_on.wait()
+        return pack(*args, **kwargs)
+
+    with encoding("lossless", "sim", spill):
+        tensors = [torch.full((5 * MIB // 4,), float(i), device="sim") for i in range(10)]
+        monkeypatch.setattr(coder, "pack", slow)
+        senders = [threading.Thread(target=send_away, args=(tensor,)) for tensor in tensors]
+        for sender in senders:
+            sender.start()
+        try:
+            assert held.acquire(timeout=60)
+            until(lambda: all(state(tensor) == "leaving" for tensor in tensors))
+            # No op takes it, which would wait for the codec before it begins.
+            storage = torch.UntypedStorage(24 * MIB, device="sim")
+            assert storage.nbytes() == 24 * MIB
+            gone = sum(state(tensor) == "away" for tensor in tensors)
+        finally:
+            goes_on.set()
+        for sender in senders:
+            sender.join()
+        del storage
+        assert 0 < gone < len(tensors)
+        for i, tensor in enumerate(tensors):
+            assert torch.equal(tensor.cpu(), torch.full((5 * MIB // 4,), float(i)))
+
+
+def until(reached: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not reached():
+        assert time.monotonic() < end
+        time.sleep(0.001)
