@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from benchmarks.__main__ import all_ours_count
 from benchmarks.comparison import Comparison, Entry
 from benchmarks.results import collect
 from benchmarks.rotation import Place, run_all
 from benchmarks.rows import rows
+from tests.required import lacking
 
 # Under smaller budgets what the allocator reserves may exceed them (docs/gpu-status.md).
 COMPARISON = Comparison(
@@ -26,6 +28,8 @@ COMPARISON = Comparison(
 
 @pytest.mark.gpu
 def test_a_comparison_on_a_gpu_counts(spill: str) -> None:
+    if not torch.cuda.is_available():
+        lacking("gpu", "no CUDA device")
     place = Place(device="cuda", threads=2, ssd=(spill,))
     results = collect("gpu", place, run_all([COMPARISON], place, lambda text: None))
     (compared,) = results.compared

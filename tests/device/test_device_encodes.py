@@ -158,7 +158,9 @@ def test_memory_is_found_where_all_that_leaves_waits_for_the_codec(
 
     with encoding("lossless", "sim", spill):
         torch.empty(20 * MIB, dtype=torch.uint8, device="sim")  # the most that an op has needed
-        tensors = [torch.full((5 * MIB // 4,), float(i), device="sim") for i in range(6)]
+        # Each has a segment of its own, and few have begun to leave when the codec is held up.
+        values = [torch.full((3 * MIB // 8,), float(i)) for i in range(20)]
+        tensors = [value.to("sim") for value in values]
         monkeypatch.setattr(coder, "pack", slow)
         senders = [threading.Thread(target=send_away, args=(tensor,)) for tensor in tensors]
         for sender in senders:
@@ -175,8 +177,8 @@ def test_memory_is_found_where_all_that_leaves_waits_for_the_codec(
             sender.join()
         del storages
         assert 0 < gone < len(tensors)
-        for i, tensor in enumerate(tensors):
-            assert torch.equal(tensor.cpu(), torch.full((5 * MIB // 4,), float(i)))
+        for tensor, value in zip(tensors, values, strict=True):
+            assert torch.equal(tensor.cpu(), value)
 
 
 def until(reached: Callable[[], bool]) -> None:
