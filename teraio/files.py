@@ -309,8 +309,7 @@ _STORAGES_LATER = {"repeatable": None, "encoding": None}
 _STORAGES = ("nbytes", "kind", "name", "birth", "death", *_STORAGES_LATER)
 _LISTS = ("use_counts", "uses", "write_counts", "writes")
 _ANCHORS = ("key", "occurrence", "op")
-_ENCODING_RATES = ("encode_bytes_per_s", "decode_bytes_per_s")
-_ENCODING = ("codec", "dtype", "share", *_ENCODING_RATES)
+_ENCODING = ("codec", "dtype", "share", "encode_bytes_per_s", "decode_bytes_per_s")
 
 
 def _write_trace(trace: Trace) -> dict[str, Any]:

@@ -139,6 +139,11 @@ class Tier:
     folders: tuple[SpillFolder, ...] = ()
     encodes: bool = False
 
+    @property
+    def mixed_share(self) -> float:
+        """The part of its own rate that each direction has while both run."""
+        return min(1.0, self.mixed_bytes_per_s / (self.write_bytes_per_s + self.read_bytes_per_s))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hardware:

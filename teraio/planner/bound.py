@@ -34,7 +34,7 @@ def _corners(tier: Tier) -> list[tuple[float, float]]:
     It writes, or reads, or does both, each slowed down so that they add up to the mixed rate.
     """
     write, read = tier.write_bytes_per_s, tier.read_bytes_per_s
-    slowed = min(1.0, tier.mixed_bytes_per_s / (write + read))
+    slowed = tier.mixed_share
     return [(write, 0.0), (write * slowed, read * slowed), (0.0, read)]
 
 
@@ -63,12 +63,11 @@ def _at_best(tier: Tier, on: Copies) -> Tier:
         return tier
     write = tier.write_bytes_per_s / float(on.write_costs(tier).min())
     read = tier.read_bytes_per_s / float(on.read_costs(tier).min())
-    slowed = min(1.0, tier.mixed_bytes_per_s / (tier.write_bytes_per_s + tier.read_bytes_per_s))
     return replace(
         tier,
         write_bytes_per_s=write,
         read_bytes_per_s=read,
-        mixed_bytes_per_s=slowed * (write + read),
+        mixed_bytes_per_s=tier.mixed_share * (write + read),
     )
 
 

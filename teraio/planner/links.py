@@ -65,8 +65,7 @@ class Link:
 
     def __init__(self, tier: Tier) -> None:
         self.write, self.read = Channel(), Channel()
-        both = tier.write_bytes_per_s + tier.read_bytes_per_s
-        self._slowed = min(1.0, tier.mixed_bytes_per_s / both)
+        self._slowed = tier.mixed_share
         self._latency_s = tier.latency_s
         self._completing: list[tuple[float, int, Transfer]] = []
         self._counter = 0

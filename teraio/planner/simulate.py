@@ -23,7 +23,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from teraio.planner.copies import copies
+from teraio.planner.copies import Copies, copies
 from teraio.planner.links import Channel, Link, Transfer
 from teraio.planner.memory import memory_by_op
 from teraio.records import Hardware, Move, Stall, TierUse, Trace, WaitsFor
@@ -85,7 +85,7 @@ def simulate(
             break
         before_s = machine.iteration_s
     memory = memory_by_op(trace, moves)
-    tiers = _tier_uses(trace, hardware, moves, machine)
+    tiers = _tier_uses(hardware, moves, machine)
     return Simulation(
         iteration_s=machine.iteration_s,
         stall_s=sum(stall.seconds for stall in machine.stalls),
@@ -100,11 +100,9 @@ def simulate(
     )
 
 
-def _tier_uses(
-    trace: Trace, hardware: Hardware, moves: Sequence[Move], machine: _Machine
-) -> tuple[TierUse, ...]:
+def _tier_uses(hardware: Hardware, moves: Sequence[Move], machine: _Machine) -> tuple[TierUse, ...]:
     read, written, space = ({tier.name: 0 for tier in hardware.tiers} for _ in range(3))
-    for move, nbytes in zip(moves, moved_bytes(trace, hardware, moves), strict=True):
+    for move, nbytes in zip(moves, _bytes(machine.copies, hardware, moves), strict=True):
         read[move.tier] += nbytes if move.needed_by is not None else 0
         written[move.tier] += nbytes if move.write else 0
         space[move.tier] = max(space[move.tier], move.extent.offset + move.extent.nbytes)
@@ -123,7 +121,14 @@ def _tier_uses(
 
 def moved_bytes(trace: Trace, hardware: Hardware, moves: Sequence[Move]) -> list[int]:
     """Bytes of the copy of each move."""
-    on = copies(trace, [trace.storages[move.storage] for move in moves])
+    return _bytes(_copies(trace, moves), hardware, moves)
+
+
+def _copies(trace: Trace, moves: Sequence[Move]) -> Copies:
+    return copies(trace, [trace.storages[move.storage] for move in moves])
+
+
+def _bytes(on: Copies, hardware: Hardware, moves: Sequence[Move]) -> list[int]:
     by_tier = {tier.name: on.bytes_on(tier).tolist() for tier in hardware.tiers}
     return [by_tier[move.tier][i] for i, move in enumerate(moves)]
 
@@ -137,7 +142,7 @@ class _Machine:
         self._n = len(trace.ops)
         self._moves = moves
         self._issue_s = issue_s
-        on = copies(trace, [trace.storages[move.storage] for move in moves])
+        self.copies = on = _copies(trace, moves)
         self._seconds: dict[tuple[Direction, str], list[tuple[float, float]]] = {}
         for tier in hardware.tiers:
             self._seconds["write", tier.name] = on.writes(tier).pairs()

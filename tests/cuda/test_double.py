@@ -34,8 +34,9 @@ def late() -> Iterator[None]:
 
 
 def ends(program: str) -> int:
-    head = "import torch\n"
-    return subprocess.run([sys.executable, "-c", head + program], timeout=120).returncode
+    return subprocess.run(
+        [sys.executable, "-c", "import torch\n" + program], timeout=120
+    ).returncode
 
 
 def test_ops_are_the_cpus_to_the_bit() -> None:

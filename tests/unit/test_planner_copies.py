@@ -61,7 +61,7 @@ def test_a_storage_without_an_encoding_goes_as_it_is() -> None:
 def test_one_codec_serves_both_directions() -> None:
     # While one storage is read, another is written: 10 ms each of coding, 1 ms each of bytes.
     on = trace([0, 30, 0], storage([0, 2], [0, 2]), storage([1], [1]))
-    moves = [move(0, 2, 3 % 3, 0, 2, write=False), move(1, 0, 2, 0, 1, offset=4096)]
+    moves = [move(0, 2, 0, 0, 2, write=False), move(1, 0, 2, 0, 1, offset=4096)]
     alone = simulate(encoded(on, share=1.0, bytes_per_s=1e5), encoding_machine(0), moves[:1])
     both = simulate(encoded(on, share=1.0, bytes_per_s=1e5), encoding_machine(0), moves)
     ends = [moved.end_s - moved.begin_s for moved in both.transfers]
