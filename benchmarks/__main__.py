@@ -49,7 +49,7 @@ def _suite(arguments: list[str]) -> int:
     suite = SUITES[options.suite]
     console = Console(stderr=True)
     base = options.ssd or [str(ROOT / "build" / "spill")]
-    for folder in base:
+    for folder in (*base, *filter(None, [options.reports])):
         Path(folder).mkdir(parents=True, exist_ok=True)
     chosen = comparisons_of(suite, options.comparison, options.system)
     if any(entry.system in DEEPSPEED for one in chosen for entry in one.entries):
@@ -60,6 +60,7 @@ def _suite(arguments: list[str]) -> int:
         threads=options.threads,
         ssd=tuple(base),
         deadline=time.monotonic() + 60 * minutes,
+        reports=options.reports,
     )
     compared = run_all(
         chosen,
@@ -142,6 +143,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=min(os.cpu_count() or 1, 16))
     parser.add_argument("--minutes", type=float, help="start nothing more after this time")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="where to write the JSON")
+    parser.add_argument(
+        "--reports", type=Path, metavar="DIR", help="keep what teraio tells of its runs here"
+    )
     parser.add_argument("--system", action="append", default=[], choices=sorted(SYSTEMS))
     parser.add_argument("--comparison", action="append", default=[], metavar="SHAPE")
     return parser

@@ -15,7 +15,8 @@ class Job:
     ``limit_bytes`` is the memory that the run may take of its device beyond what the process held
     before the model was built; the run is judged by it. ``budget_bytes`` is what teraio is told:
     less, as it counts tensors only. ``confined``: the limit is to be kept by a control group with
-    swap space behind it. ``in_backward``: teraio's ``optimizer_in_backward``.
+    swap space behind it. ``in_backward``: teraio's ``optimizer_in_backward``. ``report``: the file
+    for teraio's report of the run, if one is to be kept.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Job:
     in_backward: bool = False
     confined: bool = False
     ssd: tuple[str, ...] = ()
+    report: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import psutil
 
@@ -38,12 +39,16 @@ _NO_TIME = "no time was left"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where runs are made, and until when (by ``time.monotonic``); ``load_before``: by others."""
+    """Where runs are made, and until when (by ``time.monotonic``); ``load_before``: by others.
+
+    ``reports`` is the folder for what teraio tells of its runs; None: it isn't kept.
+    """
 
     device: str
     threads: int
     ssd: tuple[str, ...]
     deadline: float = math.inf
+    reports: Path | None = None
     load_before: float = field(default_factory=lambda: os.getloadavg()[0])
 
     @property
@@ -183,6 +188,7 @@ class Rotation:
             in_backward=entry.in_backward,
             confined=entry.system == "swap",
             ssd=place.ssd[: entry.drives],
+            report=self._report_of(entry),
         )
         if entry.share is None:
             return job
@@ -190,6 +196,13 @@ class Rotation:
         reserve = RESERVE_BYTES + int(RESERVE_PART * self._ideal_peak)
         budget = max(1, limit - (reserve if place.device == "cpu" else 0))
         return replace(job, limit_bytes=limit, budget_bytes=budget)
+
+    def _report_of(self, entry: Entry) -> str | None:
+        folder = self._place.reports
+        if folder is None or entry.system != "teraio":
+            return None
+        name = f"{self._comparison.name} {entry.name}".replace("%", "").replace(" ", "-")
+        return str(folder / f"{name}.run")
 
 
 @dataclass(frozen=True, slots=True)

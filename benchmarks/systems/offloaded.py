@@ -16,11 +16,15 @@ from benchmarks.shapes import SHAPES
 from benchmarks.systems import Unavailable
 from benchmarks.systems.eager import Eager, MasterAdamW, Optimizer, new_optimizer
 from benchmarks.systems.training import Training, digest_of
+from teraio.files import save
 
 
 class Offloaded(Eager):
-    def __init__(self, model: torch.nn.Module, optimizer: Optimizer) -> None:
+    def __init__(
+        self, model: torch.nn.Module, optimizer: Optimizer, report: str | None = None
+    ) -> None:
         super().__init__(model, optimizer)
+        self._report = report
         # teraio knows the end of an iteration by an optimizer that has the model's parameters;
         # one with master weights has its own.
         self._marked = isinstance(optimizer, MasterAdamW)
@@ -34,6 +38,8 @@ class Offloaded(Eager):
 
     def figures(self) -> TeraioFigures | None:
         report = library.report(self.model)
+        if self._report is not None:
+            save(report, self._report)
         steps = report.steps
         return TeraioFigures(
             planned=tuple(step.phase == "run" for step in steps),
@@ -64,4 +70,4 @@ def teraio(job: Job) -> Training:
         library.offload(model, **settings)  # type: ignore[arg-type]
     except library.ConfigurationError as error:
         raise Unavailable(str(error)) from error
-    return Offloaded(model, new_optimizer(model, job.dtype))
+    return Offloaded(model, new_optimizer(model, job.dtype), job.report)
