@@ -141,6 +141,7 @@ std::vector<std::pair<c10::weak_intrusive_ptr<c10::StorageImpl>, at::DataPtr>> E
 }
 
 std::vector<std::pair<char*, size_t>> Engine::reserve_host(uint64_t nbytes) {
+  const GilRelease gil;
   const Lock lock(*this);
   return host_ ? host_->reserve(nbytes) : std::vector<std::pair<char*, size_t>>();
 }

@@ -15,6 +15,25 @@ namespace teraio {
 namespace {
 
 constexpr uint64_t kChunk = uint64_t{256} << 20;
+constexpr size_t kPopulatingThreads = 8;
+
+// Takes the pages of the chunks by several threads at once: page-locking takes those that are lacking one after the
+// other. A kernel that can't is left to do that.
+void populate(const std::vector<std::pair<char*, size_t>>& chunks) {
+#ifdef MADV_POPULATE_WRITE
+  std::atomic<size_t> next{0};
+  const auto work = [&] {
+    for (size_t i = next++; i < chunks.size(); i = next++) {
+      ::madvise(chunks[i].first, chunks[i].second, MADV_POPULATE_WRITE);
+    }
+  };
+  std::vector<std::thread> threads;
+  const size_t most = std::min<size_t>({chunks.size(), kPopulatingThreads, std::thread::hardware_concurrency()});
+  for (size_t i = 1; i < most; ++i) threads.emplace_back(work);
+  work();
+  for (std::thread& thread : threads) thread.join();
+#endif
+}
 
 }  // namespace
 
@@ -53,6 +72,7 @@ std::vector<std::pair<char*, size_t>> HostTier::reserve(uint64_t nbytes) {
     extents_.free({reserved_, size});
     reserved_ += size;
   }
+  populate(chunks);
   return chunks;
 }
 

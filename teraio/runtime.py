@@ -233,7 +233,14 @@ class Runtime:
         self._telemetry.start()
 
     def _measure_host(self, accelerator: Accelerator, host_bytes: int) -> HostSpeed:
-        self._reserve_host(min(host_bytes, _HOST_MEASURED_BYTES))
+        # All of it, as what is profiled moves far more than a plan will.
+        begin = time.perf_counter()
+        accelerator.lock_pages(_C.reserve_host(host_bytes))
+        log.info(
+            "host memory: %s taken and page-locked in %.1f s",
+            format_size(host_bytes),
+            time.perf_counter() - begin,
+        )
         # Through memory of the device that the model leaves, or a little where it leaves none.
         room = self._counted_bytes - _C.allocated(self.device)
         nbytes = max(_HOST_MEASURED_AT_LEAST_BYTES, min(_HOST_MEASURED_BYTES, room // 2))
@@ -247,10 +254,6 @@ class Runtime:
             write_bytes_per_s=write,
             mixed_bytes_per_s=mixed,
         )
-
-    def _reserve_host(self, nbytes: int) -> None:
-        if self._accelerator is not None:
-            self._accelerator.lock_pages(_C.reserve_host(nbytes))
 
     # ------------------------------------------------------------ models
 
@@ -649,7 +652,6 @@ class Runtime:
         if _moves(plan):
             space = {tier.tier: tier.space_bytes for tier in plan.tiers}
             _C.reserve_spill(space["ssd"])
-            self._reserve_host(space.get("host", 0))
         self.plan, self.recorded = plan, recorded
         self._revision.planned(
             self._live_bytes, plan.ideal_s, len(recorded.trace.ops), moves=_moves(plan)

@@ -84,7 +84,9 @@ def test_an_op_that_makes_more_than_any_before_is_served(
     op: Callable[[torch.Tensor], torch.Tensor], accelerator: str, spill: str
 ) -> None:
     scale = 1 if accelerator == "sim" else 64  # else cuBLAS's workspace is what needs most
-    column = torch.linspace(0, 1, 1536 * int(scale**0.5), device=accelerator)[:, None]
+    # CUDA's softmax copies what is expanded.
+    larger = scale // 2 if accelerator == "cuda" and op is loss_of_classes else scale
+    column = torch.linspace(0, 1, 1536 * int(larger**0.5), device=accelerator)[:, None]
     expected = op(column).cpu()
     weights = [torch.ones(scale * WEIGHT // 4, device=accelerator) for _ in range(WEIGHTS)]
     model = torch.nn.ParameterList(weights)
