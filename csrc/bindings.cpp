@@ -109,8 +109,7 @@ void start(SpillHandle& handle, const std::vector<unsigned>& weights, uint64_t s
     spill->start(weights, accelerator);
     spill->reserve(spill_bytes);
     if (accelerator != nullptr && host_bytes > 0) {
-      host = std::make_unique<HostTier>(*accelerator, host_bytes,
-                                        [](Transfer* transfer) { engine().transfer_done(transfer); });
+      host = std::make_unique<HostTier>(*accelerator, host_bytes);
     }
   }
   engine().start(std::move(spill), std::move(host), accelerator, budget, limit, min_block);

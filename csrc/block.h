@@ -23,8 +23,8 @@ struct Frame;
 class Recipe;
 
 // [Note: states of a block]
-//   resident: memory holds the data.        leaving: memory holds the data and is being copied to the spill space.
-//   away:     the spill space holds it.     coming:  memory is taken and being filled.
+//   resident: memory holds the data.        leaving: memory holds the data and is being copied to a tier.
+//   away:     a tier holds it.              coming:  memory is taken and being filled.
 // A block with a recipe gives up its memory without a copy; then it is away without an extent, until the recipe is run.
 // A leaving block that an op wants becomes resident again at once; its copy completes by itself and counts as
 // valid if nothing wrote to the block meanwhile. Only a block that no op pins leaves. All changes happen under
@@ -34,8 +34,9 @@ enum class State : uint8_t { kResident, kLeaving, kAway, kComing };
 // [Note: device memory]
 // The CPU runs ahead of the device: that an op has ended says only that its work is issued. States, pins and counted
 // memory follow the order in which the CPU issues ops; what must follow the device's order has an event or a stream:
-//   leaving: the copy out starts after events on all streams that used the memory, and the memory goes back to
-//     PyTorch's allocator when the copy is done.
+//   leaving: the copy out starts after events on all streams that used the memory. The memory goes back to PyTorch's
+//     allocator when a copy to the SSD is done. Of a copy to host memory the host needs to see nothing: the memory goes
+//     back once the stream that it was taken on has been told to wait for `copied`.
 //   coming: the memory is taken on the stream that will use it, and an event there comes before the first byte
 //     (older work may still use the memory). From the SSD, a block is resident when its data is there. From host
 //     memory, it is resident when the copy is issued: streams that use it wait for `ready` first.
@@ -54,6 +55,7 @@ struct Block {
   char* memory = nullptr;
   std::optional<DeviceMemory> device;  // what is behind `memory` where it is a device's
   std::optional<c10::Event> ready;     // after the copy from host memory that fills it
+  std::optional<c10::Event> copied;    // after its last copy to host memory
   char* address = nullptr;  // where its memory always is, once somebody has asked for its address
   State state = State::kResident;
 

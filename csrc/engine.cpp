@@ -394,7 +394,6 @@ void Engine::end_op(Frame& f, const std::optional<Place>& place) {
   }
   f.pinned.clear();
   f.opaque = f.nested = f.waited = false;
-  f.stream.reset();
   f.also_stream.reset();
   f.resumed.reset();
   f.error.clear();
@@ -402,6 +401,8 @@ void Engine::end_op(Frame& f, const std::optional<Place>& place) {
   if (f.recipe) old_recipes_.push_back(std::move(f.recipe));
   if (schedule_ && !forked_) run_due_actions();
   if (!fetch_queue_.empty() && !forked_) start_waiting_fetches(lock);
+  end_wait();
+  f.stream.reset();
   if (waiters_ > 0) notify();
 }
 
@@ -694,6 +695,11 @@ bool Engine::send_away(Block* block, c10::StorageImpl* storage) {
       start_leaving(block, true);
       continue;
     }
+    if (block->state == State::kLeaving && block->transfer == nullptr) {
+      stay(block);
+      detach(block);
+      continue;
+    }
     wait(lock);
   }
   return true;
@@ -738,7 +744,7 @@ void Engine::stress(unsigned max_delay_us) {
   const Lock lock(*this);
   poison_ = max_delay_us > 0;
   if (spill_) spill_->set_delay(max_delay_us);
-  if (host_) host_->set_delay(max_delay_us);
+  if (host_) host_->stress(poison_);
 }
 
 Engine::Totals Engine::totals() {

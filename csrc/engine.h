@@ -312,6 +312,8 @@ class Engine {
   bool wait_for_collective(Lock& lock, int64_t& begun_ns);
   bool looks_on(uint64_t nbytes);
   bool leave_natively(uint64_t nbytes, Lock& lock);
+  enum class Part { kWhole, kAny };
+  bool let_go(uint64_t nbytes, Part part);
   bool find_pieces(const Frame& frame, Lock& lock);
   bool has_pieces(uint64_t nbytes, Lock& lock) const;
   uint64_t need_of(const Frame& frame) const;
@@ -331,6 +333,7 @@ class Engine {
   };
   void start_leaving(Block* block, bool urgent, std::optional<Slot> planned = std::nullopt, bool natively = false);
   void start_copying(Block* block, bool urgent, std::optional<Slot> planned, bool natively = false);
+  void copy_to_host(Block* block, const std::vector<c10::Event>& after);
   void leave(Block* block);
   void stay(Block* block);
   void arrived(Block* block, uint64_t moved);
@@ -338,7 +341,7 @@ class Engine {
   // May give the mutex up; false when the block died meanwhile.
   bool start_coming(Block* block, bool urgent, Lock& lock);
   std::unique_ptr<Transfer> transfer_of(Block* block, Transfer::Direction direction);
-  void submit(Block* block, std::unique_ptr<Transfer> transfer, bool urgent);
+  void submit(Block* block, std::unique_ptr<Transfer> transfer, bool urgent);  // to the spill space
   void drain();
   void finish(Transfer* transfer);
   void detach(Block* block);
@@ -422,6 +425,7 @@ class Engine {
   int64_t logical_ = 0;            // bytes of all live blocks, wherever they are
   int64_t logical_peak_ = 0;       // of the iteration
   uint64_t leaving_ = 0;           // bytes that running writes will free
+  std::vector<Block*> leaving_to_host_;  // the first that began to leave is the first
   uint64_t leaving_natively_ = 0;  // those of them that don't need Python, see [Note: out of memory]
   std::atomic<uint64_t> headroom_{0};  // the most that an op has needed beside its operands, on a device
   std::vector<Block*> blocks_;

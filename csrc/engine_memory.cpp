@@ -135,6 +135,7 @@ void Engine::small_allocated(size_t nbytes) {
 void Engine::storage_died(Block* block) {
   const Lock lock(*this);
   block->dead = true;
+  if (block->state == State::kLeaving && block->transfer == nullptr) stay(block);
   block->storage.reset();
   logical_ -= static_cast<int64_t>(block->nbytes);
   discard_recipe(block);
@@ -232,6 +233,12 @@ void Engine::take_device_memory(Block* block, Lock& lock) {
 void Engine::give_memory(Block* block) {
   if (block->device) {
     if (block->ready) block->ready->block(block->device->home);  // it may have come for nothing
+    if (block->copied && block->dead) {
+      // Nobody waits for a copy of what is no more; the memory goes when it is over.
+      if (host_ && !block->copied->query()) block->device->streams.push_back(host_->out());
+    } else if (block->copied) {
+      block->copied->block(block->device->home);
+    }
     garbage_.push_back({std::move(*block->device), block->nbytes, block->data_bytes});
     block->device.reset();
     block->memory = nullptr;

@@ -210,11 +210,44 @@ void Engine::make_room(uint64_t nbytes, Lock& lock, int32_t storage) {
         throw BudgetError(over_budget(nbytes));
       }
     }
+    if (let_go(lacking, Part::kAny)) continue;
     short_of_room.begin();
     waiting_threads_ += self;
     wait(lock, storage, true);
     waiting_threads_ -= self;
   }
+}
+
+// [Note: leaving in the device's order]
+// A copy to host memory is issued when its storage begins to leave. All that a stream runs after it was told to wait for
+// that copy may use the memory, so the host need not wait: it tells the stream, gives the memory back, and goes on
+// issuing ops while the device does what was issued before. A host that waited would leave the device without work
+// each time, and then be slower to issue ops than the device is to run them. The same goes for what a plan fetches into
+// memory that has left by then: the host, far ahead, would see it leave too late.
+// True if something went: what makes up for so many bytes, or as much of it as there is.
+bool Engine::let_go(uint64_t nbytes, Part part) {
+  std::vector<Block*> going;
+  uint64_t left = nbytes;
+  bool waits = false;
+  for (auto it = leaving_to_host_.begin(); it != leaving_to_host_.end() && left > 0; ++it) {
+    if ((*it)->pins > 0 || owner(*it) == nullptr) continue;
+    going.push_back(*it);
+    left -= std::min(left, static_cast<uint64_t>((*it)->nbytes));
+    waits = waits || !(*it)->copied->query();
+  }
+  if (going.empty() || (part == Part::kWhole && left > 0)) return false;
+  if (waits) {
+    Frame& f = frame();
+    begin_wait();
+    f.waited = true;
+    if (f.training) note_stall(-1, true, 1);  // the device tells how long it is
+  }
+  for (Block* block : going) {
+    stay(block);
+    detach(block);
+  }
+  notify();
+  return true;
 }
 
 // [Note: looking on]
@@ -287,7 +320,7 @@ bool Engine::leave_natively(uint64_t nbytes, Lock& lock) {
   // What is leaving already and waits for Python goes without it.
   for (size_t i = 0; i < blocks_.size() && left > 0 && spill_->needs_python(); ++i) {
     Block* block = blocks_[i];
-    if (block->state != State::kLeaving || block->transfer->natively) continue;
+    if (block->state != State::kLeaving || block->transfer == nullptr || block->transfer->natively) continue;
     if (!spill_->take_from_python(block->transfer)) continue;
     any = true;
     leaving_natively_ += block->nbytes;
@@ -300,6 +333,7 @@ bool Engine::leave_natively(uint64_t nbytes, Lock& lock) {
     left -= std::min(left, static_cast<uint64_t>(block->nbytes));
     start_leaving(block, true, std::nullopt, true);
   }
+  let_go(leaving_, Part::kAny);
   while (leaving_natively_ > 0) wait(lock, -1, true);
   lock.free_garbage();
   return any;
@@ -350,15 +384,16 @@ void Engine::find_victims() {
 void Engine::start_leaving(Block* block, bool urgent, std::optional<Slot> planned, bool natively) {
   if (drop(block)) return;
   if (block->transfer != nullptr) {  // its copy is still being written, and nothing has changed it since
-    if (urgent && block->tier == TierKind::kSpill) spill_->promote(block->transfer);
+    if (urgent) spill_->promote(block->transfer);
     leave(block);
     return;
   }
-  if (block->clean()) {
+  if (!block->clean()) {
+    start_copying(block, urgent, planned, natively);
+  } else if (block->tier == TierKind::kSpill || block->copied->query()) {
     detach(block);
     return;
   }
-  start_copying(block, urgent, planned, natively);
   leave(block);
 }
 
@@ -366,27 +401,55 @@ void Engine::start_leaving(Block* block, bool urgent, std::optional<Slot> planne
 void Engine::start_copying(Block* block, bool urgent, std::optional<Slot> planned, bool natively) {
   drop_extent(block);
   find_extent(block, planned);
-  auto transfer = transfer_of(block, Transfer::Direction::kWrite);
-  transfer->natively = natively || block->tier == TierKind::kHost;
-  if (!transfer->natively) transfer->encoding = encoding_of(block);
+  std::vector<c10::Event> after;
   if (block->device) {
     if (block->device->streams.empty()) use_on(block, block->device->home);  // what came may not have arrived yet
-    for (const c10::Stream& stream : block->device->streams) transfer->after.push_back(accelerator_->event(stream));
+    for (const c10::Stream& stream : block->device->streams) after.push_back(accelerator_->event(stream));
   }
+  if (block->tier == TierKind::kHost) {
+    copy_to_host(block, after);
+    return;
+  }
+  auto transfer = transfer_of(block, Transfer::Direction::kWrite);
+  transfer->natively = natively;
+  if (!natively) transfer->encoding = encoding_of(block);
+  transfer->after = std::move(after);
   submit(block, std::move(transfer), urgent);
+}
+
+// Whatever is issued later finds it copied.
+void Engine::copy_to_host(Block* block, const std::vector<c10::Event>& after) {
+  try {
+    block->copied = host_->write(block->memory, block->data_bytes, *block->extent, after);
+  } catch (const c10::Error& error) {
+    drop_extent(block);
+    write_failure_ = "copying " + describe(block) + " to host memory failed: " + error.what_without_backtrace();
+    ++write_failures_;
+    throw SpillError(write_failure_);
+  }
+  block->copied_version = block->version;
+  stats_.written_bytes += block->nbytes;
 }
 
 void Engine::leave(Block* block) {
   block->state = State::kLeaving;
   leaving_ += block->nbytes;
-  if (block->transfer->natively) leaving_natively_ += block->nbytes;
+  if (block->transfer == nullptr) {
+    leaving_to_host_.push_back(block);
+  } else if (block->transfer->natively) {
+    leaving_natively_ += block->nbytes;
+  }
 }
 
 // What was leaving stays; its copy completes all the same.
 void Engine::stay(Block* block) {
   block->state = State::kResident;
   leaving_ -= block->nbytes;
-  if (block->transfer->natively) leaving_natively_ -= block->nbytes;
+  if (block->transfer == nullptr) {
+    leaving_to_host_.erase(std::find(leaving_to_host_.begin(), leaving_to_host_.end(), block));
+  } else if (block->transfer->natively) {
+    leaving_natively_ -= block->nbytes;
+  }
 }
 
 // Where the plan says, else in host memory while there is room, else in the spill space. Throws SpillError.
@@ -424,12 +487,13 @@ bool Engine::start_coming(Block* block, bool urgent, Lock& lock) {
   try {
     take_device_memory(block, lock);
     if (block->dead) return go_on();
-    auto transfer = transfer_of(block, Transfer::Direction::kRead);
-    transfer->after.push_back(accelerator_->event(block->device->home));
+    c10::Event before = accelerator_->event(block->device->home);
     if (block->tier == TierKind::kSpill) {
+      auto transfer = transfer_of(block, Transfer::Direction::kRead);
+      transfer->after.push_back(std::move(before));
       submit(block, std::move(transfer), urgent);
     } else {
-      block->ready = host_->read(*transfer);
+      block->ready = host_->read(block->memory, block->data_bytes, *block->extent, before, block->copied);
       arrived(block, block->nbytes);
     }
   } catch (const c10::Error& error) {
@@ -470,11 +534,7 @@ void Engine::submit(Block* block, std::unique_ptr<Transfer> transfer, bool urgen
   block->transfer = transfer.get();
   block->transfer_version = block->version;
   ++in_flight_;
-  if (block->tier == TierKind::kSpill) {
-    spill_->submit(transfer.release(), urgent);
-  } else {
-    host_->write(transfer.release(), urgent);
-  }
+  spill_->submit(transfer.release(), urgent);
 }
 
 void Engine::transfer_done(Transfer* transfer) {
@@ -503,7 +563,7 @@ void Engine::finish(Transfer* done) {
     transfer->error_path = spill_->folders_of(transfer.get());
   }
   const int error = transfer->error;
-  const uint64_t moved = block->tier == TierKind::kSpill ? transfer->moved : block->nbytes;
+  const uint64_t moved = transfer->moved;
   const bool leaving = write && block->state == State::kLeaving;
   if (leaving) stay(block);
   if (write) block->checksum = transfer->checksum;
@@ -558,9 +618,13 @@ void Engine::start_waiting_fetches(Lock& lock) {
   while (!fetch_queue_.empty()) {
     const uint64_t id = fetch_queue_.front();
     Block* block = find_block(id);
-    if (block != nullptr && block->state == State::kLeaving) return;  // it can come when it has gone
+    if (block != nullptr && block->state == State::kLeaving) stay(block);  // nothing has needed its memory
     const bool comes = block != nullptr && block->state == State::kAway && !block->dropped() && !block->dead;
-    if (comes && used() + block->nbytes > budget_) return;
+    if (comes && used() + block->nbytes > budget_) {
+      if (!let_go(used() + block->nbytes - budget_, Part::kWhole)) return;
+      lock.free_garbage();
+      continue;
+    }
     fetch_queue_.pop_front();
     try {
       if (comes) start_coming(block, false, lock);

@@ -155,6 +155,7 @@ void Engine::recompute(Block* block, Lock& lock) {
     guard::close_empty(*result.storage().unsafeGetStorageImpl());
     block->device = std::exchange(made->device, std::nullopt);
     block->memory = std::exchange(made->memory, nullptr);
+    if (made->copied) block->copied = std::exchange(made->copied, std::nullopt);
     // Programs that wait for one stream's work in another's did so when the result was made at first.
     if (block->device) block->ready = accelerator_->event(block->device->home);
     if (block->address != nullptr) {  // where somebody expects it

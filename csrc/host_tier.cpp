@@ -1,12 +1,11 @@
 #include "host_tier.h"
 
 #include <sys/mman.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
+#include <atomic>
 #include <new>
-#include <random>
+#include <thread>
 
 #include "clock.h"
 #include "pages.h"
@@ -16,6 +15,7 @@ namespace {
 
 constexpr uint64_t kChunk = uint64_t{256} << 20;
 constexpr size_t kPopulatingThreads = 8;
+constexpr unsigned kMostTimes = 8;
 
 // Takes the pages of the chunks by several threads at once: page-locking takes those that are lacking one after the
 // other. A kernel that can't is left to do that.
@@ -37,28 +37,22 @@ void populate(const std::vector<std::pair<char*, size_t>>& chunks) {
 
 }  // namespace
 
-HostTier::HostTier(const Accelerator& accelerator, uint64_t capacity, std::function<void(Transfer*)> done)
+HostTier::HostTier(const Accelerator& accelerator, uint64_t capacity)
     : accelerator_(accelerator),
       capacity_(capacity / kPage * kPage),
-      done_(std::move(done)),
       out_(accelerator.new_stream()),
-      in_(accelerator.new_stream()) {
+      in_(accelerator.new_stream()),
+      random_(std::random_device{}()) {
   // One range of addresses; its pages are taken as the tier grows.
   void* memory =
       ::mmap(nullptr, capacity_ + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) throw std::bad_alloc();
   memory_ = static_cast<char*>(memory);
   ::madvise(memory_, capacity_, MADV_HUGEPAGE);
-  thread_ = std::thread([this] { run(); });
 }
 
 HostTier::~HostTier() {
-  {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    stopping_ = true;
-  }
-  work_.notify_all();
-  thread_.join();
+  accelerator_.synchronize(out_);
   accelerator_.synchronize(in_);
   ::munmap(memory_, capacity_ + kHugePage);
 }
@@ -76,44 +70,24 @@ std::vector<std::pair<char*, size_t>> HostTier::reserve(uint64_t nbytes) {
   return chunks;
 }
 
-std::optional<Extent> HostTier::allocate(uint64_t nbytes) {
-  free_what_was_read();
-  return extents_.allocate(nbytes);
-}
+std::optional<Extent> HostTier::allocate(uint64_t nbytes) { return extents_.allocate(nbytes); }
 
-bool HostTier::allocate_at(const Extent& extent) {
-  free_what_was_read();
-  return extents_.allocate_at(extent);
-}
+bool HostTier::allocate_at(const Extent& extent) { return extents_.allocate_at(extent); }
 
 void HostTier::free(const Extent& extent, std::optional<c10::Event> read) {
-  if (read && !read->query()) {
-    being_read_.emplace_back(extent, std::move(*read));
-  } else {
-    extents_.free(extent);
-  }
-}
-
-void HostTier::free_what_was_read() {
-  const auto done = std::partition(being_read_.begin(), being_read_.end(),
-                                   [](const auto& reading) { return !reading.second.query(); });
-  for (auto it = done; it != being_read_.end(); ++it) extents_.free(it->first);
-  being_read_.erase(done, being_read_.end());
+  extents_.free(extent);
+  if (read && !read->query()) being_read_.emplace_back(extent, std::move(*read));
 }
 
 HostSpeeds HostTier::measure(size_t nbytes) {
   nbytes = std::min<size_t>(nbytes, reserved_) / 2;
   const at::DataPtr memory = accelerator_.allocate(2 * nbytes);
-  Transfer write, read;
-  write.direction = Transfer::Direction::kWrite;
-  write.nbytes = read.nbytes = nbytes;
-  write.memory = static_cast<char*>(memory.get());
-  read.memory = write.memory + nbytes;
-  read.extent.offset = nbytes / kPage * kPage;
+  char* begin = static_cast<char*>(memory.get());
+  const uint64_t middle = nbytes / kPage * kPage;
   const auto timed = [&](bool writes, bool reads) {
     const int64_t start = now_ns();
-    if (writes) copy(write, out_);
-    if (reads) copy(read, in_);
+    if (writes) copy_out(begin, nbytes, 0);
+    if (reads) copy_in(begin + nbytes, nbytes, middle);
     accelerator_.synchronize(out_);
     accelerator_.synchronize(in_);
     return static_cast<double>(nbytes) / seconds_since(start);
@@ -123,55 +97,46 @@ HostSpeeds HostTier::measure(size_t nbytes) {
   return {timed(false, true), timed(true, false), 2 * timed(true, true)};
 }
 
-void HostTier::copy(const Transfer& transfer, c10::Stream stream) {
-  size_t at = 0;
-  while (at < transfer.nbytes) {
-    const uint64_t offset = transfer.extent.offset + at;
-    const size_t n = std::min<size_t>(transfer.nbytes - at, kChunk - offset % kChunk);
-    if (transfer.direction == Transfer::Direction::kWrite) {
-      accelerator_.copy_out(memory_ + offset, transfer.memory + at, n, stream);
-    } else {
-      accelerator_.copy_in(transfer.memory + at, memory_ + offset, n, stream);
-    }
-    at += n;
-  }
+c10::Event HostTier::write(const char* memory, size_t nbytes, const Extent& extent,
+                           const std::vector<c10::Event>& after) {
+  for (const c10::Event& event : after) event.block(out_);
+  // Once `out_` waits for a read, so does all that it copies later.
+  const auto over = [&](const std::pair<Extent, c10::Event>& reading) {
+    const auto& [from, read] = reading;
+    if (read.query()) return true;
+    if (from.offset >= extent.offset + extent.nbytes || extent.offset >= from.offset + from.nbytes) return false;
+    read.block(out_);
+    return true;
+  };
+  being_read_.erase(std::remove_if(being_read_.begin(), being_read_.end(), over), being_read_.end());
+  copy_out(memory, nbytes, extent.offset);
+  return accelerator_.event(out_);
 }
 
-void HostTier::write(Transfer* transfer, bool urgent) {
-  {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    queue_.insert(urgent ? queue_.begin() : queue_.end(), transfer);
-  }
-  work_.notify_one();
-}
-
-c10::Event HostTier::read(const Transfer& transfer) {
-  for (const c10::Event& event : transfer.after) event.block(in_);
-  copy(transfer, in_);
+c10::Event HostTier::read(char* memory, size_t nbytes, const Extent& extent, const c10::Event& after,
+                          const std::optional<c10::Event>& written) {
+  after.block(in_);
+  if (written) written->block(in_);
+  copy_in(memory, nbytes, extent.offset);
   return accelerator_.event(in_);
 }
 
-void HostTier::run() {
-  std::minstd_rand random(std::random_device{}());
-  std::unique_lock<std::mutex> lock(mutex_);
-  for (;;) {
-    work_.wait(lock, [&] { return stopping_ || !queue_.empty(); });
-    if (stopping_) return;
-    Transfer* transfer = queue_.front();
-    queue_.pop_front();
-    lock.unlock();
-    try {
-      for (const c10::Event& event : transfer->after) event.block(out_);
-      if (const unsigned max_us = max_delay_us_) ::usleep(static_cast<useconds_t>(random() % max_us));
-      copy(*transfer, out_);
-      accelerator_.event(out_).synchronize();
-    } catch (const std::exception& error) {
-      transfer->error = EIO;
-      transfer->error_text = error.what();
-      transfer->error_path = "host memory";
+void HostTier::copy_out(const char* memory, size_t nbytes, uint64_t offset) {
+  by_chunk(nbytes, offset, [&](char* host, size_t at, size_t n) { accelerator_.copy_out(host, memory + at, n, out_); });
+}
+
+void HostTier::copy_in(char* memory, size_t nbytes, uint64_t offset) {
+  by_chunk(nbytes, offset, [&](char* host, size_t at, size_t n) { accelerator_.copy_in(memory + at, host, n, in_); });
+}
+
+template <class Copy>
+void HostTier::by_chunk(size_t nbytes, uint64_t offset, const Copy& copy) {
+  // The same bytes again and again are a copy that takes longer.
+  for (auto times = stressed_ ? 1 + random_() % kMostTimes : 1; times > 0; --times) {
+    for (size_t at = 0, n = 0; at < nbytes; at += n) {
+      n = std::min<size_t>(nbytes - at, kChunk - (offset + at) % kChunk);
+      copy(memory_ + offset + at, at, n);
     }
-    done_(transfer);
-    lock.lock();
   }
 }
 

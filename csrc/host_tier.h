@@ -1,21 +1,21 @@
 // The host tier: host memory that device storages move to and come back from, by copies on streams of their own.
-// In: memory ranges and extents. Out: finished transfers, and events after which data is there. Must not know:
-// storages, budgets, plans.
+// In: memory ranges, extents and events. Out: events after which the bytes are there. Must not know: storages, budgets,
+// plans.
+//
+// Copies are issued at once and follow the device's order, whatever the host has seen of it. Nothing here is thread-safe:
+// the engine calls it under its mutex.
 #pragma once
-#include <atomic>
-#include <condition_variable>
+#include <c10/core/Event.h>
+#include <c10/core/Stream.h>
+
 #include <cstdint>
-#include <deque>
-#include <functional>
-#include <mutex>
 #include <optional>
-#include <thread>
+#include <random>
 #include <utility>
 #include <vector>
 
 #include "device.h"
 #include "extents.h"
-#include "transfer.h"
 
 namespace teraio {
 
@@ -27,8 +27,8 @@ struct HostSpeeds {
 
 class HostTier {
  public:
-  // Of `capacity` bytes at most. `done` runs on a thread of the tier's own, once per write.
-  HostTier(const Accelerator& accelerator, uint64_t capacity, std::function<void(Transfer*)> done);
+  // Of `capacity` bytes at most.
+  HostTier(const Accelerator& accelerator, uint64_t capacity);
   ~HostTier();
   HostTier(const HostTier&) = delete;
   HostTier& operator=(const HostTier&) = delete;
@@ -39,40 +39,38 @@ class HostTier {
   // What copies of so many bytes do.
   HostSpeeds measure(size_t nbytes);
 
-  // Extents are not thread-safe: the engine calls these under its mutex. Nothing is given when none is free.
+  // Nothing is given when none is free.
   std::optional<Extent> allocate(uint64_t nbytes);
   bool allocate_at(const Extent& extent);
-  // The extent is free once `read`, where there is one, has come to pass.
+  // What is written there next waits until `read`, where there is one, has come to pass.
   void free(const Extent& extent, std::optional<c10::Event> read);
 
-  // Copies device memory to an extent after the transfer's events.
-  void write(Transfer* transfer, bool urgent);
-  // Starts to copy an extent back, after the transfer's events; the result says when it is there.
-  c10::Event read(const Transfer& transfer);
-  // Delays every write at random by up to this long: for tests that seek races.
-  void set_delay(unsigned max_us) { max_delay_us_ = max_us; }
+  // Copies device memory to an extent after the events.
+  c10::Event write(const char* memory, size_t nbytes, const Extent& extent, const std::vector<c10::Event>& after);
+  // Copies an extent to device memory after `after`, and after `written`, its own write.
+  c10::Event read(char* memory, size_t nbytes, const Extent& extent, const c10::Event& after,
+                  const std::optional<c10::Event>& written);
+  // Where the copies out are issued.
+  c10::Stream out() const { return out_; }
+
+  // Makes copies take longer at random, for tests that seek races.
+  void stress(bool on) { stressed_ = on; }
 
  private:
-  void run();
-  void copy(const Transfer& transfer, c10::Stream stream);
+  void copy_out(const char* memory, size_t nbytes, uint64_t offset);
+  void copy_in(char* memory, size_t nbytes, uint64_t offset);
+  template <class Copy>
+  void by_chunk(size_t nbytes, uint64_t offset, const Copy& copy);
 
   const Accelerator& accelerator_;
   const uint64_t capacity_;
-  std::function<void(Transfer*)> done_;
   char* memory_;
   uint64_t reserved_ = 0;
-  void free_what_was_read();
-
   ExtentMap extents_;
-  std::vector<std::pair<Extent, c10::Event>> being_read_;
+  std::vector<std::pair<Extent, c10::Event>> being_read_;  // freed while a copy from there was under way
   c10::Stream out_, in_;
-
-  std::mutex mutex_;
-  std::condition_variable work_;
-  std::deque<Transfer*> queue_;
-  bool stopping_ = false;
-  std::atomic<unsigned> max_delay_us_{0};
-  std::thread thread_;
+  bool stressed_ = false;
+  std::minstd_rand random_;
 };
 
 }  // namespace teraio
