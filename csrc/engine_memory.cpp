@@ -399,7 +399,7 @@ bool Engine::find_pieces(const Frame& f, Lock& lock) {
   need = round_up(std::max(need, uint64_t{kHugePage}), kHugePage);
   if (static_cast<uint64_t>(allocated.reserved) + need + kSharedSegment <= limit_) return false;
   drain();
-  bool gone = !garbage_.empty();
+  bool gone = let_go(need, Part::kAny) || !garbage_.empty();
   const uint64_t wanted = used() + need;
   uint64_t lacking = std::max(wanted - std::min(wanted, budget_.load()), need / 4);
   const uint64_t failures = write_failures_;

@@ -58,6 +58,8 @@ __all__ = [
 _MOST_STALLS = 50
 # A plan whose stalls are a smaller part of the iteration is not worth planning again.
 _FEW_STALLS = 0.01
+# Part of the fastest tier's rate below which a tier is used only where the others have no room.
+_SLOW = 1 / 8
 # How often more results are made again, judged by the plan before.
 _ROUNDS = 3
 
@@ -68,6 +70,35 @@ def plan(trace: Trace, hardware: Hardware, options: PlanOptions | None = None) -
     Raises BudgetError, naming the op, where no plan can meet the budget or the tiers are too small.
     """
     options = options or PlanOptions()
+    quick = _without_slow_tiers(hardware)
+    if quick == hardware:
+        return _planned(trace, hardware, options)
+    try:
+        found = _planned(trace, quick, options)
+    except BudgetError:  # there is too little room on the quick ones
+        return _planned(trace, hardware, options)
+    return _bounded(found, trace, hardware, options)
+
+
+def _without_slow_tiers(hardware: Hardware) -> Hardware:
+    """Beside host memory a drive would save little, and whatever delays it would cost more."""
+    fastest = max((tier.mixed_bytes_per_s for tier in hardware.tiers), default=0.0)
+    tiers = tuple(
+        replace(tier, capacity_bytes=0) if tier.mixed_bytes_per_s < _SLOW * fastest else tier
+        for tier in hardware.tiers
+    )
+    return replace(hardware, tiers=tiers)
+
+
+def _bounded(found: Plan, trace: Trace, hardware: Hardware, options: PlanOptions) -> Plan:
+    """The plan with what no plan for ``hardware`` can beat, if it makes the same results again."""
+    trace = replayed(trace, found.recomputations)
+    bounds, _ = _bounds(trace, columns(trace), hardware, options)
+    bound_s = min(max(bound.seconds for bound in bounds), found.predicted_s)
+    return replace(found, bounds=bounds, bound_s=bound_s)
+
+
+def _planned(trace: Trace, hardware: Hardware, options: PlanOptions) -> Plan:
     problem = _problem(trace, hardware, options, ())
     moving = _solved(problem, hardware, options)
     repeatable = any(storage.repeatable for storage in trace.storages)
