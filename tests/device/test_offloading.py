@@ -119,7 +119,7 @@ def test_training_that_makes_results_again_is_equal(
 
 def test_a_stall_is_the_time_in_which_the_device_stands_still(accelerator: str, spill: str) -> None:
     """The host waits for almost all of the step, as the device is slow and the host runs ahead."""
-    case = Case("llama", steps=6, device=accelerator)
+    case = placed(Case("llama", steps=6), accelerator)
     _, peak = plain(case)
     start_anew(accelerator)
     training = Training(case)

@@ -1,0 +1,69 @@
+"""Host memory as a tier: what leaves for it and comes back follows the device's order."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import teraio
+from tests.device.sim import SimModule
+
+MIB = 1 << 20
+WEIGHT, WEIGHTS = 4 * MIB, 12
+BUDGET = 24 * MIB
+
+
+@pytest.fixture
+def model(sim: SimModule, spill: str) -> torch.nn.ParameterList:
+    """Twice as large as its budget, with host memory for all of it."""
+    made = torch.nn.ParameterList(
+        torch.full((WEIGHT // 4,), float(i), device="sim") for i in range(WEIGHTS)
+    )
+    teraio.offload(made, memory_budget=BUDGET, ssd=spill, host_memory=2 * WEIGHTS * WEIGHT)
+    return made
+
+
+def add_one(model: torch.nn.ParameterList) -> None:
+    with teraio.iteration(model), torch.no_grad():
+        for weight in model:
+            weight.add_(1)
+
+
+def values(model: torch.nn.ParameterList) -> list[float]:
+    found = []
+    for weight in model:
+        assert (weight == weight[0]).all()
+        found.append(weight[0].item())
+    return found
+
+
+def test_the_host_waits_for_no_copy(model: torch.nn.ParameterList, sim: SimModule) -> None:
+    """With the device standing still, all ops of some iterations can be issued."""
+    before, meanwhile = 6, 2  # the first ones are profiled or timed, so they are waited for
+    for _ in range(before):
+        add_one(model)
+    with sim.paused():
+        for _ in range(meanwhile):
+            add_one(model)
+    report = teraio.report(model)
+    assert report.phase == "run"
+    assert all(step.read_bytes > 0 and step.written_bytes > 0 for step in report.steps)
+    assert values(model) == [i + before + meanwhile for i in range(WEIGHTS)]
+    assert sim.peak() <= BUDGET
+    teraio.restore(model)
+    assert values(model) == [i + before + meanwhile for i in range(WEIGHTS)]
+
+
+def test_what_dies_while_it_is_copied_keeps_its_memory_until_then(
+    model: torch.nn.ParameterList, sim: SimModule
+) -> None:
+    add_one(model)
+    with sim.paused(), torch.no_grad():
+        made = [weight * 2 for weight in model]  # they leave for each other
+        doubled = [one[0] for one in made[-1:]]
+        del made
+        others = [torch.full((WEIGHT // 4,), -1.0, device="sim") for _ in range(2)]
+    assert all((other == -1).all() for other in others)
+    assert doubled[0].item() == 2 * WEIGHTS
+    assert values(model) == [i + 1 for i in range(WEIGHTS)]
+    teraio.restore(model)
