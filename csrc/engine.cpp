@@ -62,6 +62,7 @@ void Engine::start(std::unique_ptr<SpillSpace> spill, std::unique_ptr<HostTier> 
   closing_ = false;
   beyond_ = needed_ = 0;
   headroom_ = 0;
+  pieces_.clear();
   mode_changed();
   // States of optimizers, above all: no op uses them before the first step.
   for (Block* block : blocks_) {
@@ -261,6 +262,7 @@ void Engine::unpin(Block* block) {
 void Engine::enter(Frame& f) {
   if (f.entered) return;
   f.entered = true;
+  f.largest = 0;
   ++pinning_threads_;
   f.logical_begin = f.logical_peak = logical_;
 }

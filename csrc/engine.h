@@ -77,6 +77,7 @@ struct Frame {
   int64_t used_before = 0;                 // bytes of blocks, when its operands were there
   int64_t born_before = 0;                 // of these, bytes that no op had had before
   int64_t most = 0;                        // bytes that it took beyond these, where needs are measured
+  uint64_t largest = 0;                    // bytes of the largest block born in it
   bool unforeseen = false;                 // no plan tells what it needs
   uint64_t results = 0;                    // bytes that it makes on the device, where that is so
   uint64_t taking = 0;                     // bytes that the engine itself takes just now
@@ -428,6 +429,7 @@ class Engine {
   std::vector<Block*> leaving_to_host_;  // the first that began to leave is the first
   uint64_t leaving_natively_ = 0;  // those of them that don't need Python, see [Note: out of memory]
   std::atomic<uint64_t> headroom_{0};  // the most that an op has needed beside its operands, on a device
+  std::vector<uint64_t> pieces_;       // the most that an op has needed in one piece, by its name's number
   std::vector<Block*> blocks_;
   std::unordered_map<uint64_t, size_t> place_of_block_;
   struct Victim {

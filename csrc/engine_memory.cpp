@@ -98,6 +98,7 @@ void Engine::enroll(Block* block, Frame& f, bool pin_to_frame) {
   block->last_use = op_counter_;
   if (pin_to_frame && (f.depth > 0 || (f.training && watching_))) {
     f.logical_peak = std::max(f.logical_peak, logical_);
+    f.largest = std::max(f.largest, static_cast<uint64_t>(block->nbytes));
     f.pinned.push_back({block, true, true});
     block->frame = &f;
     block->pins = 1;
@@ -356,8 +357,14 @@ void Engine::note_need(Frame& f) {
   if (!measuring_) return;
   // Where other storages left meanwhile, the allocator's peak hides as much of the op's. The blocks that it had at once
   // are known all the same.
-  f.most = std::max(accelerator_->allocated().peak - f.beside_before - f.used_before, f.logical_peak - f.logical_begin);
+  const int64_t blocks = f.logical_peak - f.logical_begin;
+  f.most = std::max(accelerator_->allocated().peak - f.beside_before - f.used_before, blocks);
   raise_to(headroom_, static_cast<uint64_t>(std::max<int64_t>(f.most, 0)));
+  // What it took beside blocks may have been one piece.
+  const auto piece = std::max(f.largest, static_cast<uint64_t>(std::max<int64_t>(f.most - blocks, 0)));
+  const Lock lock(*this);
+  if (pieces_.size() <= f.name) pieces_.resize(f.name + 1);
+  pieces_[f.name] = std::max(pieces_[f.name], piece);
 }
 
 // [Note: out of memory]
@@ -394,7 +401,11 @@ bool Engine::find_pieces(const Frame& f, Lock& lock) {
     const int64_t difference = beside_ - f.beside_before + born_bytes(f) - f.born_before;
     const auto taken = static_cast<uint64_t>(std::max<int64_t>(0, difference));
     // If it takes more than anybody knew, that may be as much as any op has needed.
-    need = std::max(taken < need ? need - taken : std::min(headroom_.load(), budget_ / 2), f.results);
+    if (taken < need && !f.unforeseen && f.name < pieces_.size() && pieces_[f.name] > 0) {
+      need = std::min(need - taken, pieces_[f.name]);  // it takes the rest in several
+    } else {
+      need = std::max(taken < need ? need - taken : std::min(headroom_.load(), budget_ / 2), f.results);
+    }
   }
   need = round_up(std::max(need, uint64_t{kHugePage}), kHugePage);
   if (static_cast<uint64_t>(allocated.reserved) + need + kSharedSegment <= limit_) return false;

@@ -300,6 +300,8 @@ uint64_t Engine::need_of(const Frame& f) const {
     if (growth > 1) need = std::min(static_cast<uint64_t>(growth * static_cast<double>(need)), budget_ / 2);
     return std::max(need, f.results);
   }
+  // A view of its operands makes nothing; what it calls may, and that is asked itself.
+  if (f.pinned.empty() && f.results == 0) return 0;
   uint64_t operands = 0;
   for (const auto& pinned : f.pinned) operands += pinned.block->nbytes;
   return std::max(std::min(std::max(headroom_.load(), operands), budget_ / 2), f.results);
