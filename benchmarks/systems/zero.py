@@ -34,7 +34,7 @@ from benchmarks.systems.world import alone
 # A launcher's part; DeepSpeed reads all of it when it is imported.
 alone()
 if torch.cuda.is_available():
-    # It can't read some names that an image may list, such as 10.0a; this one is all that is needed.
+    # It can't read some names that an image may list, such as 10.0a; this one is all it needs.
     os.environ["TORCH_CUDA_ARCH_LIST"] = "{}.{}".format(*torch.cuda.get_device_capability())
 else:
     os.environ.setdefault("DS_ACCELERATOR", "cpu")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -266,6 +267,23 @@ def test_host_memory_takes_load_off_the_ssd(transformer: Trace) -> None:
     both = plan(transformer, hardware(budget, HOST, SSD))
     assert {move.tier for move in both.moves} == {"host", "ssd0"}
     assert both.predicted_s < alone.predicted_s
+
+
+@pytest.mark.parametrize(("share_of_host", "used"), [(1 / 10, set()), (1 / 5, {"ssd0"})])
+def test_a_drive_that_adds_little_to_roomy_host_memory_is_left_out(
+    transformer: Trace, share_of_host: float, used: set[str]
+) -> None:
+    rates = {"read_bytes_per_s": 2e9, "write_bytes_per_s": 2e9, "mixed_bytes_per_s": 2e9}
+    host = replace(HOST, capacity_bytes=2 * peak(transformer), **rates)
+    drive = replace(SSD, **{name: share_of_host * rate for name, rate in rates.items()})
+    machine = hardware(int(peak(transformer) * 0.35), host, drive)
+    made = plan(transformer, machine)
+    assert {move.tier for move in made.moves} == {"host"} | used
+    assert [use.tier for use in made.tiers] == ["host", "ssd0"]
+    validate(transformer, machine, made)
+    alone = plan(transformer, hardware(machine.budget_bytes, host))
+    assert made.bound_s < alone.bound_s  # the drive counts for what no plan can beat
+    assert made.bound_s <= made.predicted_s
 
 
 def test_small_storages_stay_unless_they_must_go(transformer: Trace) -> None:
