@@ -117,6 +117,7 @@ void Engine::stop(const std::function<void()>& before_memory_goes) {
   pages_.trim(pages_.cached());
   auto memories = give_device_memory_back();
   lock.unlock();
+  if (host) host->synchronize();
   for (auto& [weak, memory] : memories) {
     if (const auto storage = weak.lock()) storage->set_data_ptr_noswap(std::move(memory));  // the block dies
   }
@@ -145,6 +146,27 @@ std::vector<std::pair<char*, size_t>> Engine::reserve_host(uint64_t nbytes) {
   const GilRelease gil;
   const Lock lock(*this);
   return host_ ? host_->reserve(nbytes) : std::vector<std::pair<char*, size_t>>();
+}
+
+HostSpeeds Engine::host_speeds(uint64_t nbytes) {
+  std::optional<Extent> extent;
+  for (nbytes = round_up(nbytes, 2 * kPage); !extent && nbytes > 0; nbytes = nbytes / 2 / kPage * kPage) {
+    const Lock lock(*this);
+    extent = host_->allocate(nbytes);
+  }
+  if (!extent) throw SpillError("host memory has no page free to measure it with");
+  const auto give_back = [&] {
+    const Lock lock(*this);
+    host_->free(*extent, false);
+  };
+  try {
+    const HostSpeeds speeds = host_->measure(*extent);
+    give_back();
+    return speeds;
+  } catch (...) {
+    give_back();
+    throw;
+  }
 }
 
 void Engine::encode_by_default(CodecNumber codec) {
@@ -287,7 +309,6 @@ void Engine::bring_in(Frame& f, const std::vector<Operand>& operands, bool begin
   Lock lock(*this);
   enter(f);
   if (!done_.empty()) drain();
-  if (!fetch_queue_.empty()) start_waiting_fetches(lock);
   if (short_of_room_ > 0 && f.pinned.empty()) {
     const bool all_here = std::all_of(operands.begin(), operands.end(), [](const Operand& operand) {
       return !operand.data || operand.block->state == State::kResident;
@@ -308,6 +329,7 @@ void Engine::bring_in(Frame& f, const std::vector<Operand>& operands, bool begin
     missing = missing || operand.block->state != State::kResident;
     settled = settled && (!operand.write || operand.block->dependents.empty());
   }
+  if (!fetch_queue_.empty()) start_waiting_fetches(lock);  // the op's own operands stay
   const bool cramped = begins && used() + need_of(f) > budget_;
   if ((missing || cramped || !settled) && !forked_) {
     lock.release_gil(gil);
@@ -644,7 +666,8 @@ void Engine::hold_locked(Block* block, c10::StorageImpl* storage, Lock& lock) {
   ++block->pins;
   try {
     fetch_now(block, lock);
-    settle(block, lock);  // whoever holds it may write to it
+    if (block->device) use_on(block, accelerator_->stream());  // whoever holds it works there
+    settle(block, lock);  // and may write to it
   } catch (...) {
     unpin(block);
     throw;

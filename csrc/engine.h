@@ -205,7 +205,8 @@ class Engine {
   void encode_by_default(CodecNumber codec);
   // Grows the host tier; gives the memory that it took anew.
   std::vector<std::pair<char*, size_t>> reserve_host(uint64_t nbytes);
-  HostSpeeds host_speeds(size_t nbytes) { return host_->measure(nbytes); }
+  // What copies of so many bytes, or fewer where there is little room, do between the device and the host tier.
+  HostSpeeds host_speeds(uint64_t nbytes);
   std::vector<std::pair<char*, size_t>> staging_memory() { return spill_->staging_memory(); }
 
   // --- single storages ---
@@ -371,6 +372,8 @@ class Engine {
   void take_memory(Block* block);
   void take_device_memory(Block* block, Lock& lock);
   void give_memory(Block* block);
+  bool is_over(const std::optional<c10::Event>& event) const;
+  void let_wait(const c10::Stream& stream, const std::optional<c10::Event>& event) const;
   void free_garbage(std::vector<Garbage> garbage) noexcept;
   void look_at_device(Frame& frame);
   void begin_measuring(Frame& frame);

@@ -171,7 +171,11 @@ void Engine::drop_extent(Block* block) {
   if (block->tier == TierKind::kSpill) {
     if (spill_) spill_->free(*block->extent);
   } else if (host_) {
-    host_->free(*block->extent, std::exchange(block->ready, std::nullopt));
+    try {
+      host_->free(*block->extent, !is_over(block->ready));
+    } catch (const c10::Error&) {
+      // The device is broken, and the program's next op will say so.
+    }
   }
   block->extent.reset();
   block->encoding.reset();
@@ -233,12 +237,11 @@ void Engine::take_device_memory(Block* block, Lock& lock) {
 
 void Engine::give_memory(Block* block) {
   if (block->device) {
-    if (block->ready) block->ready->block(block->device->home);  // it may have come for nothing
-    if (block->copied && block->dead) {
-      // Nobody waits for a copy of what is no more; the memory goes when it is over.
-      if (host_ && !block->copied->query()) block->device->streams.push_back(host_->out());
-    } else if (block->copied) {
-      block->copied->block(block->device->home);
+    let_wait(block->device->home, block->ready);  // it may have come for nothing
+    if (!block->dead) {
+      let_wait(block->device->home, block->copied);
+    } else if (host_ && !is_over(block->copied)) {
+      block->device->streams.push_back(host_->out());  // nobody waits for a copy of what is no more
     }
     garbage_.push_back({std::move(*block->device), block->nbytes, block->data_bytes});
     block->device.reset();
@@ -257,6 +260,25 @@ void Engine::give_memory(Block* block) {
   }
   block->memory = nullptr;
   used_ -= block->nbytes;
+}
+
+// Deleters of storages come to these two, where nothing may be thrown, and in forked children too, where the device can't
+// be asked. If it is broken, the program's next op will say so.
+bool Engine::is_over(const std::optional<c10::Event>& event) const {
+  if (!event || forked_) return true;
+  try {
+    return event->query();
+  } catch (const c10::Error&) {
+    return true;
+  }
+}
+
+void Engine::let_wait(const c10::Stream& stream, const std::optional<c10::Event>& event) const {
+  if (!event || forked_) return;
+  try {
+    event->block(stream);
+  } catch (const c10::Error&) {
+  }
 }
 
 void Engine::Lock::unlock() {
@@ -360,8 +382,8 @@ void Engine::note_need(Frame& f) {
   const int64_t blocks = f.logical_peak - f.logical_begin;
   f.most = std::max(accelerator_->allocated().peak - f.beside_before - f.used_before, blocks);
   raise_to(headroom_, static_cast<uint64_t>(std::max<int64_t>(f.most, 0)));
-  // What it took beside blocks may have been one piece.
-  const auto piece = std::max(f.largest, static_cast<uint64_t>(std::max<int64_t>(f.most - blocks, 0)));
+  // Where it took more than blocks, all of it may have been one piece.
+  const uint64_t piece = f.most > blocks ? static_cast<uint64_t>(f.most) : f.largest;
   const Lock lock(*this);
   if (pieces_.size() <= f.name) pieces_.resize(f.name + 1);
   pieces_[f.name] = std::max(pieces_[f.name], piece);
@@ -411,6 +433,7 @@ bool Engine::find_pieces(const Frame& f, Lock& lock) {
   if (static_cast<uint64_t>(allocated.reserved) + need + kSharedSegment <= limit_) return false;
   drain();
   bool gone = let_go(need, Part::kAny) || !garbage_.empty();
+  lock.free_garbage();
   const uint64_t wanted = used() + need;
   uint64_t lacking = std::max(wanted - std::min(wanted, budget_.load()), need / 4);
   const uint64_t failures = write_failures_;

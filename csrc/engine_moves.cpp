@@ -204,6 +204,7 @@ void Engine::make_room(uint64_t nbytes, Lock& lock, int32_t storage) {
         start_leaving(leaving, true);
         continue;
       }
+      if (let_go(lacking, Part::kAny)) continue;
       if (in_flight_ == 0 && pinning_threads_ - waiting_threads_ - self - employer <= 0) {
         if (wait_for_collective(lock, waiting_for_collectives_ns)) continue;
         if (looks_on(nbytes)) return;
@@ -226,17 +227,19 @@ void Engine::make_room(uint64_t nbytes, Lock& lock, int32_t storage) {
 // memory that has left by then: the host, far ahead, would see it leave too late.
 // True if something went: what makes up for so many bytes, or as much of it as there is.
 bool Engine::let_go(uint64_t nbytes, Part part) {
-  std::vector<Block*> going;
+  std::vector<Block*> going, lost;
   uint64_t left = nbytes;
-  bool waits = false;
   for (auto it = leaving_to_host_.begin(); it != leaving_to_host_.end() && left > 0; ++it) {
-    if ((*it)->pins > 0 || owner(*it) == nullptr) continue;
-    going.push_back(*it);
-    left -= std::min(left, static_cast<uint64_t>((*it)->nbytes));
-    waits = waits || !(*it)->copied->query();
+    if (owner(*it) == nullptr) {
+      lost.push_back(*it);
+    } else if ((*it)->pins == 0) {
+      going.push_back(*it);
+      left -= std::min(left, static_cast<uint64_t>((*it)->nbytes));
+    }
   }
-  if (going.empty() || (part == Part::kWhole && left > 0)) return false;
-  if (waits) {
+  for (Block* block : lost) stay(block);  // its memory has gone to another storage
+  if (going.empty() || (part == Part::kWhole && left > 0)) return !lost.empty();
+  if (!std::all_of(going.begin(), going.end(), [this](const Block* block) { return is_over(block->copied); })) {
     Frame& f = frame();
     begin_wait();
     f.waited = true;
@@ -392,7 +395,7 @@ void Engine::start_leaving(Block* block, bool urgent, std::optional<Slot> planne
   }
   if (!block->clean()) {
     start_copying(block, urgent, planned, natively);
-  } else if (block->tier == TierKind::kSpill || block->copied->query()) {
+  } else if (block->tier == TierKind::kSpill || is_over(block->copied)) {
     detach(block);
     return;
   }
@@ -623,7 +626,7 @@ void Engine::start_waiting_fetches(Lock& lock) {
     if (block != nullptr && block->state == State::kLeaving) stay(block);  // nothing has needed its memory
     const bool comes = block != nullptr && block->state == State::kAway && !block->dropped() && !block->dead;
     if (comes && used() + block->nbytes > budget_) {
-      if (!let_go(used() + block->nbytes - budget_, Part::kWhole)) return;
+      if (garbage_.empty() && !let_go(used() + block->nbytes - budget_, Part::kWhole)) return;
       lock.free_garbage();
       continue;
     }

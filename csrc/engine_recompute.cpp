@@ -93,9 +93,9 @@ bool Engine::drop(Block* block) {
   if (!block->recipe || block->transfer != nullptr) return false;
   c10::StorageImpl* storage = owner(block);
   if (storage == nullptr) return false;
-  drop_extent(block);
   guard::close_empty(*storage);
-  give_memory(block);
+  give_memory(block);  // what may still be coming from the extent comes before the memory is used again
+  drop_extent(block);
   block->state = State::kAway;
   return true;
 }
@@ -157,6 +157,7 @@ void Engine::recompute(Block* block, Lock& lock) {
     block->memory = std::exchange(made->memory, nullptr);
     if (made->copied) block->copied = std::exchange(made->copied, std::nullopt);
     // Programs that wait for one stream's work in another's did so when the result was made at first.
+    if (block->device) let_wait(block->device->home, made->ready);
     if (block->device) block->ready = accelerator_->event(block->device->home);
     if (block->address != nullptr) {  // where somebody expects it
       char* memory = std::exchange(block->memory, nullptr);

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <new>
+#include <system_error>
 #include <thread>
 
 #include "clock.h"
@@ -29,7 +30,11 @@ void populate(const std::vector<std::pair<char*, size_t>>& chunks) {
   };
   std::vector<std::thread> threads;
   const size_t most = std::min<size_t>({chunks.size(), kPopulatingThreads, std::thread::hardware_concurrency()});
-  for (size_t i = 1; i < most; ++i) threads.emplace_back(work);
+  try {
+    for (size_t i = 1; i < most; ++i) threads.emplace_back(work);
+  } catch (const std::system_error&) {
+    // Those that there are do it.
+  }
   work();
   for (std::thread& thread : threads) thread.join();
 #endif
@@ -52,9 +57,13 @@ HostTier::HostTier(const Accelerator& accelerator, uint64_t capacity)
 }
 
 HostTier::~HostTier() {
+  synchronize();
+  ::munmap(memory_, capacity_ + kHugePage);
+}
+
+void HostTier::synchronize() const {
   accelerator_.synchronize(out_);
   accelerator_.synchronize(in_);
-  ::munmap(memory_, capacity_ + kHugePage);
 }
 
 std::vector<std::pair<char*, size_t>> HostTier::reserve(uint64_t nbytes) {
@@ -74,22 +83,20 @@ std::optional<Extent> HostTier::allocate(uint64_t nbytes) { return extents_.allo
 
 bool HostTier::allocate_at(const Extent& extent) { return extents_.allocate_at(extent); }
 
-void HostTier::free(const Extent& extent, std::optional<c10::Event> read) {
+void HostTier::free(const Extent& extent, bool being_read) {
   extents_.free(extent);
-  if (read && !read->query()) being_read_.emplace_back(extent, std::move(*read));
+  if (being_read) being_read_.emplace_back(extent, accelerator_.event(in_));
 }
 
-HostSpeeds HostTier::measure(size_t nbytes) {
-  nbytes = std::min<size_t>(nbytes, reserved_) / 2;
-  const at::DataPtr memory = accelerator_.allocate(2 * nbytes);
+HostSpeeds HostTier::measure(const Extent& extent) {
+  const size_t nbytes = extent.nbytes / 2;
+  const at::DataPtr memory = accelerator_.allocate(extent.nbytes);
   char* begin = static_cast<char*>(memory.get());
-  const uint64_t middle = nbytes / kPage * kPage;
   const auto timed = [&](bool writes, bool reads) {
     const int64_t start = now_ns();
-    if (writes) copy_out(begin, nbytes, 0);
-    if (reads) copy_in(begin + nbytes, nbytes, middle);
-    accelerator_.synchronize(out_);
-    accelerator_.synchronize(in_);
+    if (writes) copy_out(begin, nbytes, extent.offset);
+    if (reads) copy_in(begin + nbytes, nbytes, extent.offset + nbytes);
+    synchronize();
     return static_cast<double>(nbytes) / seconds_since(start);
   };
   accelerator_.event(accelerator_.stream()).synchronize();  // older work may still use the memory

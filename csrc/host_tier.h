@@ -36,14 +36,14 @@ class HostTier {
   // Grows the tier to at least `nbytes`, in whole chunks; gives the new ones. Copies run beside the device's work
   // only once a chunk is page-locked, which is the caller's task. No copy goes beyond a chunk.
   std::vector<std::pair<char*, size_t>> reserve(uint64_t nbytes);
-  // What copies of so many bytes do.
-  HostSpeeds measure(size_t nbytes);
+  // What copies between the two halves of an extent and the device do.
+  HostSpeeds measure(const Extent& extent);
 
   // Nothing is given when none is free.
   std::optional<Extent> allocate(uint64_t nbytes);
   bool allocate_at(const Extent& extent);
-  // What is written there next waits until `read`, where there is one, has come to pass.
-  void free(const Extent& extent, std::optional<c10::Event> read);
+  // `being_read`: a copy from there may be under way, for which what is written there next has to wait.
+  void free(const Extent& extent, bool being_read);
 
   // Copies device memory to an extent after the events.
   c10::Event write(const char* memory, size_t nbytes, const Extent& extent, const std::vector<c10::Event>& after);
@@ -52,6 +52,8 @@ class HostTier {
                   const std::optional<c10::Event>& written);
   // Where the copies out are issued.
   c10::Stream out() const { return out_; }
+  // Waits for all copies.
+  void synchronize() const;
 
   // Makes copies take longer at random, for tests that seek races.
   void stress(bool on) { stressed_ = on; }
