@@ -17,6 +17,7 @@ import hashlib
 import os
 import shutil
 import sys
+import threading
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -139,17 +140,29 @@ class SimModule(types.ModuleType):
         return self._native.idle(_id_of(stream))
 
     @contextlib.contextmanager
-    def paused(self, stream: torch.Stream | None = None) -> Iterator[None]:
+    def paused(self, stream: torch.Stream | None = None, most_s: float = 20.0) -> Iterator[None]:
         """No kernel of the stream, by default the current one, starts before the end of the block.
 
-        What waits for the stream inside the block waits for ever.
+        What waits for the stream inside the block fails after ``most_s``.
         """
         number = _id_of(stream)
+        late = threading.Event()
+
+        def resume() -> None:
+            late.set()
+            self._native.resume(number)
+
+        timer = threading.Timer(most_s, resume)
         self._native.pause(number)
+        timer.start()
         try:
             yield
         finally:
-            self._native.resume(number)
+            timer.cancel()
+            timer.join()
+            if not late.is_set():
+                self._native.resume(number)
+        assert not late.is_set(), "something waited for the paused device"
 
     def get_memory_info(self) -> tuple[int, int]:
         """Bytes that are free, and all: as much as tests may need."""
