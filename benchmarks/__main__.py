@@ -49,7 +49,7 @@ def _suite(arguments: list[str]) -> int:
     suite = SUITES[options.suite]
     console = Console(stderr=True)
     base = options.ssd or [str(ROOT / "build" / "spill")]
-    for folder in (*base, *filter(None, [options.reports])):
+    for folder in [*base, options.reports] if options.reports else base:
         Path(folder).mkdir(parents=True, exist_ok=True)
     chosen = comparisons_of(suite, options.comparison, options.system)
     if any(entry.system in DEEPSPEED for one in chosen for entry in one.entries):

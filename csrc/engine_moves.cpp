@@ -204,14 +204,14 @@ void Engine::make_room(uint64_t nbytes, Lock& lock, int32_t storage) {
         start_leaving(leaving, true);
         continue;
       }
-      if (let_go(lacking, Part::kAny)) continue;
-      if (in_flight_ == 0 && pinning_threads_ - waiting_threads_ - self - employer <= 0) {
-        if (wait_for_collective(lock, waiting_for_collectives_ns)) continue;
-        if (looks_on(nbytes)) return;
-        throw BudgetError(over_budget(nbytes));
-      }
     }
     if (let_go(lacking, Part::kAny)) continue;
+    const bool nothing_comes = in_flight_ == 0 && pinning_threads_ - waiting_threads_ - self - employer <= 0;
+    if (leaving_ < lacking && nothing_comes) {
+      if (wait_for_collective(lock, waiting_for_collectives_ns)) continue;
+      if (looks_on(nbytes)) return;
+      throw BudgetError(over_budget(nbytes));
+    }
     short_of_room.begin();
     waiting_threads_ += self;
     wait(lock, storage, true);

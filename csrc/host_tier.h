@@ -3,7 +3,7 @@
 // plans.
 //
 // Copies are issued at once and follow the device's order, whatever the host has seen of it. Nothing here is thread-safe:
-// the engine calls it under its mutex.
+// the engine calls it under its mutex, but for measure(), which works on an extent of its own.
 #pragma once
 #include <c10/core/Event.h>
 #include <c10/core/Stream.h>
