@@ -3,7 +3,9 @@
 In: a Comparison and what the machine offers. Out: Compared. Must not know: systems, tables.
 
 As many runs as fit into memory are alive at once. In every turn each of them makes one step while
-the others are stopped; every turn begins with another one. The ideal run takes part in all turns,
+the others are stopped; every turn begins with another one. On a GPU a step that isn't timed comes
+right before, so that the timed one finds what the one before it has left to be copied, as in
+training. The ideal run takes part in all turns,
 so each step of any system has a step of the ideal run next to it.
 """
 
@@ -22,7 +24,7 @@ from benchmarks.comparison import IDEAL, Compared, Comparison, Entry, Result, St
 from benchmarks.job import Job
 from benchmarks.machine import free_gpu_bytes
 from benchmarks.systems import Unavailable
-from benchmarks.worker import ANSWER_S, RunFailed, Worker
+from benchmarks.worker import ANSWER_S, UNTIMED, RunFailed, Worker
 
 # What a process of teraio holds beside tensors: threads, I/O buffers, freed blocks not yet reused.
 RESERVE_BYTES = 72 << 20
@@ -129,7 +131,7 @@ class Rotation:
         try:
             worker = Worker(job, self._place.answer_s)
             worker.build()
-            steps = [worker.step(-1) for _ in range(self._comparison.warm_up)]
+            steps = [worker.step(UNTIMED) for _ in range(self._comparison.warm_up)]
         except (Unavailable, RunFailed) as error:
             self._fail(job, entry, error)
             return None
@@ -145,6 +147,8 @@ class Rotation:
             runners.append(runners.pop(0))
             for runner in list(runners):
                 try:
+                    if self._place.device == "cuda":
+                        runner.worker.step(UNTIMED)
                     runner.worker.step(self._turn)
                 except RunFailed as error:
                     runners.remove(runner)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from statistics import median
 
 from benchmarks.comparison import Compared, Result
@@ -108,7 +109,7 @@ def _speed(outcome: Outcome, ideal: Outcome, shape: Shape) -> Speed:
     seconds = spread([step.wall_s for step in steps])
     tokens_per_s = shape.tokens / seconds.middle
     figures = outcome.teraio
-    first_timed = len(outcome.steps) - len(steps)
+    timed = [step.turn >= 0 for step in outcome.steps]
     return Speed(
         seconds=seconds,
         of_ideal=spread([ideal_s[step.turn] / step.wall_s for step in steps]),
@@ -122,7 +123,7 @@ def _speed(outcome: Outcome, ideal: Outcome, shape: Shape) -> Speed:
         energy_j=_known(steps, lambda step: step.energy_j),
         predicted_s=figures.predicted_s if figures else None,
         bound_s=figures.bound_s if figures else None,
-        stall_s=median(figures.stall_s[first_timed:]) if figures else None,
+        stall_s=median(compress(figures.stall_s, timed)) if figures else None,
     )
 
 

@@ -79,6 +79,7 @@ struct Block {
   std::optional<Encoding> encoding;  // of the copy, where it is encoded
   // How to make the data again, see [Note: recipes]; the blocks that have this one as an operand of theirs.
   std::shared_ptr<const Recipe> recipe;
+  uint64_t recipe_need = 0;  // bytes that this takes beside the op's operands
   std::vector<uint64_t> dependents;
   Transfer* transfer = nullptr;
   uint64_t transfer_version = 0;

@@ -78,12 +78,14 @@ struct Frame {
   int64_t born_before = 0;                 // of these, bytes that no op had had before
   int64_t most = 0;                        // bytes that it took beyond these, where needs are measured
   uint64_t largest = 0;                    // bytes of the largest block born in it
+  int64_t peak = 0;                        // the most that the allocator gave out, before it was tried what it can give
   bool unforeseen = false;                 // no plan tells what it needs
   uint64_t results = 0;                    // bytes that it makes on the device, where that is so
   uint64_t taking = 0;                     // bytes that the engine itself takes just now
   bool freeing = false;                    // inside free_memory()
   bool unguarded = false;                  // what is born gets no guard, see [Note: threads of process groups]
   bool apart = false;                      // of an op that the engine runs itself, within another one
+  uint64_t apart_need = 0;                 // bytes that such a one takes beside its operands
   const Block* made = nullptr;             // the op's result, if the op could be run again
   std::shared_ptr<const Recipe> recipe;    // how to, if the plan wants to
   bool over_budget = false;  // `error` is a matter of the budget, else of the spill space
@@ -119,7 +121,7 @@ class Engine {
   // memory for the other.
   class OwnFrame {
    public:
-    OwnFrame();
+    explicit OwnFrame(uint64_t need);  // bytes that the op takes beside its operands
     ~OwnFrame();
     OwnFrame(const OwnFrame&) = delete;
     OwnFrame& operator=(const OwnFrame&) = delete;
@@ -352,7 +354,7 @@ class Engine {
   void find_victims();
   void start_waiting_fetches(Lock& lock);
   void run_due_actions();
-  void keep_recipe(Frame& frame, int32_t storage);
+  void keep_recipe(Frame& frame, int32_t storage, uint64_t need);
   bool drop(Block* block);
   void recompute(Block* block, Lock& lock);
   void keep_here(Block* made, Lock& lock);

@@ -360,13 +360,14 @@ void Engine::begin_measuring(Frame& f) {
     f.used_before = static_cast<int64_t>(used_.load());
     f.born_before = born_bytes(f);
   }
+  f.peak = 0;
   if (measuring_) accelerator_->reset_peak();
 }
 
 bool Engine::foresees(const Frame& f, const std::vector<Operand>& operands) {
   if (!active() || forked_) return true;
   const Lock lock(*this);
-  if (!expects_moves_) return true;
+  if (!expects_moves_ || f.apart) return true;
   return schedule_ && schedule_->expects(f.name) &&
          std::all_of(operands.begin(), operands.end(), [this](const Operand& operand) {
            const Block* block = operand.block;
@@ -380,7 +381,8 @@ void Engine::note_need(Frame& f) {
   // Where other storages left meanwhile, the allocator's peak hides as much of the op's. The blocks that it had at once
   // are known all the same.
   const int64_t blocks = f.logical_peak - f.logical_begin;
-  f.most = std::max(accelerator_->allocated().peak - f.beside_before - f.used_before, blocks);
+  const int64_t peak = std::max(accelerator_->allocated().peak, f.peak);
+  f.most = std::max(peak - f.beside_before - f.used_before, blocks);
   raise_to(headroom_, static_cast<uint64_t>(std::max<int64_t>(f.most, 0)));
   // Where it took more than blocks, all of it may have been one piece.
   const uint64_t piece = f.most > blocks ? static_cast<uint64_t>(f.most) : f.largest;
@@ -400,6 +402,7 @@ bool Engine::free_memory() {
   if (!active() || forked_ || f.freeing) return false;
   f.freeing = true;
   bool freed = false;
+  if (measuring_) f.peak = std::max(f.peak, accelerator_->allocated().peak);
   try {
     Lock lock(*this);
     begin_wait();
@@ -411,6 +414,7 @@ bool Engine::free_memory() {
     // What the allocator raises then says nothing of it.
     TORCH_WARN("teraio could not move anything out of the device's memory: ", error.what());
   }
+  if (measuring_) accelerator_->reset_peak();  // what was tried is no need of the op
   f.freeing = false;
   return freed;
 }

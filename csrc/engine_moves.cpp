@@ -290,6 +290,7 @@ bool Engine::wait_for_collective(Lock& lock, int64_t& begun_ns) {
 // What the plan knows of the op that begins, or else the most there has been, see [Note: what ops need].
 uint64_t Engine::need_of(const Frame& f) const {
   if (f.taking > 0) return f.taking;
+  if (f.apart) return std::max(f.apart_need, f.results);
   if (schedule_ && schedule_->expects(f.name)) {
     // Operands that are larger than planned (another batch, tokens that a mixture of experts sends elsewhere) make
     // results that are larger as well.

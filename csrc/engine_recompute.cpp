@@ -38,8 +38,9 @@ Frame& Engine::frame() {
   return own_frame != nullptr ? *own_frame : frame;
 }
 
-Engine::OwnFrame::OwnFrame() : outer_(own_frame) {
+Engine::OwnFrame::OwnFrame(uint64_t need) : outer_(own_frame) {
   frame_.apart = true;
+  frame_.apart_need = need;
   frame_.training = frame().training;
   own_frame = &frame_;
 }
@@ -53,7 +54,7 @@ bool Engine::wants_recipe(const Frame& f) {
 }
 
 // At the end of an op whose result the plan makes again.
-void Engine::keep_recipe(Frame& f, int32_t storage) {
+void Engine::keep_recipe(Frame& f, int32_t storage, uint64_t need) {
   Block* block = bound_[static_cast<size_t>(storage)];
   if (!f.recipe || block == nullptr || block != f.made) return;
   std::vector<Block*> operands;
@@ -66,6 +67,7 @@ void Engine::keep_recipe(Frame& f, int32_t storage) {
   }
   for (Block* operand : operands) operand->dependents.push_back(block->id);
   block->recipe = std::move(f.recipe);
+  block->recipe_need = need;
 }
 
 void Engine::discard_recipe(Block* block) {
@@ -137,7 +139,7 @@ void Engine::recompute(Block* block, Lock& lock) {
   at::Tensor result;
   std::exception_ptr failure;
   try {
-    const OwnFrame frame;
+    const OwnFrame frame(block->recipe_need);
     result = recipe->run();
   } catch (...) {
     failure = failure_of_op();

@@ -19,9 +19,93 @@ namespace teraio {
 namespace {
 
 // Functions of their operands alone, though not pointwise.
-constexpr std::array kOthers = {"aten::to",         "aten::_to_copy",   "aten::type_as",     "aten::contiguous",
-                                "aten::layer_norm", "aten::softmax",    "aten::_softmax",    "aten::log_softmax",
-                                "aten::group_norm", "aten::_log_softmax"};
+constexpr std::array kOthers = {
+    "aten::to",           "aten::_to_copy", "aten::type_as",     "aten::contiguous",   "aten::reshape",
+    "aten::layer_norm",   "aten::rms_norm", "aten::group_norm",  "aten::softmax",      "aten::_softmax",
+    "aten::log_softmax",  "aten::_log_softmax", "aten::embedding", "aten::linear",     "aten::matmul",
+    "aten::mm",           "aten::bmm",      "aten::addmm",       "aten::baddbmm",
+};
+// One that draws random numbers only if asked to.
+constexpr auto kAttention = "aten::scaled_dot_product_attention";
+constexpr auto kRandomness = "dropout_p";
+
+using at::Float32Backend, at::Float32Op;
+
+struct Setting {
+  int64_t (*get)(c10::DeviceType device);
+  void (*set)(c10::DeviceType device, int64_t value);
+};
+
+template <bool (at::Context::*get)() const, void (at::Context::*set)(bool)>
+constexpr Setting flag() {
+  return {[](c10::DeviceType) -> int64_t { return (at::globalContext().*get)(); },
+          [](c10::DeviceType, int64_t value) { (at::globalContext().*set)(value != 0); }};
+}
+
+// Of a backend itself; programs may also set a precision for all, which counts where a backend has none.
+template <Float32Backend backend>
+constexpr Setting precision() {
+  return {[](c10::DeviceType) {
+            return static_cast<int64_t>(at::globalContext().float32Precision(backend, Float32Op::MATMUL));
+          },
+          [](c10::DeviceType, int64_t value) {
+            at::globalContext().setFloat32Precision(backend, Float32Op::MATMUL, static_cast<at::Float32Precision>(value));
+          }};
+}
+
+template <at::CuBLASReductionOption (at::Context::*get)() const, void (at::Context::*set)(bool, bool)>
+constexpr Setting reduction() {
+  return {[](c10::DeviceType) { return static_cast<int64_t>((at::globalContext().*get)()); },
+          [](c10::DeviceType, int64_t value) {
+            using Option = at::CuBLASReductionOption;
+            const auto option = static_cast<Option>(value);
+            (at::globalContext().*set)(option == Option::AllowReducedPrecisionWithSplitK,
+                                       option != Option::DisallowReducedPrecisionDisallowSplitK);
+          }};
+}
+
+using at::Context;
+constexpr std::array kSettings = {
+    Setting{[](c10::DeviceType) -> int64_t { return at::get_num_threads(); },
+            [](c10::DeviceType, int64_t value) { at::set_num_threads(static_cast<int>(value)); }},
+    Setting{[](c10::DeviceType) -> int64_t { return at::GradMode::is_enabled(); },
+            [](c10::DeviceType, int64_t value) { at::GradMode::set_enabled(value != 0); }},
+    Setting{[](c10::DeviceType device) -> int64_t {
+              return at::autocast::is_autocast_available(device) && at::autocast::is_autocast_enabled(device);
+            },
+            [](c10::DeviceType device, int64_t value) { at::autocast::set_autocast_enabled(device, value != 0); }},
+    Setting{[](c10::DeviceType device) -> int64_t {
+              if (!at::autocast::is_autocast_available(device)) return 0;
+              return static_cast<int64_t>(at::autocast::get_autocast_dtype(device));
+            },
+            [](c10::DeviceType device, int64_t value) {
+              at::autocast::set_autocast_dtype(device, static_cast<at::ScalarType>(value));
+            }},
+    Setting{[](c10::DeviceType) -> int64_t {
+              const Context& context = at::globalContext();
+              return context.deterministicAlgorithms() + 2 * context.deterministicAlgorithmsWarnOnly();
+            },
+            [](c10::DeviceType, int64_t value) {
+              at::globalContext().setDeterministicAlgorithms((value & 1) != 0, (value & 2) != 0);
+            }},
+    precision<Float32Backend::CUDA>(),
+    precision<Float32Backend::MKLDNN>(),
+    reduction<&Context::allowFP16ReductionCuBLAS, &Context::setAllowFP16ReductionCuBLAS>(),
+    reduction<&Context::allowBF16ReductionCuBLAS, &Context::setAllowBF16ReductionCuBLAS>(),
+    flag<&Context::allowFP16AccumulationCuBLAS, &Context::setAllowFP16AccumulationCuBLAS>(),
+    flag<&Context::allowFP16ReductionCPU, &Context::setAllowFP16ReductionCPU>(),
+    flag<&Context::userEnabledMkldnn, &Context::setUserEnabledMkldnn>(),
+    flag<&Context::deterministicMkldnn, &Context::setDeterministicMkldnn>(),
+    flag<&Context::userEnabledFlashSDP, &Context::setSDPUseFlash>(),
+    flag<&Context::userEnabledMemEfficientSDP, &Context::setSDPUseMemEfficient>(),
+    flag<&Context::userEnabledMathSDP, &Context::setSDPUseMath>(),
+    flag<&Context::userEnabledCuDNNSDP, &Context::setSDPUseCuDNN>(),
+    flag<&Context::allowFP16BF16ReductionMathSDP, &Context::setAllowFP16BF16ReductionMathSDP>(),
+    Setting{[](c10::DeviceType) { return static_cast<int64_t>(at::globalContext().blasPreferredBackend()); },
+            [](c10::DeviceType, int64_t value) {
+              at::globalContext().setBlasPreferredBackend(static_cast<at::BlasBackend>(value));
+            }},
+};
 
 bool tagged(const c10::OperatorHandle& op, at::Tag tag) {
   const auto tags = op.getTags();
@@ -33,18 +117,29 @@ bool is_plain(const at::Tensor& tensor) {
          !tensor.is_conj() && !tensor.is_neg() && !tensor._is_zerotensor();
 }
 
-// No mode of the thread has a hand in the op. Autocast has none in ops without a kernel for it that call no others.
-bool nothing_special(const c10::OperatorHandle& op, c10::DeviceType device) {
-  if (c10::impl::tls_local_dispatch_key_set().included_ != c10::default_included_set || at::in_parallel_region()) {
-    return false;
+// No mode of the thread has a hand in the op.
+bool nothing_special() {
+  return c10::impl::tls_local_dispatch_key_set().included_ == c10::default_included_set && !at::in_parallel_region();
+}
+
+bool draws_numbers(const c10::FunctionSchema& schema, c10::ArrayRef<const c10::IValue> arguments) {
+  const auto at = schema.argumentIndexWithName(kRandomness);
+  return at && !(arguments[static_cast<size_t>(*at)].isDouble() && arguments[static_cast<size_t>(*at)].toDouble() == 0);
+}
+
+c10::DeviceType device_of(c10::ArrayRef<const c10::IValue> arguments) {
+  for (const c10::IValue& argument : arguments) {
+    if (argument.isTensor() && argument.toTensor().defined() && argument.toTensor().dim() > 0) {
+      return argument.toTensor().device().type();
+    }
   }
-  if (!at::autocast::is_autocast_available(device) || !at::autocast::is_autocast_enabled(device)) return true;
-  return !op.hasKernelForDispatchKey(at::autocast::get_autocast_dispatch_key_from_device_type(device)) &&
-         !op.hasKernelForDispatchKey(c10::DispatchKey::CompositeImplicitAutograd);
+  return c10::DeviceType::CPU;
 }
 
 at::Tensor shared(const at::Tensor& tensor) {
-  return at::Tensor(tensor.unsafeGetTensorImpl()->shallow_copy_and_detach(c10::VariableVersion(0), false));
+  at::Tensor made(tensor.unsafeGetTensorImpl()->shallow_copy_and_detach(c10::VariableVersion(0), false));
+  if (tensor.requires_grad()) made.set_requires_grad(true);
+  return made;
 }
 
 // With its strides and offset, for results are laid out like their operands.
@@ -55,22 +150,35 @@ at::Tensor copied(const at::Tensor& tensor) {
   const at::Tensor whole = at::as_strided(tensor, {elements}, {1}, 0);
   at::Tensor copy = at::as_strided(at::clone(whole), tensor.sizes(), tensor.strides(), tensor.storage_offset());
   if (tensor.unsafeGetTensorImpl()->is_wrapped_number()) copy.unsafeGetTensorImpl()->set_wrapped_number(true);
+  if (tensor.requires_grad()) copy.set_requires_grad(true);
   return copy;
 }
 
+// Casts of weights that autocast keeps would be found by what is no op of the program.
+class NoCastsKept {
+ public:
+  NoCastsKept() { at::autocast::set_autocast_cache_enabled(false); }
+  ~NoCastsKept() { at::autocast::set_autocast_cache_enabled(kept_); }
+  NoCastsKept(const NoCastsKept&) = delete;
+  NoCastsKept& operator=(const NoCastsKept&) = delete;
+
+ private:
+  const bool kept_ = at::autocast::is_autocast_cache_enabled();
+};
+
 }  // namespace
 
-Surroundings::Surroundings()
-    : threads_(at::get_num_threads()),
-      default_dtype_(c10::get_default_dtype()),
-      onednn_(at::globalContext().userEnabledMkldnn()) {
+Surroundings::Surroundings(c10::DeviceType device) : device_(device), default_dtype_(c10::get_default_dtype()) {
+  static_assert(kSettings.size() <= kMost);
+  for (size_t i = 0; i < kSettings.size(); ++i) values_[i] = kSettings[i].get(device);
   std::fegetenv(&floating_point_);
 }
 
 void Surroundings::restore() const {
-  if (at::get_num_threads() != threads_) at::set_num_threads(threads_);
+  for (size_t i = 0; i < kSettings.size(); ++i) {
+    if (kSettings[i].get(device_) != values_[i]) kSettings[i].set(device_, values_[i]);
+  }
   if (c10::get_default_dtype() != default_dtype_) c10::set_default_dtype(default_dtype_);
-  if (at::globalContext().userEnabledMkldnn() != onednn_) at::globalContext().setUserEnabledMkldnn(onednn_);
   std::fesetenv(&floating_point_);
 }
 
@@ -82,13 +190,16 @@ bool Recipe::possible(const c10::OperatorHandle& op) {
   const bool writes = std::any_of(arguments.begin(), arguments.end(), [](const c10::Argument& argument) {
     return argument.alias_info() != nullptr && argument.alias_info()->isWrite();
   });
-  if (writes || tagged(op, at::Tag::nondeterministic_seeded)) return false;
+  if (writes) return false;
+  if (schema.name() == kAttention) return true;
+  if (tagged(op, at::Tag::nondeterministic_seeded)) return false;
   return tagged(op, at::Tag::pointwise) || std::find(kOthers.begin(), kOthers.end(), schema.name()) != kOthers.end();
 }
 
 std::unique_ptr<Recipe> Recipe::of(const c10::OperatorHandle& op, c10::ArrayRef<const c10::IValue> arguments,
                                    Block* (*block_of)(c10::StorageImpl*)) {
-  std::unique_ptr<Recipe> recipe(new Recipe(op));
+  if (!nothing_special() || draws_numbers(op.schema(), arguments)) return nullptr;
+  std::unique_ptr<Recipe> recipe(new Recipe(op, device_of(arguments)));
   for (const c10::IValue& argument : arguments) {
     if (!argument.isTensor()) {
       const bool holds_none = argument.isNone() || argument.isScalar() || argument.isString() || argument.isIntList() ||
@@ -102,7 +213,7 @@ std::unique_ptr<Recipe> Recipe::of(const c10::OperatorHandle& op, c10::ArrayRef<
       recipe->arguments_.emplace_back(tensor);
       continue;
     }
-    if (!nothing_special(op, tensor.device().type()) || !is_plain(tensor)) return nullptr;
+    if (!is_plain(tensor)) return nullptr;
     if (const Block* block = block_of(tensor.storage().unsafeGetStorageImpl())) {
       recipe->operands_.push_back(block->id);
       recipe->arguments_.emplace_back(shared(tensor));
@@ -117,9 +228,9 @@ std::unique_ptr<Recipe> Recipe::of(const c10::OperatorHandle& op, c10::ArrayRef<
 
 at::Tensor Recipe::run() const {
   const auto guard = kernels_only();
-  const at::AutoGradMode no_grad(false);
+  const NoCastsKept no_casts_kept;
   std::vector<c10::IValue> stack = arguments_;
-  const Surroundings here;
+  const Surroundings here(surroundings_.device());
   surroundings_.restore();
   try {
     op_.callBoxed(stack);

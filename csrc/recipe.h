@@ -6,7 +6,9 @@
 #include <ATen/core/ivalue.h>
 #include <ATen/record_function.h>
 #include <c10/core/DefaultDtype.h>
+#include <c10/core/DeviceType.h>
 
+#include <array>
 #include <cfenv>
 #include <cstdint>
 #include <memory>
@@ -18,33 +20,37 @@
 
 namespace teraio {
 
-// What kernels' results depend on beside their operands: settings of the thread and of PyTorch.
+// What ops on a device depend on beside their operands: settings of the thread and of PyTorch.
 class Surroundings {
  public:
-  Surroundings();  // as they are now
+  explicit Surroundings(c10::DeviceType device);  // as they are now
+  c10::DeviceType device() const { return device_; }
   // Changes what differs.
   void restore() const;
 
  private:
-  int threads_;
+  static constexpr size_t kMost = 24;
+  c10::DeviceType device_;
+  std::array<int64_t, kMost> values_{};  // in the order of a table in recipe.cpp
   caffe2::TypeMeta default_dtype_;
-  bool onednn_;
   std::fenv_t floating_point_;  // rounding, and whether denormal numbers are flushed
 };
 
 // [Note: recipes]
 // An op may be run again in place of keeping its result if it is a pure function of its operands. That is so for what
-// PyTorch tags as pointwise and not as random, and for a few others. The recipe keeps the op's arguments. Operands
-// that are blocks are shared, for they leave and come back as others do: so the result must be made again before one
-// of them is written to (Engine::settle). Small operands are copied.
+// PyTorch tags as pointwise and not as random, and for a few others, products of matrices among them. The recipe keeps
+// the op's arguments. Operands that are blocks are shared, for they leave and come back as others do: so the result must
+// be made again before one of them is written to (Engine::settle). Small operands are copied.
 // PyTorch's vectorised loops round a value differently in a vector and at the end of a thread's part of the work, so
-// as many threads run the op as did at first; other settings are what they were then, too (Surroundings).
+// as many threads run the op as did at first; other settings are what they were then, too (Surroundings). Products and
+// attention choose their kernels by whether gradients are wanted, so operands still say so, though nothing is recorded.
+// Under autocast the op casts its operands again, by itself.
 class Recipe {
  public:
   // Whether an op of this schema can have one.
   static bool possible(const c10::OperatorHandle& op);
-  // The recipe of an op that begins; `block_of` gives the block of a storage, or nullptr. Null where an operand or the
-  // state of the thread (a mode, autocast) makes the op more than a function of its arguments.
+  // The recipe of an op that begins; `block_of` gives the block of a storage, or nullptr. Null where an operand or a mode
+  // of the thread makes the op more than a function of its arguments, or it draws random numbers.
   static std::unique_ptr<Recipe> of(const c10::OperatorHandle& op, c10::ArrayRef<const c10::IValue> arguments,
                                     Block* (*block_of)(c10::StorageImpl*));
 
@@ -54,7 +60,7 @@ class Recipe {
   const std::vector<uint64_t>& operands() const { return operands_; }
 
  private:
-  explicit Recipe(const c10::OperatorHandle& op) : op_(op) {}
+  Recipe(const c10::OperatorHandle& op, c10::DeviceType device) : op_(op), surroundings_(device) {}
 
   c10::OperatorHandle op_;
   Surroundings surroundings_;

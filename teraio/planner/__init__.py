@@ -22,7 +22,17 @@ from teraio.planner.search import VERY_MANY_OPS, Found, Search, allowed
 from teraio.planner.simulate import Moved, Simulation, moved_bytes, simulate
 from teraio.planner.validate import validate
 from teraio.planner.wear import Wear, wear
-from teraio.records import Bound, Hardware, Plan, PlanOptions, Recomputation, Stall, Trace
+from teraio.records import (
+    Bound,
+    Hardware,
+    Plan,
+    PlanOptions,
+    Recomputation,
+    Stall,
+    Tier,
+    TierUse,
+    Trace,
+)
 
 __all__ = [
     "Copies",
@@ -81,21 +91,32 @@ def plan(trace: Trace, hardware: Hardware, options: PlanOptions | None = None) -
 
 
 def _without_slow_tiers(hardware: Hardware) -> Hardware:
-    """Beside host memory a drive would save little, and whatever delays it would cost more."""
+    """Beside host memory a drive would save little, and whatever delays it would cost more.
+
+    It is gone, not of no size: the relaxation is coarser the more tiers there are.
+    """
     fastest = max((tier.mixed_bytes_per_s for tier in hardware.tiers), default=0.0)
-    tiers = tuple(
-        replace(tier, capacity_bytes=0) if tier.mixed_bytes_per_s < _SLOW * fastest else tier
-        for tier in hardware.tiers
-    )
-    return replace(hardware, tiers=tiers)
+    quick = (tier for tier in hardware.tiers if tier.mixed_bytes_per_s >= _SLOW * fastest)
+    return replace(hardware, tiers=tuple(quick))
 
 
 def _bounded(found: Plan, trace: Trace, hardware: Hardware, options: PlanOptions) -> Plan:
-    """The plan with what no plan for ``hardware`` can beat, if it makes the same results again."""
+    """The plan with what no plan for ``hardware`` can beat, if it makes the same results again.
+
+    Tiers that it has left out are unused.
+    """
     trace = replayed(trace, found.recomputations)
     bounds, _ = _bounds(trace, columns(trace), hardware, options)
     bound_s = min(max(bound.seconds for bound in bounds), found.predicted_s)
-    return replace(found, bounds=bounds, bound_s=bound_s)
+    used = {use.tier: use for use in found.tiers}
+    tiers = tuple(used.get(tier.name) or _unused(tier) for tier in hardware.tiers)
+    return replace(found, bounds=bounds, bound_s=bound_s, tiers=tiers)
+
+
+def _unused(tier: Tier) -> TierUse:
+    return TierUse(
+        tier=tier.name, space_bytes=0, read_bytes=0, written_bytes=0, read_s=0.0, write_s=0.0
+    )
 
 
 def _planned(trace: Trace, hardware: Hardware, options: PlanOptions) -> Plan:

@@ -23,8 +23,10 @@ from teraio.records import Hardware, Plan, Recomputation, Trace
 
 # Running an op again takes the device's time, so it must save this many times as much of a tier's.
 _WORTH = 2.0
+# What is made again at once, each from the one before, may take so much of the budget.
+_CHAIN_SHARE = 1 / 4
 # How much of the stalls is to be saved, one try for each.
-_SHARES = (1.0, 2.0, float("inf"))
+_SHARES = (1.0, 1.5, 2.0, float("inf"))
 
 
 def replayed(trace: Trace, recomputations: Sequence[Recomputation]) -> Trace:
@@ -142,20 +144,45 @@ def _kept(trace: Trace, hardware: Hardware, plan: Plan) -> Iterator[_Gap]:
 
 
 def _candidates(trace: Trace, plan: Plan, gaps: Iterable[_Gap]) -> list[_Gap]:
-    """Of each storage the gap that saves most, if making it again is worth it; cheapest first."""
-    longest: dict[int, tuple[float, float, Recomputation]] = {}
-    known = {again.storage for again in plan.recomputations}
+    """Of each storage the gap that saves most, if making it again is worth it; cheapest first.
+
+    What it costs is its op, and the ops of all operands that are given up then as well. So chains
+    of results that are made from each other end where they would cost too much, or hold too much
+    memory at once, and what is kept there is where they begin.
+    """
+    most_bytes = _CHAIN_SHARE * plan.budget_bytes
+    known = {again.storage: again for again in plan.recomputations}
     births = {s.birth for s in trace.storages if s.repeatable}
     operands = _operands(trace, births)
+    longest: dict[int, _Gap] = {}
     for again, moved_s in gaps:
-        storage = trace.storages[again.storage]
-        if again.storage in known or not possible(trace, again, operands[storage.birth]):
+        index = again.storage
+        if index in known or not possible(trace, again, operands[trace.storages[index].birth]):
             continue
-        op_s = trace.ops[storage.birth or 0].duration_ns * 1e-9
-        if moved_s > max(_WORTH * op_s, longest.get(again.storage, (0.0,))[0]):
-            longest[again.storage] = (moved_s, op_s / moved_s, again)
-    order = sorted(longest.values(), key=lambda entry: (entry[1], entry[2].storage))
-    return [(again, moved_s) for moved_s, _, again in order]
+        if index not in longest or moved_s > longest[index][1]:
+            longest[index] = (again, moved_s)
+    found: list[tuple[float, _Gap]] = []
+    given_up: dict[int, tuple[Recomputation, frozenset[int]]] = {}  # and what it is made from again
+    for index in sorted({*known, *longest}, key=lambda index: trace.storages[index].birth or 0):
+        birth = trace.storages[index].birth or 0
+        again = known.get(index) or longest[index][0]
+        chains = [frozenset((index,))]
+        for operand in operands[birth]:
+            gap, chain = given_up.get(operand, (None, frozenset()))
+            if gap is not None and gap.drop_after < again.needed_by:
+                chains.append(chain)
+        chain = frozenset().union(*chains)
+        if index not in known:
+            storages = [trace.storages[made] for made in chain]
+            cost_s = sum(trace.ops[made.birth or 0].duration_ns for made in storages) * 1e-9
+            moved_s = longest[index][1]
+            too_large = len(chain) > 1 and sum(made.nbytes for made in storages) > most_bytes
+            if moved_s <= _WORTH * cost_s or too_large:
+                continue
+            found.append((cost_s / moved_s, longest[index]))
+        given_up[index] = (again, chain)
+    found.sort(key=lambda entry: (entry[0], entry[1][0].storage))
+    return [gap for _, gap in found]
 
 
 def possible(trace: Trace, again: Recomputation, operands: Iterable[int]) -> bool:

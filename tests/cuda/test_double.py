@@ -6,6 +6,7 @@ errors that name what is missing. Must not know: teraio.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -96,3 +97,38 @@ def test_a_kernel_of_the_gpu_is_an_error_that_names_it(capfd: pytest.CaptureFixt
     program = "x = torch.ones(8, device='cuda')\ntorch.cuda._sleep(10)\ntorch.cuda.synchronize()\n"
     assert ends(program) != 0
     assert "a kernel of the GPU was launched: " in capfd.readouterr().err
+
+
+def test_with_a_pace_kernels_and_copies_take_a_multiple_of_a_gpus_time() -> None:
+    """Clocks of streams say so, however late threads wake; nothing is computed."""
+    program = """
+def took(work):
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+    torch.cuda.synchronize()
+    events[0].record()
+    work()
+    events[1].record()
+    torch.cuda.synchronize()
+    return events[0].elapsed_time(events[1])
+
+a = torch.zeros(8192, 8192, dtype=torch.bfloat16, device="cuda")
+host = torch.zeros(1 << 26, dtype=torch.uint8, pin_memory=True)
+there = torch.zeros(1 << 26, dtype=torch.uint8, device="cuda")
+a @ a  # finds out what it looks like
+product = took(lambda: a @ a)
+copy = took(lambda: there.copy_(host, non_blocking=True))
+print(product, copy, torch.cuda.memory_allocated() > 1 << 27)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", "import torch\n" + program],
+        env={**os.environ, double.PACE: "40"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    product, copy, counted = done.stdout.split()
+    # In ms: at 600 TFLOP/s, and at 54 GB/s. The host is late by a little.
+    assert float(product) == pytest.approx(40 * 2 * 8192**3 / 600e12 * 1e3, rel=0.1)
+    assert float(copy) == pytest.approx(40 * (1 << 26) / 54e9 * 1e3, rel=0.1)
+    assert counted == "True"

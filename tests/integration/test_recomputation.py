@@ -66,6 +66,9 @@ class Saved(torch.autograd.Function):
         return gradients[0] * (1 - y * y), None
 
 
+Activate = Callable[["Gated", torch.Tensor], torch.Tensor]
+
+
 class Gated(torch.nn.Module):
     """Layers whose activations can be made again from ``gates``, which nothing else needs."""
 
@@ -299,6 +302,65 @@ def scaled(x: torch.Tensor) -> torch.Tensor:
     return torch.tanh(x) * _scale
 
 
+class Product(torch.autograd.Function):
+    """Saves the product of its operands, which its own backward does not need."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, a: torch.Tensor, b: torch.Tensor, op: Callable[..., torch.Tensor]
+    ) -> torch.Tensor:
+        y = op(a, b)
+        ctx.save_for_backward(y, b)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        y, b = ctx.saved_tensors
+        return (gradients[0] * torch.cos(y)).to(b.dtype) @ b.t(), None, None
+
+
+def product(op: Callable[..., torch.Tensor]) -> Activate:
+    def activate(model: Gated, gate: torch.Tensor) -> torch.Tensor:
+        # Weights of another layer: those of this one wait for gradients.
+        y: torch.Tensor = Product.apply(gate, model.layers[0].weight, op)
+        return torch.tanh(y.float())
+
+    activate.__name__ = getattr(op, "__name__", "product")
+    return activate
+
+
+def batches_of_rows(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Folded into one product if a gradient is wanted, else a product for each batch."""
+    return torch.matmul(a.view(8, 64, 128), b).view(512, 128)
+
+
+def autocast_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return torch.nn.functional.linear(a, b)
+
+
+def deterministic_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    torch.use_deterministic_algorithms(True)
+    y = torch.mm(a, b)
+    torch.use_deterministic_algorithms(False)
+    return y
+
+
+def attention(model: Gated, gate: torch.Tensor) -> torch.Tensor:
+    heads = gate.view(4, 8, 64, 32)[..., :32].transpose(1, 2)
+    return torch.tanh(
+        torch.nn.functional.scaled_dot_product_attention(heads, heads, heads)
+        .transpose(1, 2)
+        .reshape(512, 128)
+    )
+
+
+def attention_with_dropout(model: Gated, gate: torch.Tensor) -> torch.Tensor:
+    heads = gate.view(4, 8, 64, 32).transpose(1, 2)
+    y = torch.nn.functional.scaled_dot_product_attention(heads, heads, heads, dropout_p=0.5)
+    return torch.tanh(y.transpose(1, 2).reshape(512, 128))
+
+
 def op_with_a_state(model: Gated, gate: torch.Tensor) -> torch.Tensor:
     def op(x: torch.Tensor) -> torch.Tensor:
         global _scale
@@ -322,6 +384,12 @@ def op_with_a_state(model: Gated, gate: torch.Tensor) -> torch.Tensor:
         default_type_changed,
         onednn_switched_off,
         op_with_a_state,
+        product(torch.mm),
+        product(batches_of_rows),
+        product(autocast_product),
+        product(deterministic_product),
+        attention,
+        attention_with_dropout,
     ],
 )
 def test_what_an_op_depends_on(
@@ -334,6 +402,41 @@ def test_what_an_op_depends_on(
     teraio.restore(model)
     assert_same(results, trained(gated(activate)))
     assert count > 0
+
+
+def remade(model: Gated) -> set[str]:
+    """Names of the ops whose results the plan makes again."""
+    report = teraio.report(model)
+    assert report.plan is not None and report.trace is not None
+    storages = (report.trace.storages[again.storage] for again in report.plan.recomputations)
+    return {report.trace.ops[s.birth].name for s in storages if s.birth is not None}
+
+
+@pytest.mark.parametrize(
+    ("activate", "name"),
+    [
+        (product(torch.mm), "aten::mm"),
+        (product(batches_of_rows), "aten::matmul"),
+        (product(autocast_product), "aten::linear"),
+        (attention, "aten::scaled_dot_product_attention"),
+    ],
+)
+def test_products_are_made_again(activate: Activate, name: str, spill: str) -> None:
+    model = gated(activate)
+    teraio.offload(model, memory_budget="3MiB", ssd=spill)
+    trained(model)
+    names = remade(model)
+    teraio.restore(model)
+    assert name in names
+
+
+def test_attention_that_draws_numbers_is_not_made_again(spill: str) -> None:
+    model = gated(attention_with_dropout)
+    teraio.offload(model, memory_budget="3MiB", ssd=spill)
+    trained(model)
+    names = remade(model)
+    teraio.restore(model)
+    assert "aten::scaled_dot_product_attention" not in names
 
 
 def test_a_plan_without_it(spill: str) -> None:

@@ -60,10 +60,10 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Script:
     return ScriptedWorker.script
 
 
-def compare(*systems: str, deadline: float = float("inf")) -> Compared:
+def compare(*systems: str, deadline: float = float("inf"), device: str = "cpu") -> Compared:
     entries = tuple(Entry(system=system) for system in systems)
     comparison = Comparison(shape="llama-3m", dtype="fp32", entries=entries, warm_up=1, timed=5)
-    place = Place(device="cpu", threads=1, ssd=("/",), deadline=deadline)
+    place = Place(device=device, threads=1, ssd=("/",), deadline=deadline)
     return Rotation(comparison, place, lambda text: None).run()
 
 
@@ -76,6 +76,18 @@ def test_in_every_turn_each_run_makes_one_step_and_the_first_one_changes(script:
     turns = [[name for turn, name in script.steps if turn == number] for number in range(5)]
     assert all(sorted(turn) == ["ideal", "zero2", "zero3"] for turn in turns)
     assert {turn[0] for turn in turns} == {"ideal", "zero2", "zero3"}
+
+
+def test_on_a_gpu_a_step_that_is_not_timed_comes_right_before(
+    script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rotation, "free_gpu_bytes", lambda: 1 << 40)
+    compare("zero2", device="cuda")
+    turns = script.steps[2:]  # after one step each to warm up
+    pairs = list(zip(turns[::2], turns[1::2], strict=True))
+    assert len(pairs) == 10
+    assert all(untimed == (-1, name) for untimed, (_, name) in pairs)
+    assert all(turn >= 0 for _, (turn, _) in pairs)
 
 
 def test_without_memory_for_all_groups_take_turns_and_the_ideal_run_is_in_each(

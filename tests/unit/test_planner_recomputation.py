@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -109,6 +110,50 @@ def test_on_a_slow_drive_it_is_faster_and_moves_less() -> None:
     assert made.read_bytes + made.written_bytes < without.read_bytes + without.written_bytes
     assert made.ideal_s == without.ideal_s
     assert made.unlimited_peak_bytes == without.unlimited_peak_bytes
+
+
+def chain_of(length: int) -> Trace:
+    """Each result is made from the one before; the second half of the ops needs them in turn."""
+    ops = 2 * length
+    results = (
+        storage(
+            [i, min(i + 1, ops - 1 - i), ops - 1 - i],
+            [i],
+            nbytes=1000,
+            birth=i,
+            death=ops - 1 - i,
+            repeatable=i > 0,
+        )
+        for i in range(length)
+    )
+    return trace([0.001] * ops, *results, phase="forward")
+
+
+def longest_chain(on: Trace, hardware: Hardware) -> int:
+    """Of results that a plan that only moves would be better off making again."""
+    moving = plan(on, hardware, PlanOptions(recompute=False))
+    longest = 0
+    for again in worthwhile(on, hardware, moving):
+        kept = sorted({*range(len(on.storages) + 1)} - {entry.storage for entry in again})
+        longest = max(longest, *(b - a - 1 for a, b in itertools.pairwise(kept)))
+    return longest
+
+
+def test_chains_end_where_they_would_hold_too_much_at_once() -> None:
+    """However slow the drive: some results are kept, from which the others are made."""
+    on, slow = chain_of(40), machine(24_000)
+    assert longest_chain(on, slow) == 24 / 4
+    made = plan(on, slow)
+    without = plan(on, slow, PlanOptions(recompute=False))
+    assert len(made.recomputations) > 10
+    assert made.predicted_s < 0.8 * without.predicted_s
+
+
+def test_chains_end_where_they_would_cost_too_much() -> None:
+    """Moving takes 2 ms, each op 0.3 ms: at most three are run for one result."""
+    on = chain_of(40)
+    on = replace(on, ops=tuple(replace(op, duration_ns=300_000) for op in on.ops))
+    assert longest_chain(on, machine(24_000)) == 3
 
 
 def test_what_is_no_gain_is_left_alone() -> None:

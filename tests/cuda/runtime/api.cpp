@@ -13,6 +13,7 @@
 #include <map>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <unordered_map>
 #include <vector>
 
@@ -81,6 +82,21 @@ void drop(CUmemGenericAllocationHandle handle) {
   physical.erase(found);
 }
 
+// What is copied when the device has a pace: numbers that programs read and write. Of the rest only the time is kept.
+constexpr size_t kFewBytes = 64 << 10;
+// Of an H200 on PCIe 5.0, in bytes per second.
+constexpr double kLink = 54e9, kDeviceCopy = 2.1e12, kDeviceFill = 4.0e12;
+constexpr double kCopyLatency = 8e-6;
+constexpr double kMappingTime = 50e-6;  // of a segment's 20 MiB
+
+bool is_left_out(size_t nbytes) { return cuda_double::pace() > 0 && nbytes > kFewBytes; }
+
+// The host works so long on this on a GPU.
+void take_time(double seconds) {
+  if (cuda_double::pace() == 0) return;
+  std::this_thread::sleep_for(std::chrono::duration<double>(cuda_double::pace() * seconds));
+}
+
 // [Note: copies and the host]
 // A copy between the device and page-locked memory runs when its turn comes. From other memory the data is read at
 // once; into such memory the call returns when the copy is done.
@@ -89,20 +105,26 @@ cudaError_t copy(void* to, const void* from, size_t nbytes, Stream& stream, bool
   const bool to_host = !memory().contains(to);
   void* target = memory().view(to);
   const void* source = memory().view(from);
-  if (from_host && !is_pinned(from) && !blocks) {
+  const double rate = from_host || to_host ? kLink : kDeviceCopy;
+  const double seconds = kCopyLatency + static_cast<double>(nbytes) / rate;
+  if (is_left_out(nbytes)) {
+    stream.launch([] {}, seconds);
+  } else if (from_host && !is_pinned(from) && !blocks) {
     const auto* bytes = static_cast<const char*>(source);
     stream.launch([target, held = std::vector<char>(bytes, bytes + nbytes)] {
       std::memcpy(target, held.data(), held.size());
-    });
+    }, seconds);
   } else {
-    stream.launch([target, source, nbytes] { std::memmove(target, source, nbytes); });
+    stream.launch([target, source, nbytes] { std::memmove(target, source, nbytes); }, seconds);
   }
   if (blocks || (to_host && !is_pinned(to))) stream.synchronize();
   return cudaSuccess;
 }
 
 cudaError_t fill(void* at, int value, size_t nbytes, Stream& stream) {
-  stream.launch([target = memory().view(at), value, nbytes] { std::memset(target, value, nbytes); });
+  const size_t filled = is_left_out(nbytes) ? 0 : nbytes;
+  stream.launch([target = memory().view(at), value, filled] { std::memset(target, value, filled); },
+                kCopyLatency + static_cast<double>(nbytes) / kDeviceFill);
   return cudaSuccess;
 }
 
@@ -137,6 +159,9 @@ extern "C" {
 void cuda_double_set_delay(int64_t max_us) { cuda_double::set_delay(max_us); }
 // Where the bytes of a device pointer are.
 void* cuda_double_view(const void* address) { return memory().view(address); }
+double cuda_double_pace() { return cuda_double::pace(); }
+// A kernel that a GPU would take so long for, where there is a pace.
+void cuda_double_be_busy(cudaStream_t stream, double seconds) { stream_of(stream).launch([] {}, seconds); }
 
 // ---------------------------------------------------------------- the device
 
@@ -440,6 +465,7 @@ CUresult cuMemGetAllocationGranularity(size_t* nbytes, const CUmemAllocationProp
 CUresult cuMemCreate(CUmemGenericAllocationHandle* handle, size_t nbytes, const CUmemAllocationProp*,
                      unsigned long long) {
   if (!memory().take(nbytes)) return CUDA_ERROR_OUT_OF_MEMORY;
+  take_time(kMappingTime);
   const std::lock_guard<std::mutex> lock(tables_mutex);
   physical[*handle = next_handle++] = {nbytes, 1};
   return CUDA_SUCCESS;
@@ -457,7 +483,8 @@ CUresult cuMemMap(CUdeviceptr address, size_t nbytes, size_t, CUmemGenericAlloca
   return CUDA_SUCCESS;
 }
 CUresult cuMemUnmap(CUdeviceptr address, size_t nbytes) {
-  cuda_double::synchronize_all();
+  if (cuda_double::pace() == 0) cuda_double::synchronize_all();  // it may or may not; programs must wait themselves
+  take_time(kMappingTime);
   const std::lock_guard<std::mutex> lock(tables_mutex);
   memory().unmap(address, nbytes);
   for (size_t done = 0; done < nbytes;) {

@@ -1,6 +1,10 @@
 #include "memory.h"
 
+#include "stream.h"
+
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <cstdlib>
 #include <cstring>
@@ -74,7 +78,8 @@ void Memory::release(size_t nbytes) {
 }
 
 void Memory::map(uintptr_t address, size_t nbytes) {
-  std::memset(pages(view(reinterpret_cast<void*>(address)), nbytes, PROT_READ | PROT_WRITE), 0xFF, nbytes);
+  void* made = pages(view(reinterpret_cast<void*>(address)), nbytes, PROT_READ | PROT_WRITE);
+  if (pace() == 0) std::memset(made, 0xFF, nbytes);
 }
 
 void Memory::unmap(uintptr_t address, size_t nbytes) {
@@ -102,3 +107,9 @@ Memory& memory() {
 }
 
 }  // namespace cuda_double
+
+// Host memory that is taken only for copies that a paced device leaves out is not taken.
+extern "C" int madvise(void* address, size_t nbytes, int advice) noexcept {
+  if (cuda_double::pace() > 0 && advice == MADV_POPULATE_WRITE) return 0;
+  return static_cast<int>(syscall(SYS_madvise, address, nbytes, advice));
+}

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdlib>
 #include <thread>
 #include <utility>
 
@@ -28,6 +29,13 @@ void delay() {
   std::this_thread::sleep_for(std::chrono::microseconds(std::uniform_int_distribution<int64_t>(0, max_us)(random)));
 }
 
+// Shorter sleeps than this take longer than they should.
+constexpr auto kShortSleep = std::chrono::microseconds(200);
+
+void sleep_until(Clock::time_point time) {
+  if (time - Clock::now() > kShortSleep) std::this_thread::sleep_until(time);
+}
+
 // What `stream` is given from now on comes after what `other` has been given so far.
 void follow(Stream& stream, Stream& other) {
   Event event(/*timed=*/false);
@@ -36,6 +44,14 @@ void follow(Stream& stream, Stream& other) {
 }
 
 }  // namespace
+
+double pace() {
+  static const double times = [] {
+    const char* text = std::getenv("CUDA_DOUBLE_PACE");
+    return text == nullptr ? 0 : std::strtod(text, nullptr);
+  }();
+  return times;
+}
 
 Stream::Stream(bool blocking) : blocking_(blocking) {
   std::thread([queue = queue_] {
@@ -65,6 +81,17 @@ void Stream::launch(Work work) {
   keep_order();
   add([work = std::move(work)] {
     delay();
+    work();
+  });
+}
+
+void Stream::launch(Work work, double seconds) {
+  if (pace() == 0) return launch(std::move(work));
+  keep_order();
+  const auto busy = std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(pace() * seconds));
+  add([work = std::move(work), launched = Clock::now(), busy, queue = queue_.get()] {
+    queue->time = std::max(queue->time, launched) + busy;
+    sleep_until(queue->time);
     work();
   });
 }
@@ -107,11 +134,12 @@ void Event::record(Stream& stream) {
     const std::lock_guard<std::mutex> lock(place_->mutex);
     version = ++place_->recorded;
   }
-  stream.add([place = place_, version] {
+  stream.add([place = place_, version, recorded = Clock::now(), queue = stream.queue_.get()] {
+    const auto time = pace() == 0 ? Clock::now() : std::max(queue->time, recorded);
     const std::lock_guard<std::mutex> lock(place->mutex);
     if (version > place->reached) {
       place->reached = version;
-      place->time = Clock::now();
+      place->time = time;
     }
     place->changed.notify_all();
   });
@@ -120,7 +148,9 @@ void Event::record(Stream& stream) {
 void Event::block(Stream& stream) {
   const std::lock_guard<std::mutex> lock(place_->mutex);
   if (place_->reached == place_->recorded) return;
-  stream.add([place = place_, version = place_->recorded] { wait_for(*place, version); });
+  stream.add([place = place_, version = place_->recorded, queue = stream.queue_.get()] {
+    queue->time = std::max(queue->time, wait_for(*place, version));
+  });
 }
 
 bool Event::reached() const {
@@ -137,9 +167,10 @@ void Event::synchronize() {
   wait_for(*place_, version);
 }
 
-void Event::wait_for(Place& place, uint64_t version) {
+Clock::time_point Event::wait_for(Place& place, uint64_t version) {
   std::unique_lock<std::mutex> lock(place.mutex);
   place.changed.wait(lock, [&] { return place.reached >= version; });
+  return place.time;
 }
 
 double Event::elapsed_ms(const Event& from, const Event& to) {

@@ -16,7 +16,16 @@
 
 namespace cuda_double {
 
+using Clock = std::chrono::steady_clock;
 using Work = std::function<void()>;
+
+// [Note: pace]
+// With CUDA_DOUBLE_PACE=8 the device computes nothing and touches no large memory. Kernels and copies take eight times
+// as long as they would on a GPU instead, so that this CPU keeps ahead of it as a real one does, and what a model of
+// its real size does to memory, streams and the allocator can be watched. Each stream has a clock: work begins when the
+// stream is free, what it waits for has ended and the host has launched it. Threads sleep until the clocks' times, and
+// events hold those, not the times at which threads woke. 0: there is no pace.
+double pace();
 
 class Stream {
  public:
@@ -26,6 +35,8 @@ class Stream {
 
   // A kernel or a copy: runs after a random delay if there is one (set_delay).
   void launch(Work work);
+  // The same, and the stream is busy for so long on a GPU ([Note: pace]).
+  void launch(Work work, double seconds);
   // Bookkeeping, such as a wait for an event: runs without delay.
   void add(Work work);
 
@@ -34,6 +45,7 @@ class Stream {
   bool blocking() const { return blocking_; }
 
  private:
+  friend class Event;
   void keep_order();  // between the null stream and blocking ones
 
   const bool blocking_;
@@ -45,6 +57,7 @@ class Stream {
     uint64_t enqueued = 0;
     uint64_t done = 0;
     bool ended = false;
+    Clock::time_point time;  // at which what has run so far has ended; of the thread alone
   };
   std::shared_ptr<Queue> queue_ = std::make_shared<Queue>();
 };
@@ -62,7 +75,6 @@ class Event {
   static double elapsed_ms(const Event& from, const Event& to);
 
  private:
-  using Clock = std::chrono::steady_clock;
   // What is recorded may be waited for after the event is gone.
   struct Place {
     mutable std::mutex mutex;
@@ -71,7 +83,7 @@ class Event {
     uint64_t reached = 0;
     Clock::time_point time;
   };
-  static void wait_for(Place& place, uint64_t version);
+  static Clock::time_point wait_for(Place& place, uint64_t version);
 
   const bool timed_;
   std::shared_ptr<Place> place_ = std::make_shared<Place>();
