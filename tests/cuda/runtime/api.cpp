@@ -83,7 +83,7 @@ void drop(CUmemGenericAllocationHandle handle) {
 }
 
 // What is copied when the device has a pace: numbers that programs read and write. Of the rest only the time is kept.
-constexpr size_t kFewBytes = 64 << 10;
+constexpr size_t kFewBytes = 1 << 20;
 // Of an H200 on PCIe 5.0, in bytes per second.
 constexpr double kLink = 54e9, kDeviceCopy = 2.1e12, kDeviceFill = 4.0e12;
 constexpr double kCopyLatency = 8e-6;
