@@ -24,7 +24,7 @@ from benchmarks.comparison import IDEAL, Comparison, Results
 from benchmarks.micro import command as micro
 from benchmarks.report import report, report_page
 from benchmarks.results import collect, load, save
-from benchmarks.rotation import Place, run_all
+from benchmarks.rotation import Place, run_each
 from benchmarks.rows import rows
 from benchmarks.suites import DEEPSPEED, SUITES, Suite
 from benchmarks.systems import SYSTEMS
@@ -62,13 +62,13 @@ def _suite(arguments: list[str]) -> int:
         deadline=time.monotonic() + 60 * minutes,
         reports=options.reports,
     )
-    compared = run_all(
-        chosen,
-        place,
-        lambda text: console.print(f"[dim]{datetime.now(UTC):%H:%M:%S}[/] {text}"),
-    )
-    results = collect(options.suite, place, compared)
-    save(results, options.output or _new_file(options.suite))
+    path = options.output or _new_file(options.suite)
+    tell = lambda text: console.print(f"[dim]{datetime.now(UTC):%H:%M:%S}[/] {text}")  # noqa: E731
+    results = collect(options.suite, place, ())
+    # Whoever ends the suite keeps what has been made until then.
+    for one in run_each(chosen, place, tell):
+        results = replace(results, compared=(*results.compared, one))
+        save(results, path)
     print(document(results))
     return 0 if all_ours_count(results) else 1
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -215,5 +215,6 @@ class _Runner:
     worker: Worker
 
 
-def run_all(comparisons: Sequence[Comparison], place: Place, tell: Tell) -> tuple[Compared, ...]:
-    return tuple(Rotation(comparison, place, tell).run() for comparison in comparisons)
+def run_each(comparisons: Sequence[Comparison], place: Place, tell: Tell) -> Iterator[Compared]:
+    """Each as soon as it has been made."""
+    return (Rotation(comparison, place, tell).run() for comparison in comparisons)
