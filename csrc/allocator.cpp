@@ -94,9 +94,14 @@ class BlockAllocator final : public c10::Allocator {
     if (nbytes == 0) return {nullptr, nullptr, &small_released, cpu};
     const bool uncounted = SpillSpace::on_io_thread();
     if (!uncounted && nbytes >= Engine::instance().min_block()) {
-      Block* block = Engine::instance().allocate(nbytes);
-      fresh_blocks().add(block);
-      return {block->memory, block->memory, &fresh_released, cpu};
+      try {
+        Block* block = Engine::instance().allocate(nbytes);
+        fresh_blocks().add(block);
+        return {block->memory, block->memory, &fresh_released, cpu};
+      } catch (...) {
+        Engine::frame().refused = true;
+        throw;
+      }
     }
     void* memory = nullptr;
     if (posix_memalign(&memory, kAlignment, nbytes) != 0) throw std::bad_alloc();
@@ -105,6 +110,7 @@ class BlockAllocator final : public c10::Allocator {
       Engine::instance().small_allocated(malloc_usable_size(memory));
     } catch (...) {
       std::free(memory);
+      Engine::frame().refused = true;
       throw;
     }
     return {memory, memory, &small_released, cpu};

@@ -474,7 +474,7 @@ void Engine::count_use(Frame& f, const Place& place) {
     bind(pinned.block, schedule_->births[next++]);
   }
   const auto repeat = schedule_->repeats.find(static_cast<uint32_t>(at));
-  if (repeat != schedule_->repeats.end()) keep_recipe(f, repeat->second, schedule_->needs[static_cast<size_t>(at)]);
+  if (repeat != schedule_->repeats.end()) keep_recipe(f, repeat->second, static_cast<size_t>(at));
 }
 
 // A block is bound to at most one storage of the trace, and the other way round.

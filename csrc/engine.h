@@ -86,6 +86,8 @@ struct Frame {
   bool unguarded = false;                  // what is born gets no guard, see [Note: threads of process groups]
   bool apart = false;                      // of an op that the engine runs itself, within another one
   uint64_t apart_need = 0;                 // bytes that such a one takes beside its operands
+  bool refused = false;                    // it was not given memory; some ops catch that and compute in another way
+  uint32_t casts = 0;                      // ops of casting that it has called
   const Block* made = nullptr;             // the op's result, if the op could be run again
   std::shared_ptr<const Recipe> recipe;    // how to, if the plan wants to
   bool over_budget = false;  // `error` is a matter of the budget, else of the spill space
@@ -354,7 +356,7 @@ class Engine {
   void find_victims();
   void start_waiting_fetches(Lock& lock);
   void run_due_actions();
-  void keep_recipe(Frame& frame, int32_t storage, uint64_t need);
+  void keep_recipe(Frame& frame, int32_t storage, size_t op);
   bool drop(Block* block);
   void recompute(Block* block, Lock& lock);
   void keep_here(Block* made, Lock& lock);

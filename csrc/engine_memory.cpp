@@ -402,19 +402,19 @@ bool Engine::free_memory() {
   if (!active() || forked_ || f.freeing) return false;
   f.freeing = true;
   bool freed = false;
-  if (measuring_) f.peak = std::max(f.peak, accelerator_->allocated().peak);
   try {
+    if (measuring_) f.peak = std::max(f.peak, accelerator_->allocated().peak);
     Lock lock(*this);
     begin_wait();
     const int64_t begin = now_ns(), noted = noted_ns();
     freed = find_pieces(f, lock);
     if (f.training) note_stall(-1, true, now_ns() - begin - (noted_ns() - noted));
     end_wait();
+    if (measuring_) accelerator_->reset_peak();  // what was tried is no need of the op
   } catch (const std::exception& error) {
     // What the allocator raises then says nothing of it.
     TORCH_WARN("teraio could not move anything out of the device's memory: ", error.what());
   }
-  if (measuring_) accelerator_->reset_peak();  // what was tried is no need of the op
   f.freeing = false;
   return freed;
 }

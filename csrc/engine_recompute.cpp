@@ -54,7 +54,7 @@ bool Engine::wants_recipe(const Frame& f) {
 }
 
 // At the end of an op whose result the plan makes again.
-void Engine::keep_recipe(Frame& f, int32_t storage, uint64_t need) {
+void Engine::keep_recipe(Frame& f, int32_t storage, size_t op) {
   Block* block = bound_[static_cast<size_t>(storage)];
   if (!f.recipe || block == nullptr || block != f.made) return;
   std::vector<Block*> operands;
@@ -67,7 +67,9 @@ void Engine::keep_recipe(Frame& f, int32_t storage, uint64_t need) {
   }
   for (Block* operand : operands) operand->dependents.push_back(block->id);
   block->recipe = std::move(f.recipe);
-  block->recipe_need = need;
+  // Operands that are larger than planned make more.
+  const double growth = static_cast<double>(block->nbytes) / static_cast<double>(std::max<uint64_t>(planned_bytes(block), 1));
+  block->recipe_need = static_cast<uint64_t>(std::max(growth, 1.0) * static_cast<double>(schedule_->needs[op]));
 }
 
 void Engine::discard_recipe(Block* block) {
@@ -141,6 +143,7 @@ void Engine::recompute(Block* block, Lock& lock) {
   try {
     const OwnFrame frame(block->recipe_need);
     result = recipe->run();
+    if (Engine::frame().refused) throw BudgetError("there was too little memory for its op");
   } catch (...) {
     failure = failure_of_op();
   }

@@ -60,6 +60,7 @@ struct OpInfo {
   bool collective = false;    // see [Note: collectives]
   bool kernel = false;        // it is implemented per device, not by calls of other ops
   bool on_lists = false;      // it computes a list of results from lists
+  bool casts = false;         // to another type
   std::optional<c10::OperatorHandle> repeatable;  // it can be run again, see [Note: recipes]
   std::optional<c10::OperatorHandle> measurable;  // what it makes can be known before, see [Note: what ops need]
 };
@@ -75,6 +76,7 @@ OpInfo describe(const c10::FunctionSchema& schema) {
   info.kernel = !op || !op->hasKernelForDispatchKey(c10::DispatchKey::CompositeImplicitAutograd);
   info.nested = schema.name().find("nested") != std::string::npos;
   info.on_lists = schema.name().rfind("aten::_foreach_", 0) == 0;
+  info.casts = schema.name() == "aten::to" || schema.name() == "aten::_to_copy";
   info.collective = collectives::is_one(schema);
   if (op && Recipe::possible(*op)) info.repeatable = op;
   if (op && info.kernel && !info.collective) info.measurable = op;
@@ -334,7 +336,7 @@ void let_results_leave(const at::RecordFunction& op, bool on_lists, Frame& frame
     }
   }
   frame.opaque = opaque;
-  if (!recorded && !on_lists) return;
+  if ((!recorded && !on_lists) || frame.apart) return;
   const auto other = [&frame](const Operand& result) {
     const Block& block = *result.block;
     return block.frame.load(std::memory_order_relaxed) != &frame || block.guarded || block.exempt;
@@ -352,6 +354,7 @@ void end_collective(const at::RecordFunction& op, Frame& frame) {
 // The op's result, if the op can be run again and has just made it.
 void note_result(const at::RecordFunction& op, Frame& frame) {
   if (!frame.recipe || op.outputs().size() != 1 || !op.outputs()[0].isTensor()) return;
+  if (frame.casts < frame.recipe->casts()) return;  // autocast had a cast of an operand at hand, maybe of what it was before
   const at::Tensor& result = op.outputs()[0].toTensor();
   if (!result.defined() || !result.has_storage()) return;
   const Block* block = block_at_sight(result.storage().unsafeGetStorageImpl());
@@ -370,9 +373,12 @@ std::unique_ptr<at::ObserverContext> on_start(const at::RecordFunction& op) {
   if (frame.depth++ == 0) {
     frame.name = info.id;
     frame.results = 0;
+    frame.casts = 0;
     if (collectives::any()) collectives::release_done(false);
     if (!frame.training && torch::autograd::get_current_node()) frame.training = true;
     if (info.repeatable && Engine::instance().wants_recipe(frame)) take_recipe(op, *info.repeatable, frame);
+  } else if (frame.depth == 2 && info.casts) {
+    ++frame.casts;
   }
   if (kernel_depth > 0) return nullptr;
   if (births == Births::kMeta && info.kernel) {

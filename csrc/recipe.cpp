@@ -2,6 +2,7 @@
 
 #include <ATen/Context.h>
 #include <ATen/Parallel.h>
+#include <ATen/SavedTensorHooks.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/as_strided.h>
@@ -25,6 +26,9 @@ constexpr std::array kOthers = {
     "aten::log_softmax",  "aten::_log_softmax", "aten::embedding", "aten::linear",     "aten::matmul",
     "aten::mm",           "aten::bmm",      "aten::addmm",       "aten::baddbmm",
 };
+// Those that autocast, where it is on, casts operands of to its type.
+constexpr std::array kProducts = {"aten::linear", "aten::matmul", "aten::mm",      "aten::bmm",
+                                  "aten::addmm",  "aten::baddbmm", "aten::scaled_dot_product_attention"};
 // One that draws random numbers only if asked to.
 constexpr auto kAttention = "aten::scaled_dot_product_attention";
 constexpr auto kRandomness = "dropout_p";
@@ -42,16 +46,53 @@ constexpr Setting flag() {
           [](c10::DeviceType, int64_t value) { (at::globalContext().*set)(value != 0); }};
 }
 
-// Of a backend itself; programs may also set a precision for all, which counts where a backend has none.
-template <Float32Backend backend>
-constexpr Setting precision() {
-  return {[](c10::DeviceType) {
-            return static_cast<int64_t>(at::globalContext().float32Precision(backend, Float32Op::MATMUL));
-          },
-          [](c10::DeviceType, int64_t value) {
-            at::globalContext().setFloat32Precision(backend, Float32Op::MATMUL, static_cast<at::Float32Precision>(value));
-          }};
-}
+using Precision = at::Float32Precision;
+
+Precision precision_of(Float32Backend backend, Float32Op op) { return at::globalContext().float32Precision(backend, op); }
+
+// Of products of one backend. Where none is set for them, the backend's counts, and else that for all backends. What
+// counts can be read, but not whether it was set here; so that is tried out by setting what would count else.
+}  // namespace
+
+class ProductPrecision {
+ public:
+  explicit ProductPrecision(Float32Backend backend) : backend_(backend), value_(precision_of(backend, Float32Op::MATMUL)) {}
+
+  Precision value() const { return value_; }
+  void set(Precision value) {
+    own_ = own();
+    at::globalContext().setFloat32Precision(backend_, Float32Op::MATMUL, value == Precision::NONE ? Precision::IEEE : value);
+  }
+  ~ProductPrecision() {
+    if (own_) at::globalContext().setFloat32Precision(backend_, Float32Op::MATMUL, *own_);
+  }
+  ProductPrecision(const ProductPrecision&) = delete;
+  ProductPrecision& operator=(const ProductPrecision&) = delete;
+
+ private:
+  // Its own, or NONE.
+  Precision own() const {
+    at::Context& context = at::globalContext();
+    const auto changes_with = [&](Float32Op op, Float32Backend other, Precision others) {
+      const Precision now = precision_of(backend_, op);
+      context.setFloat32Precision(other, Float32Op::ALL, now == Precision::IEEE ? Precision::TF32 : Precision::IEEE);
+      const bool changes = precision_of(backend_, op) != now;
+      context.setFloat32Precision(other, Float32Op::ALL, others);
+      return changes;
+    };
+    const Precision for_all = precision_of(Float32Backend::GENERIC, Float32Op::ALL);
+    const Precision of_backend = changes_with(Float32Op::ALL, Float32Backend::GENERIC, for_all)
+                                     ? Precision::NONE
+                                     : precision_of(backend_, Float32Op::ALL);
+    return changes_with(Float32Op::MATMUL, backend_, of_backend) ? Precision::NONE : value_;
+  }
+
+  const Float32Backend backend_;
+  const Precision value_;
+  std::optional<Precision> own_;  // once it is another
+};
+
+namespace {
 
 template <at::CuBLASReductionOption (at::Context::*get)() const, void (at::Context::*set)(bool, bool)>
 constexpr Setting reduction() {
@@ -71,10 +112,6 @@ constexpr std::array kSettings = {
     Setting{[](c10::DeviceType) -> int64_t { return at::GradMode::is_enabled(); },
             [](c10::DeviceType, int64_t value) { at::GradMode::set_enabled(value != 0); }},
     Setting{[](c10::DeviceType device) -> int64_t {
-              return at::autocast::is_autocast_available(device) && at::autocast::is_autocast_enabled(device);
-            },
-            [](c10::DeviceType device, int64_t value) { at::autocast::set_autocast_enabled(device, value != 0); }},
-    Setting{[](c10::DeviceType device) -> int64_t {
               if (!at::autocast::is_autocast_available(device)) return 0;
               return static_cast<int64_t>(at::autocast::get_autocast_dtype(device));
             },
@@ -88,8 +125,6 @@ constexpr std::array kSettings = {
             [](c10::DeviceType, int64_t value) {
               at::globalContext().setDeterministicAlgorithms((value & 1) != 0, (value & 2) != 0);
             }},
-    precision<Float32Backend::CUDA>(),
-    precision<Float32Backend::MKLDNN>(),
     reduction<&Context::allowFP16ReductionCuBLAS, &Context::setAllowFP16ReductionCuBLAS>(),
     reduction<&Context::allowBF16ReductionCuBLAS, &Context::setAllowBF16ReductionCuBLAS>(),
     flag<&Context::allowFP16AccumulationCuBLAS, &Context::setAllowFP16AccumulationCuBLAS>(),
@@ -100,6 +135,20 @@ constexpr std::array kSettings = {
     flag<&Context::userEnabledMemEfficientSDP, &Context::setSDPUseMemEfficient>(),
     flag<&Context::userEnabledMathSDP, &Context::setSDPUseMath>(),
     flag<&Context::userEnabledCuDNNSDP, &Context::setSDPUseCuDNN>(),
+    flag<&Context::userEnabledFA3SDP, &Context::setSDPUseFA3>(),
+    flag<&Context::userEnabledOverrideableSDP, &Context::setSDPUseOverrideable>(),
+    Setting{[](c10::DeviceType) {
+              int64_t order = 0;  // a digit each
+              for (const at::SDPBackend backend : at::globalContext().sDPPriorityOrder()) {
+                order = order * at::num_sdp_backends + static_cast<int64_t>(backend);
+              }
+              return order;
+            },
+            [](c10::DeviceType, int64_t value) {
+              std::vector<int64_t> order(at::num_sdp_backends);
+              for (size_t i = order.size(); i-- > 0; value /= at::num_sdp_backends) order[i] = value % at::num_sdp_backends;
+              at::globalContext().setSDPPriorityOrder(order);
+            }},
     flag<&Context::allowFP16BF16ReductionMathSDP, &Context::setAllowFP16BF16ReductionMathSDP>(),
     Setting{[](c10::DeviceType) { return static_cast<int64_t>(at::globalContext().blasPreferredBackend()); },
             [](c10::DeviceType, int64_t value) {
@@ -125,6 +174,15 @@ bool nothing_special() {
 bool draws_numbers(const c10::FunctionSchema& schema, c10::ArrayRef<const c10::IValue> arguments) {
   const auto at = schema.argumentIndexWithName(kRandomness);
   return at && !(arguments[static_cast<size_t>(*at)].isDouble() && arguments[static_cast<size_t>(*at)].toDouble() == 0);
+}
+
+// By the op itself, as autocast is on.
+bool is_cast(const c10::OperatorHandle& op, const at::Tensor& tensor) {
+  const c10::DeviceType device = tensor.device().type();
+  const c10::ScalarType type = tensor.scalar_type();
+  return at::autocast::is_autocast_available(device) && at::autocast::is_autocast_enabled(device) &&
+         std::find(kProducts.begin(), kProducts.end(), op.schema().name()) != kProducts.end() &&
+         c10::isFloatingType(type) && type != at::kDouble && type != at::autocast::get_autocast_dtype(device);
 }
 
 c10::DeviceType device_of(c10::ArrayRef<const c10::IValue> arguments) {
@@ -154,6 +212,18 @@ at::Tensor copied(const at::Tensor& tensor) {
   return copy;
 }
 
+// What autograd saves of an op that is run again is nobody's.
+class NoHooks {
+ public:
+  NoHooks() { at::SavedTensorDefaultHooks::set_tls_state({}); }
+  ~NoHooks() { at::SavedTensorDefaultHooks::set_tls_state(hooks_); }
+  NoHooks(const NoHooks&) = delete;
+  NoHooks& operator=(const NoHooks&) = delete;
+
+ private:
+  const at::impl::SavedTensorDefaultHooksTLS hooks_ = at::SavedTensorDefaultHooks::get_tls_state();
+};
+
 // Casts of weights that autocast keeps would be found by what is no op of the program.
 class NoCastsKept {
  public:
@@ -171,6 +241,7 @@ class NoCastsKept {
 Surroundings::Surroundings(c10::DeviceType device) : device_(device), default_dtype_(c10::get_default_dtype()) {
   static_assert(kSettings.size() <= kMost);
   for (size_t i = 0; i < kSettings.size(); ++i) values_[i] = kSettings[i].get(device);
+  products_ = {precision_of(Float32Backend::CUDA, Float32Op::MATMUL), precision_of(Float32Backend::MKLDNN, Float32Op::MATMUL)};
   std::fegetenv(&floating_point_);
 }
 
@@ -181,6 +252,23 @@ void Surroundings::restore() const {
   if (c10::get_default_dtype() != default_dtype_) c10::set_default_dtype(default_dtype_);
   std::fesetenv(&floating_point_);
 }
+
+Surroundings::Scope::Scope(const Surroundings& then) : here_(then.device_) {
+  try {
+    then.restore();
+    constexpr std::array backends = {Float32Backend::CUDA, Float32Backend::MKLDNN};
+    for (size_t i = 0; i < backends.size(); ++i) {
+      if (here_.products_[i] != then.products_[i]) {
+        precisions_.emplace_back(std::make_unique<ProductPrecision>(backends[i]))->set(then.products_[i]);
+      }
+    }
+  } catch (...) {
+    here_.restore();
+    throw;
+  }
+}
+
+Surroundings::Scope::~Scope() { here_.restore(); }
 
 bool Recipe::possible(const c10::OperatorHandle& op) {
   const c10::FunctionSchema& schema = op.schema();
@@ -214,6 +302,7 @@ std::unique_ptr<Recipe> Recipe::of(const c10::OperatorHandle& op, c10::ArrayRef<
       continue;
     }
     if (!is_plain(tensor)) return nullptr;
+    if (is_cast(op, tensor)) ++recipe->casts_;
     if (const Block* block = block_of(tensor.storage().unsafeGetStorageImpl())) {
       recipe->operands_.push_back(block->id);
       recipe->arguments_.emplace_back(shared(tensor));
@@ -227,19 +316,15 @@ std::unique_ptr<Recipe> Recipe::of(const c10::OperatorHandle& op, c10::ArrayRef<
 }
 
 at::Tensor Recipe::run() const {
-  const auto guard = kernels_only();
+  const c10::impl::ForceDispatchKeyGuard dispatched_as_then(dispatch_);
   const NoCastsKept no_casts_kept;
+  const NoHooks no_hooks;
   std::vector<c10::IValue> stack = arguments_;
-  const Surroundings here(surroundings_.device());
-  surroundings_.restore();
-  try {
-    op_.callBoxed(stack);
-  } catch (...) {
-    here.restore();
-    throw;
-  }
-  here.restore();
-  return stack.at(0).toTensor();
+  const Surroundings::Scope as_then(surroundings_);
+  op_.callBoxed(stack);
+  // Without what autograd has recorded.
+  const at::Tensor& result = stack.at(0).toTensor();
+  return at::Tensor(result.unsafeGetTensorImpl()->shallow_copy_and_detach(c10::VariableVersion(0), false));
 }
 
 }  // namespace teraio

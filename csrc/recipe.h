@@ -1,12 +1,14 @@
 // Recipes: what it takes to run an op again and get the same result to the last bit.
 // In: an op that begins. Out: its result, again, at any later time. Must not know: plans, budgets, where data is.
 #pragma once
+#include <ATen/Context.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/ivalue.h>
 #include <ATen/record_function.h>
 #include <c10/core/DefaultDtype.h>
 #include <c10/core/DeviceType.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <array>
 #include <cfenv>
@@ -24,16 +26,33 @@ namespace teraio {
 class Surroundings {
  public:
   explicit Surroundings(c10::DeviceType device);  // as they are now
-  c10::DeviceType device() const { return device_; }
-  // Changes what differs.
-  void restore() const;
+  class Scope;
 
  private:
+  // Changes what differs, but for the precision of products.
+  void restore() const;
+
   static constexpr size_t kMost = 24;
   c10::DeviceType device_;
   std::array<int64_t, kMost> values_{};  // in the order of a table in recipe.cpp
+  std::array<at::Float32Precision, 2> products_{};
   caffe2::TypeMeta default_dtype_;
   std::fenv_t floating_point_;  // rounding, and whether denormal numbers are flushed
+};
+
+class ProductPrecision;
+
+// As they were then, for as long as it lives.
+class Surroundings::Scope {
+ public:
+  explicit Scope(const Surroundings& then);
+  ~Scope();
+  Scope(const Scope&) = delete;
+  Scope& operator=(const Scope&) = delete;
+
+ private:
+  Surroundings here_;
+  std::vector<std::unique_ptr<ProductPrecision>> precisions_;
 };
 
 // [Note: recipes]
@@ -43,8 +62,10 @@ class Surroundings {
 // be made again before one of them is written to (Engine::settle). Small operands are copied.
 // PyTorch's vectorised loops round a value differently in a vector and at the end of a thread's part of the work, so
 // as many threads run the op as did at first; other settings are what they were then, too (Surroundings). Products and
-// attention choose their kernels by whether gradients are wanted, so operands still say so, though nothing is recorded.
-// Under autocast the op casts its operands again, by itself.
+// attention choose their kernels by whether gradients are wanted, of what they make on their way as well. So operands
+// still say so, and autograd takes part if it did; what it records goes with the result. Under autocast the op casts its
+// operands again, by itself: where it found one already cast, that might be of what the operand was before.
+// Some settings are the process's: while an op runs again, ops of other threads find those of then, if they differ.
 class Recipe {
  public:
   // Whether an op of this schema can have one.
@@ -54,8 +75,10 @@ class Recipe {
   static std::unique_ptr<Recipe> of(const c10::OperatorHandle& op, c10::ArrayRef<const c10::IValue> arguments,
                                     Block* (*block_of)(c10::StorageImpl*));
 
-  // Runs the op as nothing but a kernel call, observed like any other. Throws what the op throws.
+  // Runs the op, observed like any other. Throws what the op throws.
   at::Tensor run() const;
+  // How many operands the op casts itself, under autocast.
+  uint32_t casts() const { return casts_; }
   // Ids of the blocks among its operands.
   const std::vector<uint64_t>& operands() const { return operands_; }
 
@@ -64,6 +87,8 @@ class Recipe {
 
   c10::OperatorHandle op_;
   Surroundings surroundings_;
+  c10::impl::LocalDispatchKeySet dispatch_ = c10::impl::tls_local_dispatch_key_set();  // with autocast, with autograd
+  uint32_t casts_ = 0;
   std::vector<c10::IValue> arguments_;
   std::vector<uint64_t> operands_;
 };

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from itertools import pairwise
 
@@ -37,7 +38,9 @@ def replayed(trace: Trace, recomputations: Sequence[Recomputation]) -> Trace:
     if not recomputations:
         return trace
     ops, storages = list(trace.ops), list(trace.storages)
-    operands = _operands(trace, {trace.storages[r.storage].birth for r in recomputations})
+    births = {trace.storages[r.storage].birth for r in recomputations}
+    operands = _operands(trace, births)
+    beside = _made_by(trace, births)
     more: dict[int, set[int]] = defaultdict(set)
     for again in recomputations:
         for operand in operands[trace.storages[again.storage].birth]:
@@ -67,14 +70,26 @@ def replayed(trace: Trace, recomputations: Sequence[Recomputation]) -> Trace:
         )
         earlier = tuple(op for op in uses if op <= gap.drop_after)
         storages[index] = replace(storage, death=gap.drop_after, uses=earlier)
-        made, at = ops[storage.birth or 0], ops[gap.needed_by]
+        birth = storage.birth or 0
+        made, at = trace.ops[birth], ops[gap.needed_by]
+        # What it makes beside the result is made again as well, and goes.
+        workspace = made.workspace_bytes + beside[birth] - storage.nbytes
         ops[gap.needed_by] = replace(
             at,
             duration_ns=at.duration_ns + made.duration_ns,
-            workspace_bytes=max(at.workspace_bytes, made.workspace_bytes),
+            workspace_bytes=max(at.workspace_bytes, workspace),
         )
     storages += [storage for _, storage in sorted(second, key=lambda pair: pair[0])]
     return replace(trace, ops=tuple(ops), storages=tuple(storages))
+
+
+def _made_by(trace: Trace, births: AbstractSet[int | None]) -> dict[int | None, int]:
+    """For each of the ops, the bytes of all that it makes."""
+    made: dict[int | None, int] = defaultdict(int)
+    for storage in trace.storages:
+        if storage.birth in births:
+            made[storage.birth] += storage.nbytes
+    return made
 
 
 def _operands(trace: Trace, births: Iterable[int | None]) -> dict[int | None, list[int]]:

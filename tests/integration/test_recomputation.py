@@ -309,7 +309,8 @@ class Product(torch.autograd.Function):
     def forward(
         ctx: Any, a: torch.Tensor, b: torch.Tensor, op: Callable[..., torch.Tensor]
     ) -> torch.Tensor:
-        y = op(a, b)
+        with torch.enable_grad():
+            y = op(a.detach(), b).detach()
         ctx.save_for_backward(y, b)
         return y
 
@@ -332,6 +333,26 @@ def product(op: Callable[..., torch.Tensor]) -> Activate:
 def batches_of_rows(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Folded into one product if a gradient is wanted, else a product for each batch."""
     return torch.matmul(a.view(8, 64, 128), b).view(512, 128)
+
+
+def rows_apart(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """On its way it makes what still wants a gradient, and is folded for that."""
+    return torch.nn.functional.linear(a.view(256, 128, 2).transpose(1, 2), b).view(512, 128)
+
+
+def autocast_rows_apart(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return torch.matmul(a.view(256, 128, 2).transpose(1, 2), b).view(512, 128)
+
+
+def autocast_with_an_old_cast(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Of the weight as it was before it changed."""
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.enable_grad():
+            torch.mm(a[:32], b)
+        b.data.mul_(1.01)
+        with torch.enable_grad():
+            return torch.mm(a, b).detach()
 
 
 def autocast_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -386,7 +407,10 @@ def op_with_a_state(model: Gated, gate: torch.Tensor) -> torch.Tensor:
         op_with_a_state,
         product(torch.mm),
         product(batches_of_rows),
+        product(rows_apart),
         product(autocast_product),
+        product(autocast_rows_apart),
+        product(autocast_with_an_old_cast),
         product(deterministic_product),
         attention,
         attention_with_dropout,
@@ -428,6 +452,30 @@ def test_products_are_made_again(activate: Activate, name: str, spill: str) -> N
     names = remade(model)
     teraio.restore(model)
     assert name in names
+
+
+def test_settings_are_as_they_were_after_results_are_made_again(spill: str) -> None:
+    """A precision that is set for all, and not for products, goes on to count for these."""
+    precision, products = torch.backends, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+
+    def other_precision(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        precision.fp32_precision = "tf32"  # type: ignore[attr-defined]
+        y = torch.mm(a, b)
+        precision.fp32_precision = "ieee"  # type: ignore[attr-defined]
+        return y
+
+    before = precision.fp32_precision  # type: ignore[attr-defined]
+    model = gated(product(other_precision))
+    teraio.offload(model, memory_budget="3MiB", ssd=spill)
+    try:
+        trained(model)
+        assert "aten::mm" in remade(model)
+        for value in ("tf32", "ieee"):
+            precision.fp32_precision = value  # type: ignore[attr-defined]
+            assert products.fp32_precision == value
+    finally:
+        precision.fp32_precision = before  # type: ignore[attr-defined]
+        teraio.restore(model)
 
 
 def test_attention_that_draws_numbers_is_not_made_again(spill: str) -> None:
