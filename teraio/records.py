@@ -405,9 +405,20 @@ class RunReport:
             return "no iteration has run under a plan yet"
         duration_s = median(step.duration_s for step in steps)
         stall_s = median(step.stall_s for step in steps)
-        other_s = duration_s - stall_s - self.plan.ideal_s
+        again_s = self._again_s(self.plan)
+        other_s = duration_s - stall_s - again_s - self.plan.ideal_s
+        again = f"{again_s:.3f} s making results again, " if self.plan.recomputations else ""
         return (
-            f"{duration_s:.3f} s per iteration: {self.plan.ideal_s:.3f} s ideal, "
+            f"{duration_s:.3f} s per iteration: {self.plan.ideal_s:.3f} s ideal, {again}"
             f"{stall_s:.3f} s waiting for data to move, {other_s:+.3f} s ops that ran slower or "
             "faster than in the profile"
+        )
+
+    def _again_s(self, plan: Plan) -> float:
+        """Seconds of the ops whose results the plan makes again, as the profile has them."""
+        if self.trace is None:
+            return 0.0
+        births = (self.trace.storages[again.storage].birth for again in plan.recomputations)
+        return (
+            sum(self.trace.ops[birth].duration_ns for birth in births if birth is not None) * 1e-9
         )

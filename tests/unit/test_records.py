@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from teraio.records import Hardware, Plan, RunReport, StepReport
+from dataclasses import replace
+
+from teraio.records import Hardware, Plan, Recomputation, RunReport, StepReport
+from tests.unit.small import storage, trace
 
 
 def step(duration_s: float, stall_s: float) -> StepReport:
@@ -26,22 +29,33 @@ def report(plan: Plan | None, *steps: StepReport) -> RunReport:
     )
 
 
+PLAN = Plan(
+    budget_bytes=1,
+    moves=(),
+    unlimited_peak_bytes=2,
+    peak_bytes=1,
+    ideal_s=1.0,
+    bound_s=1.0,
+    predicted_s=1.1,
+    spill_bytes=0,
+    read_bytes=0,
+    written_bytes=0,
+)
+
+
 def test_a_report_says_where_the_time_beyond_the_ideal_goes() -> None:
-    plan = Plan(
-        budget_bytes=1,
-        moves=(),
-        unlimited_peak_bytes=2,
-        peak_bytes=1,
-        ideal_s=1.0,
-        bound_s=1.0,
-        predicted_s=1.1,
-        spill_bytes=0,
-        read_bytes=0,
-        written_bytes=0,
-    )
-    text = report(plan, step(9.0, 0.3), step(1.5, 0.3), step(1.5, 0.3)).where_time_goes()
+    text = report(PLAN, step(9.0, 0.3), step(1.5, 0.3), step(1.5, 0.3)).where_time_goes()
     assert "1.500 s per iteration: 1.000 s ideal, 0.300 s waiting" in text
     assert "+0.200 s ops" in text
+
+
+def test_results_made_again_are_no_slow_ops() -> None:
+    on = trace([100.0, 0.0, 0.0, 0.0], storage([0, 1, 3], [0], birth=0, repeatable=True))
+    again = Recomputation(storage=0, drop_after=1, needed_by=3)
+    plan = replace(PLAN, recomputations=(again,))
+    text = replace(report(plan, step(1.5, 0.3)), trace=on).where_time_goes()
+    assert "1.000 s ideal, 0.100 s making results again, 0.300 s waiting" in text
+    assert "+0.100 s ops" in text
 
 
 def test_a_report_without_a_plan_says_so() -> None:
