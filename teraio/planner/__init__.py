@@ -15,7 +15,7 @@ from teraio.planner.explanation import Explanation, Variant, explain, replanned,
 from teraio.planner.feasibility import check_budget, least_budget
 from teraio.planner.memory import live_by_op, memory_by_op
 from teraio.planner.periods import Period, inactive_periods
-from teraio.planner.recomputation import replayed, worthwhile
+from teraio.planner.recomputation import WORTH, replayed, worthwhile
 from teraio.planner.relaxation import Relaxation, relaxation
 from teraio.planner.rules import keep_all, layer_ahead, on_demand
 from teraio.planner.search import VERY_MANY_OPS, Found, Search, allowed
@@ -171,20 +171,21 @@ def _recomputing(problem: _Problem, hardware: Hardware, options: PlanOptions) ->
     """The problem with the results made again that its best plan found makes again."""
     recorded = problem.recorded
     best, plan = problem, _solved(problem, hardware, options)
-    for _ in range(_ROUNDS):
-        base = plan
-        if _few_stalls(base):
-            break
-        for again in worthwhile(recorded, hardware, base):
-            try:
-                tried = _problem(recorded, hardware, options, again)
-                found = _solved(tried, hardware, options)
-            except BudgetError:  # operands that come back for an op run again take memory too
-                continue
-            if found.predicted_s < plan.predicted_s:
-                best, plan = tried, found
-        if plan is base:
-            break
+    for worth in WORTH:
+        for _ in range(_ROUNDS):
+            base = plan
+            if _few_stalls(base):
+                break
+            for again in worthwhile(recorded, hardware, base, worth):
+                try:
+                    tried = _problem(recorded, hardware, options, again)
+                    found = _solved(tried, hardware, options)
+                except BudgetError:  # operands that come back for an op run again take memory too
+                    continue
+                if found.predicted_s < plan.predicted_s:
+                    best, plan = tried, found
+            if plan is base:
+                break
     return best
 
 

@@ -11,7 +11,7 @@ again, so its operands must be in memory then, and unchanged.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from itertools import pairwise
@@ -23,7 +23,8 @@ from teraio.planner.memory import live_by_op
 from teraio.records import Hardware, Plan, Recomputation, Trace
 
 # Running an op again takes the device's time, so it must save this many times as much of a tier's.
-_WORTH = 2.0
+# First those are chosen that save much, pointwise ops mostly; then products of matrices as well.
+WORTH = (16.0, 2.0)
 # What is made again at once, each from the one before, may take so much of the budget.
 _CHAIN_SHARE = 1 / 4
 # How much of the stalls is to be saved, one try for each.
@@ -104,8 +105,10 @@ def _operands(trace: Trace, births: Iterable[int | None]) -> dict[int | None, li
     return found
 
 
-def worthwhile(trace: Trace, hardware: Hardware, plan: Plan) -> Iterator[tuple[Recomputation, ...]]:
-    """Results whose ops take less time than moves of them; more each time.
+def worthwhile(
+    trace: Trace, hardware: Hardware, plan: Plan, worth: float = WORTH[-1]
+) -> Iterator[tuple[Recomputation, ...]]:
+    """Results whose moves take ``worth`` times as long as their ops, or longer; more each time.
 
     At first those that ``plan`` moves, then any that are kept while memory is short, as without
     them others could stay. They come beside those that the plan makes again already. Nothing if it
@@ -113,12 +116,11 @@ def worthwhile(trace: Trace, hardware: Hardware, plan: Plan) -> Iterator[tuple[R
     """
     tried = set()
     for gaps in (_moved(trace, hardware, plan), _kept(trace, hardware, plan)):
-        found = _candidates(trace, plan, gaps)
-        for share in _SHARES:
-            left_s, count = share * (plan.predicted_s - plan.ideal_s), 0
-            while count < len(found) and left_s > 0:
-                left_s -= found[count][1]
-                count += 1
+        found = _candidates(trace, plan, gaps, worth)
+        saved_s = np.cumsum([moved_s for _, moved_s in found])
+        stalls_s = plan.predicted_s - plan.ideal_s
+        counts = [1 + int(np.searchsorted(saved_s, share * stalls_s)) for share in _SHARES]
+        for count in counts:
             more = [again for again, _ in found[:count]]
             if more and frozenset(more) not in tried:
                 tried.add(frozenset(more))
@@ -158,14 +160,8 @@ def _kept(trace: Trace, hardware: Hardware, plan: Plan) -> Iterator[_Gap]:
                 yield Recomputation(storage=index, drop_after=drop, needed_by=need), moved_s
 
 
-def _candidates(trace: Trace, plan: Plan, gaps: Iterable[_Gap]) -> list[_Gap]:
-    """Of each storage the gap that saves most, if making it again is worth it; cheapest first.
-
-    What it costs is its op, and the ops of all operands that are given up then as well. So chains
-    of results that are made from each other end where they would cost too much, or hold too much
-    memory at once, and what is kept there is where they begin.
-    """
-    most_bytes = _CHAIN_SHARE * plan.budget_bytes
+def _candidates(trace: Trace, plan: Plan, gaps: Iterable[_Gap], worth: float) -> list[_Gap]:
+    """Of each storage the gap that saves most, if making it again is worth it; cheapest first."""
     known = {again.storage: again for again in plan.recomputations}
     births = {s.birth for s in trace.storages if s.repeatable}
     operands = _operands(trace, births)
@@ -174,30 +170,74 @@ def _candidates(trace: Trace, plan: Plan, gaps: Iterable[_Gap]) -> list[_Gap]:
         index = again.storage
         if index in known or not possible(trace, again, operands[trace.storages[index].birth]):
             continue
-        if index not in longest or moved_s > longest[index][1]:
+        if moved_s > max(worth * _op_s(trace, index), longest[index][1] if index in longest else 0):
             longest[index] = (again, moved_s)
-    found: list[tuple[float, _Gap]] = []
-    given_up: dict[int, tuple[Recomputation, frozenset[int]]] = {}  # and what it is made from again
-    for index in sorted({*known, *longest}, key=lambda index: trace.storages[index].birth or 0):
-        birth = trace.storages[index].birth or 0
-        again = known.get(index) or longest[index][0]
-        chains = [frozenset((index,))]
-        for operand in operands[birth]:
-            gap, chain = given_up.get(operand, (None, frozenset()))
-            if gap is not None and gap.drop_after < again.needed_by:
-                chains.append(chain)
-        chain = frozenset().union(*chains)
-        if index not in known:
-            storages = [trace.storages[made] for made in chain]
-            cost_s = sum(trace.ops[made.birth or 0].duration_ns for made in storages) * 1e-9
-            moved_s = longest[index][1]
-            too_large = len(chain) > 1 and sum(made.nbytes for made in storages) > most_bytes
-            if moved_s <= _WORTH * cost_s or too_large:
-                continue
-            found.append((cost_s / moved_s, longest[index]))
-        given_up[index] = (again, chain)
-    found.sort(key=lambda entry: (entry[0], entry[1][0].storage))
-    return [gap for _, gap in found]
+    chains = _Chains(trace, operands, _CHAIN_SHARE * plan.budget_bytes)
+    for again in sorted(known.values(), key=lambda again: trace.storages[again.storage].birth or 0):
+        chains.add(again, float("inf"))
+    order = sorted(longest, key=lambda i: (_op_s(trace, i) / max(longest[i][1], 1e-12), i))
+    return [longest[i] for i in order if chains.add(*longest[i])]
+
+
+def _op_s(trace: Trace, index: int) -> float:
+    return trace.ops[trace.storages[index].birth or 0].duration_ns * 1e-9
+
+
+class _Chains:
+    """Results that are given up, each with those that it is made from again.
+
+    What making a result again costs is its op, and the ops of all operands that are given up then
+    as well. Chains end where they would cost too much, or hold too much memory at once: what is
+    kept there is where they begin.
+    """
+
+    def __init__(
+        self, trace: Trace, operands: Mapping[int | None, Sequence[int]], most_bytes: float
+    ) -> None:
+        self._trace = trace
+        self._operands = operands
+        self._most_bytes = most_bytes
+        self._given_up: dict[int, tuple[Recomputation, float]] = {}  # and seconds of its moves
+        self._chains: dict[int, frozenset[int]] = {}
+        self._made_from: dict[int, list[int]] = defaultdict(list)  # results given up, by operand
+
+    def add(self, again: Recomputation, moved_s: float) -> bool:
+        """Gives up one more, unless it or another that is made from it would cost too much."""
+        index = again.storage
+        birth = self._trace.storages[index].birth
+        above = [op for op in self._operands[birth] if self._is_away(op, again.needed_by)]
+        chain = frozenset((index,)).union(*(self._chains[operand] for operand in above))
+        changed = {index: chain}
+        if not self._affordable(index, chain, moved_s):
+            return False
+        below = [index]
+        while below:
+            operand = below.pop()
+            for result in self._made_from[operand]:
+                gap, result_s = self._given_up[result]
+                needed_by = gap.needed_by
+                away = again if operand == index else self._given_up[operand][0]
+                if result in changed or not away.drop_after < needed_by:
+                    continue
+                longer = self._chains[result] | chain
+                if not self._affordable(result, longer, result_s):
+                    return False
+                changed[result] = longer
+                below.append(result)
+        self._given_up[index] = (again, moved_s)
+        self._chains.update(changed)
+        for operand in self._operands[birth]:
+            self._made_from[operand].append(index)
+        return True
+
+    def _is_away(self, index: int, op: int) -> bool:
+        gap, _ = self._given_up.get(index, (None, 0.0))
+        return gap is not None and gap.drop_after < op
+
+    def _affordable(self, index: int, chain: frozenset[int], moved_s: float) -> bool:
+        cost_s = sum(_op_s(self._trace, made) for made in chain)
+        nbytes = sum(self._trace.storages[made].nbytes for made in chain)
+        return moved_s > WORTH[-1] * cost_s and (len(chain) == 1 or nbytes <= self._most_bytes)
 
 
 def possible(trace: Trace, again: Recomputation, operands: Iterable[int]) -> bool:

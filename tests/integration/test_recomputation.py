@@ -454,27 +454,31 @@ def test_products_are_made_again(activate: Activate, name: str, spill: str) -> N
     assert name in names
 
 
+def set_precision(value: str) -> None:
+    """Of products on all backends that have none of their own."""
+    torch._C._set_fp32_precision_setter("generic", "all", value)
+
+
 def test_settings_are_as_they_were_after_results_are_made_again(spill: str) -> None:
     """A precision that is set for all, and not for products, goes on to count for these."""
-    precision, products = torch.backends, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
 
     def other_precision(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        precision.fp32_precision = "tf32"  # type: ignore[attr-defined]
+        set_precision("tf32")
         y = torch.mm(a, b)
-        precision.fp32_precision = "ieee"  # type: ignore[attr-defined]
+        set_precision("ieee")
         return y
 
-    before = precision.fp32_precision  # type: ignore[attr-defined]
+    before = torch._C._get_fp32_precision_getter("generic", "all")
     model = gated(product(other_precision))
     teraio.offload(model, memory_budget="3MiB", ssd=spill)
     try:
         trained(model)
         assert "aten::mm" in remade(model)
         for value in ("tf32", "ieee"):
-            precision.fp32_precision = value  # type: ignore[attr-defined]
-            assert products.fp32_precision == value
+            set_precision(value)
+            assert torch._C._get_fp32_precision_getter("mkldnn", "matmul") == value
     finally:
-        precision.fp32_precision = before  # type: ignore[attr-defined]
+        set_precision(before)
         teraio.restore(model)
 
 
