@@ -63,10 +63,13 @@ def _suite(arguments: list[str]) -> int:
         reports=options.reports,
     )
     path = options.output or _new_file(options.suite)
-    tell = lambda text: console.print(f"[dim]{datetime.now(UTC):%H:%M:%S}[/] {text}")  # noqa: E731
     results = collect(options.suite, place, ())
     # Whoever ends the suite keeps what has been made until then.
-    for one in run_each(chosen, place, tell):
+    for one in run_each(
+        chosen,
+        place,
+        lambda text: console.print(f"[dim]{datetime.now(UTC):%H:%M:%S}[/] {text}"),
+    ):
         results = replace(results, compared=(*results.compared, one))
         save(results, path)
     print(document(results))

@@ -34,6 +34,9 @@ class Job:
     report: str | None = None
 
 
+UNTIMED = -1  # in place of a turn's number
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """One training step: wall and CPU seconds of the whole process, and what it held and moved.
@@ -55,6 +58,10 @@ class Step:
     drive_read_bytes: int | None
     drive_written_bytes: int | None
     energy_j: float | None
+
+    @property
+    def timed(self) -> bool:
+        return self.turn != UNTIMED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

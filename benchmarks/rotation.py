@@ -5,8 +5,8 @@ In: a Comparison and what the machine offers. Out: Compared. Must not know: syst
 As many runs as fit into memory are alive at once. In every turn each of them makes one step while
 the others are stopped; every turn begins with another one. On a GPU a step that isn't timed comes
 right before, so that the timed one finds what the one before it has left to be copied, as in
-training. The ideal run takes part in all turns,
-so each step of any system has a step of the ideal run next to it.
+training. The ideal run takes part in all turns, so each step of any system has a step of the ideal
+run next to it.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from pathlib import Path
 import psutil
 
 from benchmarks.comparison import IDEAL, Compared, Comparison, Entry, Result, Status
-from benchmarks.job import Job
+from benchmarks.job import UNTIMED, Job
 from benchmarks.machine import free_gpu_bytes
 from benchmarks.systems import Unavailable
-from benchmarks.worker import ANSWER_S, UNTIMED, RunFailed, Worker
+from benchmarks.worker import ANSWER_S, RunFailed, Worker
 
 # What a process of teraio holds beside tensors: threads, I/O buffers, freed blocks not yet reused.
 RESERVE_BYTES = 72 << 20

@@ -104,12 +104,12 @@ def _title(result: Result) -> str:
 
 
 def _speed(outcome: Outcome, ideal: Outcome, shape: Shape) -> Speed:
-    steps = [step for step in outcome.steps if step.turn >= 0]
+    timed = [step.timed for step in outcome.steps]
+    steps = list(compress(outcome.steps, timed))
     ideal_s = {step.turn: step.wall_s for step in ideal.steps}
     seconds = spread([step.wall_s for step in steps])
     tokens_per_s = shape.tokens / seconds.middle
     figures = outcome.teraio
-    timed = [step.turn >= 0 for step in outcome.steps]
     return Speed(
         seconds=seconds,
         of_ideal=spread([ideal_s[step.turn] / step.wall_s for step in steps]),

@@ -80,7 +80,7 @@ def _over_limit(result: Result, outcome: Outcome) -> str:
 
 
 def _too_few_steps(outcome: Outcome) -> str:
-    timed = sum(step.turn >= 0 for step in outcome.steps)
+    timed = sum(step.timed for step in outcome.steps)
     return "" if timed >= LEAST_STEPS else f"{timed} timed steps, {LEAST_STEPS} are needed"
 
 
@@ -91,7 +91,5 @@ def _without_plan(outcome: Outcome) -> str:
     planned = outcome.teraio.planned
     if len(planned) != len(outcome.steps):
         return f"teraio saw {len(planned)} iterations, {len(outcome.steps)} steps were made"
-    without = sum(
-        step.turn >= 0 and not ran for step, ran in zip(outcome.steps, planned, strict=True)
-    )
+    without = sum(step.timed and not ran for step, ran in zip(outcome.steps, planned, strict=True))
     return f"{without} timed steps ran without a plan" if without else ""

@@ -24,7 +24,6 @@ from benchmarks.systems import Unavailable, system_of
 
 ROOT = Path(__file__).resolve().parents[1]
 ANSWER_S = 600.0
-UNTIMED = -1  # in place of a turn's number
 _SHOWN_CHARACTERS = 2000
 
 

@@ -173,20 +173,29 @@ def _recomputing(problem: _Problem, hardware: Hardware, options: PlanOptions) ->
     best, plan = problem, _solved(problem, hardware, options)
     for worth in WORTH:
         for _ in range(_ROUNDS):
-            base = plan
-            if _few_stalls(base):
+            better = _better(plan, recorded, hardware, options, worth)
+            if better is None:
                 break
-            for again in worthwhile(recorded, hardware, base, worth):
-                try:
-                    tried = _problem(recorded, hardware, options, again)
-                    found = _solved(tried, hardware, options)
-                except BudgetError:  # operands that come back for an op run again take memory too
-                    continue
-                if found.predicted_s < plan.predicted_s:
-                    best, plan = tried, found
-            if plan is base:
-                break
+            best, plan = better
     return best
+
+
+def _better(
+    base: Plan, recorded: Trace, hardware: Hardware, options: PlanOptions, worth: float
+) -> tuple[_Problem, Plan] | None:
+    """The best plan that makes more results again than ``base``; None if that has no better one."""
+    if _few_stalls(base):
+        return None
+    problem, plan = None, base
+    for again in worthwhile(recorded, hardware, base, worth):
+        try:
+            tried = _problem(recorded, hardware, options, again)
+            found = _solved(tried, hardware, options)
+        except BudgetError:  # operands that come back for an op run again take memory too
+            continue
+        if found.predicted_s < plan.predicted_s:
+            problem, plan = tried, found
+    return None if problem is None else (problem, plan)
 
 
 def _solved(problem: _Problem, hardware: Hardware, options: PlanOptions) -> Plan:

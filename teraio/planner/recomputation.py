@@ -175,7 +175,7 @@ def _candidates(trace: Trace, plan: Plan, gaps: Iterable[_Gap], worth: float) ->
     chains = _Chains(trace, operands, _CHAIN_SHARE * plan.budget_bytes)
     for again in sorted(known.values(), key=lambda again: trace.storages[again.storage].birth or 0):
         chains.add(again, float("inf"))
-    order = sorted(longest, key=lambda i: (_op_s(trace, i) / max(longest[i][1], 1e-12), i))
+    order = sorted(longest, key=lambda i: (_op_s(trace, i) / longest[i][1], i))
     return [longest[i] for i in order if chains.add(*longest[i])]
 
 
@@ -205,36 +205,39 @@ class _Chains:
         """Gives up one more, unless it or another that is made from it would cost too much."""
         index = again.storage
         birth = self._trace.storages[index].birth
-        above = [op for op in self._operands[birth] if self._is_away(op, again.needed_by)]
+        above = [i for i in self._operands[birth] if self._is_away(i, again.needed_by)]
         chain = frozenset((index,)).union(*(self._chains[operand] for operand in above))
-        changed = {index: chain}
-        if not self._affordable(index, chain, moved_s):
-            return False
-        below = [index]
-        while below:
-            operand = below.pop()
-            for result in self._made_from[operand]:
-                gap, result_s = self._given_up[result]
-                needed_by = gap.needed_by
-                away = again if operand == index else self._given_up[operand][0]
-                if result in changed or not away.drop_after < needed_by:
-                    continue
-                longer = self._chains[result] | chain
-                if not self._affordable(result, longer, result_s):
-                    return False
-                changed[result] = longer
-                below.append(result)
         self._given_up[index] = (again, moved_s)
+        changed = {index: chain}
+        for result in self._made_from_it(index):
+            changed[result] = self._chains[result] | chain
+        if not all(self._affordable(result, changed[result]) for result in changed):
+            del self._given_up[index]
+            return False
         self._chains.update(changed)
         for operand in self._operands[birth]:
             self._made_from[operand].append(index)
         return True
 
+    def _made_from_it(self, index: int) -> set[int]:
+        """Results given up that need it, or others that do, when they are made again."""
+        found: set[int] = set()
+        left = [index]
+        while left:
+            operand = left.pop()
+            for result in self._made_from[operand]:
+                gap, _ = self._given_up[result]
+                if result not in found and self._is_away(operand, gap.needed_by):
+                    found.add(result)
+                    left.append(result)
+        return found
+
     def _is_away(self, index: int, op: int) -> bool:
         gap, _ = self._given_up.get(index, (None, 0.0))
         return gap is not None and gap.drop_after < op
 
-    def _affordable(self, index: int, chain: frozenset[int], moved_s: float) -> bool:
+    def _affordable(self, index: int, chain: frozenset[int]) -> bool:
+        _, moved_s = self._given_up[index]
         cost_s = sum(_op_s(self._trace, made) for made in chain)
         nbytes = sum(self._trace.storages[made].nbytes for made in chain)
         return moved_s > WORTH[-1] * cost_s and (len(chain) == 1 or nbytes <= self._most_bytes)

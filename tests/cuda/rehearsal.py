@@ -20,7 +20,8 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+
+import pytest
 
 from tests.cuda import double
 
@@ -53,21 +54,13 @@ def rehearse(settings: argparse.Namespace) -> None:
     import torch
 
     import teraio
-    import teraio.runtime
     from benchmarks.models import Batches, build_model
     from benchmarks.shapes import SHAPES
     from benchmarks.systems.eager import Eager, new_optimizer
     from benchmarks.systems.offloaded import Offloaded
+    from tests.drives import pass_for_slow
 
-    measured = teraio.runtime.hardware
-
-    def with_slow_drives(*given: Any, **named: Any) -> Any:
-        found = measured(*given, **named)
-        slow = {f"{what}_bytes_per_s": 1e6 for what in ("read", "write", "mixed")}
-        tiers = (replace(t, **slow) if t.name == "ssd" else t for t in found.tiers)
-        return replace(found, tiers=tuple(tiers))
-
-    teraio.runtime.hardware = with_slow_drives  # type: ignore[attr-defined]
+    pass_for_slow(pytest.MonkeyPatch())
     torch.set_num_threads(1)
     shape = SHAPES[settings.shape]
     if settings.batch:

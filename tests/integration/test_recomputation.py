@@ -367,19 +367,14 @@ def deterministic_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return y
 
 
-def attention(model: Gated, gate: torch.Tensor) -> torch.Tensor:
-    heads = gate.view(4, 8, 64, 32)[..., :32].transpose(1, 2)
-    return torch.tanh(
-        torch.nn.functional.scaled_dot_product_attention(heads, heads, heads)
-        .transpose(1, 2)
-        .reshape(512, 128)
-    )
+def attention(model: Gated, gate: torch.Tensor, dropout_p: float = 0.0) -> torch.Tensor:
+    heads = gate.view(4, 8, 64, 32).transpose(1, 2)
+    y = torch.nn.functional.scaled_dot_product_attention(heads, heads, heads, dropout_p=dropout_p)
+    return torch.tanh(y.transpose(1, 2).reshape(512, 128))
 
 
 def attention_with_dropout(model: Gated, gate: torch.Tensor) -> torch.Tensor:
-    heads = gate.view(4, 8, 64, 32).transpose(1, 2)
-    y = torch.nn.functional.scaled_dot_product_attention(heads, heads, heads, dropout_p=0.5)
-    return torch.tanh(y.transpose(1, 2).reshape(512, 128))
+    return attention(model, gate, dropout_p=0.5)
 
 
 def op_with_a_state(model: Gated, gate: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from teraio.records import Hardware, Plan, Recomputation, RunReport, StepReport
-from tests.unit.small import storage, trace
+from tests.unit.small import plan_of, storage, trace
 
 
 def step(duration_s: float, stall_s: float) -> StepReport:
@@ -29,18 +29,7 @@ def report(plan: Plan | None, *steps: StepReport) -> RunReport:
     )
 
 
-PLAN = Plan(
-    budget_bytes=1,
-    moves=(),
-    unlimited_peak_bytes=2,
-    peak_bytes=1,
-    ideal_s=1.0,
-    bound_s=1.0,
-    predicted_s=1.1,
-    spill_bytes=0,
-    read_bytes=0,
-    written_bytes=0,
-)
+PLAN = replace(plan_of(trace([1000.0]), []), ideal_s=1.0, bound_s=1.0, predicted_s=1.1)
 
 
 def test_a_report_says_where_the_time_beyond_the_ideal_goes() -> None:
