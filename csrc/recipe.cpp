@@ -21,17 +21,19 @@ namespace {
 
 // Functions of their operands alone, though not pointwise.
 constexpr std::array kOthers = {
-    "aten::to",           "aten::_to_copy", "aten::type_as",     "aten::contiguous",   "aten::reshape",
-    "aten::layer_norm",   "aten::rms_norm", "aten::group_norm",  "aten::softmax",      "aten::_softmax",
-    "aten::log_softmax",  "aten::_log_softmax", "aten::embedding", "aten::linear",     "aten::matmul",
-    "aten::mm",           "aten::bmm",      "aten::addmm",       "aten::baddbmm",
-};
-// Those that autocast, where it is on, casts operands of to its type.
-constexpr std::array kProducts = {"aten::linear", "aten::matmul", "aten::mm",      "aten::bmm",
+    "aten::to",         "aten::_to_copy", "aten::type_as",    "aten::contiguous",  "aten::reshape",
+    "aten::layer_norm", "aten::rms_norm", "aten::group_norm", "aten::softmax",     "aten::_softmax",
+    "aten::log_softmax", "aten::_log_softmax", "aten::embedding"};
+// So are these, and autocast, where it is on, casts their operands to its type. Attention draws random numbers only if
+// it is asked to drop some.
+constexpr std::array kProducts = {"aten::linear", "aten::matmul",  "aten::mm", "aten::bmm",
                                   "aten::addmm",  "aten::baddbmm", "aten::scaled_dot_product_attention"};
-// One that draws random numbers only if asked to.
-constexpr auto kAttention = "aten::scaled_dot_product_attention";
 constexpr auto kRandomness = "dropout_p";
+
+template <class Names>
+bool is_one_of(const Names& names, const c10::FunctionSchema& schema) {
+  return std::find(names.begin(), names.end(), schema.name()) != names.end();
+}
 
 using at::Float32Backend, at::Float32Op;
 
@@ -50,15 +52,14 @@ using Precision = at::Float32Precision;
 
 Precision precision_of(Float32Backend backend, Float32Op op) { return at::globalContext().float32Precision(backend, op); }
 
-// Of products of one backend. Where none is set for them, the backend's counts, and else that for all backends. What
-// counts can be read, but not whether it was set here; so that is tried out by setting what would count else.
 }  // namespace
 
+// Of products of one backend. Where none is set for them, the backend's counts, and else that for all backends. What
+// counts can be read, but not whether it was set here; so that is tried out by setting what would count else.
 class ProductPrecision {
  public:
   explicit ProductPrecision(Float32Backend backend) : backend_(backend), value_(precision_of(backend, Float32Op::MATMUL)) {}
 
-  Precision value() const { return value_; }
   void set(Precision value) {
     own_ = own();
     at::globalContext().setFloat32Precision(backend_, Float32Op::MATMUL, value == Precision::NONE ? Precision::IEEE : value);
@@ -181,8 +182,7 @@ bool is_cast(const c10::OperatorHandle& op, const at::Tensor& tensor) {
   const c10::DeviceType device = tensor.device().type();
   const c10::ScalarType type = tensor.scalar_type();
   return at::autocast::is_autocast_available(device) && at::autocast::is_autocast_enabled(device) &&
-         std::find(kProducts.begin(), kProducts.end(), op.schema().name()) != kProducts.end() &&
-         c10::isFloatingType(type) && type != at::kDouble && type != at::autocast::get_autocast_dtype(device);
+         is_one_of(kProducts, op.schema()) && c10::isFloatingType(type) && type != at::kDouble && type != at::autocast::get_autocast_dtype(device);
 }
 
 c10::DeviceType device_of(c10::ArrayRef<const c10::IValue> arguments) {
@@ -279,9 +279,9 @@ bool Recipe::possible(const c10::OperatorHandle& op) {
     return argument.alias_info() != nullptr && argument.alias_info()->isWrite();
   });
   if (writes) return false;
-  if (schema.name() == kAttention) return true;
+  if (is_one_of(kProducts, schema)) return true;
   if (tagged(op, at::Tag::nondeterministic_seeded)) return false;
-  return tagged(op, at::Tag::pointwise) || std::find(kOthers.begin(), kOthers.end(), schema.name()) != kOthers.end();
+  return tagged(op, at::Tag::pointwise) || is_one_of(kOthers, schema);
 }
 
 std::unique_ptr<Recipe> Recipe::of(const c10::OperatorHandle& op, c10::ArrayRef<const c10::IValue> arguments,
