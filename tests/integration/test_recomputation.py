@@ -7,14 +7,17 @@ training without teraio, and the budget kept.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
 import torch
 
 import teraio
+from teraio import planner
 from teraio.engine import testing
+from teraio.planner import recomputation
+from teraio.records import Hardware, Plan, PlanOptions, Recomputation, Trace
 from tests.drives import pass_for_slow
 from tests.integration.test_equal_results import assert_equal
 from tests.integration.training import Case, offloaded, plain, unlimited_peak
@@ -431,22 +434,51 @@ def remade(model: Gated) -> set[str]:
     return {report.trace.ops[s.birth].name for s in storages if s.birth is not None}
 
 
+def only_results_of(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans make again what they can of one op's results, whether they would choose to or not."""
+    possible = recomputation.possible
+
+    def of_that_op(trace: Trace, again: Recomputation, operands: Iterable[int]) -> bool:
+        birth = trace.storages[again.storage].birth
+        return (
+            birth is not None and trace.ops[birth].name == name and possible(trace, again, operands)
+        )
+
+    def planned(trace: Trace, hardware: Hardware, options: PlanOptions) -> Plan:
+        def made(again: tuple[Recomputation, ...]) -> Plan:
+            problem = planner._problem(trace, hardware, options, again)
+            return planner._solved(problem, hardware, options)
+
+        *_, most = recomputation.worthwhile(trace, hardware, made(()))
+        return made(most)
+
+    monkeypatch.setattr(recomputation, "possible", of_that_op)
+    monkeypatch.setattr(planner, "_planned", planned)
+
+
 @pytest.mark.parametrize(
     ("activate", "name"),
     [
         (product(torch.mm), "aten::mm"),
         (product(batches_of_rows), "aten::matmul"),
+        (product(rows_apart), "aten::linear"),
         (product(autocast_product), "aten::linear"),
+        (product(autocast_rows_apart), "aten::matmul"),
         (attention, "aten::scaled_dot_product_attention"),
     ],
 )
-def test_products_are_made_again(activate: Activate, name: str, spill: str) -> None:
+def test_products_are_made_again(
+    activate: Activate, name: str, spill: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only_results_of(name, monkeypatch)
     model = gated(activate)
     teraio.offload(model, memory_budget="3MiB", ssd=spill)
-    trained(model)
+    results, count = trained(model), recomputed(model)
     names = remade(model)
     teraio.restore(model)
     assert name in names
+    assert_same(results, trained(gated(activate)))
+    assert count > 0
 
 
 def set_precision(value: str) -> None:
@@ -454,8 +486,11 @@ def set_precision(value: str) -> None:
     torch._C._set_fp32_precision_setter("generic", "all", value)
 
 
-def test_settings_are_as_they_were_after_results_are_made_again(spill: str) -> None:
+def test_settings_are_as_they_were_after_results_are_made_again(
+    spill: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A precision that is set for all, and not for products, goes on to count for these."""
+    only_results_of("aten::mm", monkeypatch)
 
     def other_precision(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         set_precision("tf32")
