@@ -16,7 +16,7 @@ from teraio.planner.feasibility import check_budget, least_budget
 from teraio.planner.memory import live_by_op, memory_by_op
 from teraio.planner.periods import Period, inactive_periods
 from teraio.planner.recomputation import WORTH, replayed, worthwhile
-from teraio.planner.relaxation import Relaxation, relaxation
+from teraio.planner.relaxation import COARSE, FINE, Detail, Relaxation, relaxation
 from teraio.planner.rules import keep_all, layer_ahead, on_demand
 from teraio.planner.search import VERY_MANY_OPS, Found, Search, allowed
 from teraio.planner.simulate import Moved, Simulation, moved_bytes, simulate
@@ -106,7 +106,7 @@ def _bounded(found: Plan, trace: Trace, hardware: Hardware, options: PlanOptions
     Tiers that it has left out are unused.
     """
     trace = replayed(trace, found.recomputations)
-    bounds, _ = _bounds(trace, columns(trace), hardware, options)
+    bounds = _bounds(trace, hardware, _solutions(trace, columns(trace), hardware, options, FINE))
     bound_s = min(max(bound.seconds for bound in bounds), found.predicted_s)
     used = {use.tier: use for use in found.tiers}
     tiers = tuple(used.get(tier.name) or _unused(tier) for tier in hardware.tiers)
@@ -136,17 +136,15 @@ def _planned(trace: Trace, hardware: Hardware, options: PlanOptions) -> Plan:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Problem:
-    """``trace`` is the one ``recorded`` with results made again; ``solution`` is its relaxation's.
-
-    Solving it takes as long as a few tries at a plan, so quick and thorough plans share it.
+    """``trace`` is the one ``recorded`` with results made again; ``solutions`` are those of its
+    coarse relaxation, which quick and thorough plans share.
     """
 
     recorded: Trace
     recomputations: tuple[Recomputation, ...]
     trace: Trace
     on: Columns
-    bounds: tuple[Bound, ...]
-    solution: Relaxation | None
+    solutions: tuple[Relaxation, ...]
 
 
 def _problem(
@@ -159,8 +157,8 @@ def _problem(
     trace = replayed(recorded, recomputations)
     on = columns(trace)
     check_budget(trace, on, allowed(trace, on, options), hardware.budget_bytes)
-    bounds, solution = _bounds(trace, on, hardware, options)
-    return _Problem(recorded, recomputations, trace, on, bounds, solution)
+    solutions = _solutions(trace, on, hardware, options, COARSE)
+    return _Problem(recorded, recomputations, trace, on, solutions)
 
 
 def _few_stalls(plan: Plan) -> bool:
@@ -201,10 +199,14 @@ def _better(
 def _solved(problem: _Problem, hardware: Hardware, options: PlanOptions) -> Plan:
     """The plan for a problem."""
     recorded, trace, on = problem.recorded, problem.trace, problem.on
-    bound = max(found.seconds for found in problem.bounds)
+    solutions = problem.solutions
+    if options.improve:  # plans that start from either are the faster ones about as often
+        solutions += _solutions(trace, on, hardware, options, FINE)
+    bounds = _bounds(trace, hardware, solutions)
+    bound = max(found.seconds for found in bounds)
     best = Found((), 0, simulate(trace, hardware, ()))
     if _peak_bytes(trace, on) > hardware.budget_bytes:
-        best = Search(trace, on, hardware, options, problem.solution).best(bound)
+        best = Search(trace, on, hardware, options, solutions).best(bound)
     simulation = best.simulation
     result = Plan(
         budget_bytes=hardware.budget_bytes,
@@ -219,7 +221,7 @@ def _solved(problem: _Problem, hardware: Hardware, options: PlanOptions) -> Plan
         read_bytes=simulation.read_bytes,
         written_bytes=simulation.written_bytes,
         options=options,
-        bounds=problem.bounds,
+        bounds=bounds,
         stalls=simulation.stalls[:_MOST_STALLS],
         tiers=simulation.tiers,
         recomputations=problem.recomputations,
@@ -234,11 +236,20 @@ def _peak_bytes(trace: Trace, on: Columns) -> int:
 
 
 def _bounds(
-    trace: Trace, on: Columns, hardware: Hardware, options: PlanOptions
-) -> tuple[tuple[Bound, ...], Relaxation | None]:
+    trace: Trace, hardware: Hardware, solutions: tuple[Relaxation, ...]
+) -> tuple[Bound, ...]:
     bounds = simple_bounds(trace, hardware)
+    if not solutions:
+        return bounds
+    relaxed_s = max(solution.bound_s for solution in solutions)
+    return (*bounds, Bound(name="relaxation", seconds=relaxed_s))
+
+
+def _solutions(
+    trace: Trace, on: Columns, hardware: Hardware, options: PlanOptions, detail: Detail
+) -> tuple[Relaxation, ...]:
+    """The relaxation's, if there is something to move, and somewhere to move it."""
     short = _peak_bytes(trace, on) > hardware.budget_bytes
     if options.bound != "relaxation" or not short or not hardware.tiers:
-        return bounds, None
-    solution = relaxation(on, hardware)
-    return (*bounds, Bound(name="relaxation", seconds=solution.bound_s)), solution
+        return ()
+    return (relaxation(on, hardware, detail),)

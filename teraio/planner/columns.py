@@ -70,7 +70,7 @@ class PeriodColumns:
 class Columns:
     """``duration_s`` and ``live`` (bytes with nothing away) by op, ``copies`` by storage.
 
-    ``phases`` are the ops at which another phase begins; long runs of one only.
+    ``phases`` are the ops at which another phase begins; those of some length or traffic only.
     """
 
     n: int
@@ -99,22 +99,30 @@ def columns(trace: Trace) -> Columns:
     np.add.at(steps, np.maximum(birth, 0), nbytes)
     np.add.at(steps, death + 1, -nbytes)
     workspace = _column((op.workspace_bytes for op in trace.ops), n)
+    periods = _periods(trace, n, nbytes, birth, death, persistent)
     return Columns(
         n=n,
         duration_s=np.multiply(_column((op.duration_ns for op in trace.ops), n), 1e-9),
         live=np.cumsum(steps)[:n] + workspace + trace.base_bytes,
-        phases=_phases(trace),
+        phases=_phases(trace, periods),
         copies=taken,
-        periods=_periods(trace, n, nbytes, birth, death, persistent),
+        periods=periods,
     )
 
 
-def _phases(trace: Trace) -> Ints:
-    """Where phases begin that last for ``_LONG_PHASE`` of the ops at least."""
+def _phases(trace: Trace, periods: PeriodColumns) -> Ints:
+    """Where phases begin that have ``_LONG_PHASE`` of the ops at least, or of what could move.
+
+    Few ops may be much traffic: an optimizer that steps by fused ops.
+    """
     codes = np.unique([op.phase for op in trace.ops], return_inverse=True)[1]
     starts = np.flatnonzero(np.append(True, codes[1:] != codes[:-1])[: len(codes)])
     lengths = np.diff(np.append(starts, len(codes)))
-    return np.asarray(starts[lengths >= _LONG_PHASE * len(codes)], dtype=np.int64)
+    n = len(codes)
+    traffic = np.bincount(periods.after, weights=periods.nbytes, minlength=n)
+    moved = np.add.reduceat(traffic, starts) if n else traffic
+    long = (lengths >= _LONG_PHASE * n) | (moved > _LONG_PHASE * traffic.sum())
+    return np.asarray(starts[long], dtype=np.int64)
 
 
 def _column(values: Iterable[int], count: int) -> Ints:

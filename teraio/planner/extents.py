@@ -10,7 +10,7 @@ from 0.
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,6 +36,17 @@ class _Copy:
     always: bool
     choices: tuple[int, ...]
     back: int
+
+    def across(self, n: int) -> bool:
+        """Whether it is needed across the end of the iteration."""
+        return self.always or self.end > n or self.start < 0
+
+    def free(self, n: int) -> tuple[int, int]:
+        """Where one that is needed across the end is not needed: from an op until another."""
+        if self.always:
+            return n, 0
+        lap = n if self.start >= 0 else 0
+        return self.end - lap, self.start + n - lap
 
 
 def moves_with_extents(
@@ -124,52 +135,71 @@ def _one_place_each(copies: Sequence[_Copy]) -> list[int]:
 
 
 def _pack(copies: Sequence[_Copy], n: int) -> list[int]:
-    """Offsets of the copies; those needed across the end of the iteration share with nothing.
+    """Offsets of the copies. Those needed across the end of the iteration come first.
 
-    They lie in the order in which they are needed back, so that they are read in a row.
+    They lie in the order in which they are needed back, so that they are read in a row. The others
+    lie where those are not needed, or behind them.
     """
     offsets = [0] * len(copies)
+    across = [i for i, copy in enumerate(copies) if copy.across(n)]
+    events = []
+    places: list[tuple[int, float]] = []
     top = 0
-    inside = []
-    for index in sorted(range(len(copies)), key=lambda i: (copies[i].back, i)):
-        copy = copies[index]
-        if copy.always or copy.end >= n or copy.start < 0:
-            offsets[index] = top
-            top += copy.nbytes
-        else:
-            inside.append(index)
-    space = _FreeSpace(top)
-    events = [(copies[i].end, 0, i) for i in inside] + [(copies[i].start, 1, i) for i in inside]
+    for index in sorted(across, key=lambda i: (copies[i].back, copies[i].start, i)):
+        offsets[index] = top
+        free_from, free_until = copies[index].free(n)
+        if free_from < free_until:
+            events.append((free_from, 0, index))
+        places.append((top, free_until))
+        top += copies[index].nbytes
+    space = _FreeSpace([*places, (top, float("inf"))])
+    inside = [i for i, copy in enumerate(copies) if not copy.across(n)]
+    events += [(copies[i].end, 0, i) for i in inside] + [(copies[i].start, 1, i) for i in inside]
     for _, starts, index in sorted(events):
         if starts:
-            offsets[index] = space.take(copies[index].nbytes)
+            offsets[index] = space.take(copies[index].nbytes, copies[index].end)
         else:
             space.give_back(offsets[index], copies[index].nbytes)
     return offsets
 
 
 class _FreeSpace:
-    """Best fit over the holes below ``top``, which grows where no hole fits."""
+    """Best fit over the holes.
 
-    def __init__(self, top: int) -> None:
-        self._top = top
+    ``places`` begin at offsets in a row, each free until an op. Holes are in those that were given
+    back, and in the last one, which grows where no hole fits.
+    """
+
+    def __init__(self, places: Sequence[tuple[int, float]]) -> None:
+        self._places = [offset for offset, _ in places]
+        self._free_until = [until for _, until in places]
+        self._top = self._places[-1]
         self._holes: list[tuple[int, int]] = []
         self._by_start: dict[int, int] = {}
         self._by_end: dict[int, int] = {}
 
-    def take(self, nbytes: int) -> int:
-        found = bisect_left(self._holes, (nbytes, 0))
-        if found == len(self._holes):
-            offset = self._top
-            self._top += nbytes
-            return offset
-        size, offset = self._holes[found]
-        self._close(offset, size)
-        if size > nbytes:
-            self._open(offset + nbytes, size - nbytes)
+    def take(self, nbytes: int, until: int) -> int:
+        """The offset of bytes that are needed until an op."""
+        for size, hole in self._holes[bisect_left(self._holes, (nbytes, 0)) :]:
+            offset = hole + size - nbytes  # the places there are needed last, mostly
+            if self._is_free(offset, nbytes, until):
+                self._close(hole, size)
+                if size > nbytes:
+                    self._open(hole, size - nbytes)
+                return offset
+        offset = self._top
+        self._top += nbytes
         return offset
 
+    def _is_free(self, offset: int, nbytes: int, until: int) -> bool:
+        """Whether no place there is needed again before an op."""
+        first = bisect_right(self._places, offset) - 1
+        last = bisect_left(self._places, offset + nbytes)
+        return all(free >= until for free in self._free_until[first:last])
+
     def give_back(self, offset: int, nbytes: int) -> None:
+        if not nbytes:
+            return
         after = self._by_start.get(offset + nbytes)
         if after is not None:
             self._close(offset + nbytes, after)

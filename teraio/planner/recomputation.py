@@ -170,13 +170,19 @@ def _candidates(trace: Trace, plan: Plan, gaps: Iterable[_Gap], worth: float) ->
         index = again.storage
         if index in known or not possible(trace, again, operands[trace.storages[index].birth]):
             continue
-        if moved_s > max(worth * _op_s(trace, index), longest[index][1] if index in longest else 0):
-            longest[index] = (again, moved_s)
+        if moved_s > worth * _op_s(trace, index):
+            longest[index] = max((again, moved_s), longest.get(index, (again, moved_s)), key=_saved)
     chains = _Chains(trace, operands, _CHAIN_SHARE * plan.budget_bytes)
     for again in sorted(known.values(), key=lambda again: trace.storages[again.storage].birth or 0):
         chains.add(again, float("inf"))
     order = sorted(longest, key=lambda i: (_op_s(trace, i) / longest[i][1], i))
     return [longest[i] for i in order if chains.add(*longest[i])]
+
+
+def _saved(gap: _Gap) -> tuple[float, int]:
+    """Seconds on channels; of equal ones, ops during which memory is free."""
+    again, moved_s = gap
+    return moved_s, again.needed_by - again.drop_after
 
 
 def _op_s(trace: Trace, index: int) -> float:

@@ -40,9 +40,10 @@ from teraio.planner.bound import tier_cuts
 from teraio.planner.columns import NONE, Columns
 from teraio.records import Hardware, Tier
 
+# Phases of a smaller part of the ops than this are short.
+_LONG_PHASE = 0.02
 # The finest of these numbers of checkpoints is used whose program is not too large.
 _CHECKPOINTS = (240, 160, 120, 90, 70, 50, 40, 30, 20, 12, 6)
-_MOST_VARIABLES = 16_000
 _MOST_SIMPLEX_STEPS = 60_000
 # What moves cost beside time, so that of equal solutions one that moves little and few is found:
 # this part of the time that their bytes take, and of this much for each storage.
@@ -92,20 +93,36 @@ class Relaxation:
     stretch_s: Floats
 
 
-def relaxation(on: Columns, hardware: Hardware) -> Relaxation:
+@dataclass(frozen=True, slots=True)
+class Detail:
+    """How fine a relaxation is: at most so many ``variables``; whether checkpoints are where
+    phases of few ops begin.
+    """
+
+    variables: int
+    short_phases: bool
+
+
+COARSE = Detail(variables=16_000, short_phases=False)
+FINE = Detail(variables=40_000, short_phases=True)
+
+
+def relaxation(on: Columns, hardware: Hardware, detail: Detail = FINE) -> Relaxation:
     """Solve the relaxation of ``on``, which has ops, for ``hardware``, which has tiers."""
+    lengths = np.diff(np.append(on.phases, on.n))
+    phases = on.phases if detail.short_phases else on.phases[lengths >= _LONG_PHASE * on.n]
     for most in _CHECKPOINTS:
-        points = checkpoints(on, hardware.budget_bytes, most)
+        points = checkpoints(on, hardware.budget_bytes, most, phases)
         groups = grouped(on, points)
         variables = 3 * (groups.last - groups.first + 1) + groups.first - groups.ready
-        if int(variables.sum()) * len(hardware.tiers) <= _MOST_VARIABLES:
+        if int(variables.sum()) * len(hardware.tiers) <= detail.variables:
             break
     return _Program(on, hardware, points, groups).solved()
 
 
-def checkpoints(on: Columns, budget_bytes: int, most: int) -> Ints:
+def checkpoints(on: Columns, budget_bytes: int, most: int, phases: Ints) -> Ints:
     """Ops at which memory is looked at: in each of at most ``most`` stretches one that needs most,
-    and those at which phases begin.
+    and those at which ``phases`` begin.
 
     Stretches are short where much time passes, and where much data is used while memory is short.
     """
@@ -122,8 +139,8 @@ def checkpoints(on: Columns, budget_bytes: int, most: int) -> Ints:
     is_top = np.flatnonzero(on.live == np.repeat(tops, np.diff(np.append(starts, on.n))))
     # Where phases begin and end as well, or what one makes might be written while the one before it
     # runs, and what one needs be read into memory that it frees only at its end.
-    points = np.union1d(is_top[np.unique(cell[is_top], return_index=True)[1]], on.phases)
-    return np.union1d(points, (on.phases - 1) % on.n)
+    points = np.union1d(is_top[np.unique(cell[is_top], return_index=True)[1]], phases)
+    return np.union1d(points, (phases - 1) % on.n)
 
 
 def grouped(on: Columns, points: Ints) -> Groups:

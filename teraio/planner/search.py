@@ -36,18 +36,20 @@ _SMALL_BYTES = 64 << 10
 # Part of its bytes that the relaxation must move of a group for its periods to be tried first.
 _MOVED = 0.02
 # Parts of a tier that copies may fill taking turns; None: storages keep their places.
-_SHARED_ROOMS: tuple[float | None, ...] = (1.0, 0.85, None)
+_SHARED_ROOMS: tuple[float | None, ...] = (0.99, 0.95, 0.85, None)
 # What writing costs beside reading, when too much is written in a day.
 _WRITE_PRICES = (4.0, 16.0, 64.0)
 _TUNINGS = (
     Tuning(pace=0.2, queue=30.0, headroom=0.03),
     Tuning(pace=0.2, queue=30.0),
-    Tuning(pace=0.4, queue=10.0, headroom=0.03),
-    Tuning(),
     Tuning(pace=0.2, queue=30.0, headroom=0.06),
+    Tuning(),
+    Tuning(pace=0.4, queue=10.0, headroom=0.03),
     Tuning(pace=0.4, queue=30.0),
     Tuning(pace=0.4, headroom=0.03),
 )
+# So many tries are made from each relaxation's solution, the others from the best one's.
+_FROM_EACH_START = 2
 # So many of the best tries are made again with the stalls that they have shown.
 _AGAIN = 3
 
@@ -62,13 +64,26 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class _Start:
+    """What a relaxation's solution says: which periods to begin with and to prefer, and the seconds
+    that pass during each op with the waits that it has.
+    """
+
+    tier_of: Ints
+    rings: tuple[Flags, ...]
+    op_s: Floats
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class _Terms:
-    """What tries count on: seconds that pass during each op, what writing costs beside reading.
+    """What tries count on: where they start, seconds that pass during each op, what writing costs
+    beside reading.
 
     ``timings`` keeps what has been made on these terms, by all that it depends on: tries that
     differ only in pace choose the same periods and share out the same room.
     """
 
+    start: _Start
     op_s: Floats
     write_price: float
     timings: dict[tuple[object, ...], Timing] = field(default_factory=dict)
@@ -101,14 +116,12 @@ class Search:
         on: Columns,
         hardware: Hardware,
         options: PlanOptions,
-        solution: Relaxation | None,
+        solutions: Sequence[Relaxation],
     ) -> None:
         self._trace, self._on, self._hardware, self._options = trace, on, hardware, options
-        self._solution = solution
         self._allowed = allowed(trace, on, options)
         self._least_bytes = int(held_by_op(on, self._allowed).max(initial=0))
-        self._seed = self._first_periods()
-        self._rings = self._rings_around(self._seed)
+        self._starts = [self._start(solution) for solution in solutions or (None,)]
         self._shared_rooms = _SHARED_ROOMS if options.capacity_by_time else (None,)
 
     def best(self, bound_s: float) -> Found:
@@ -136,51 +149,59 @@ class Search:
                 return
 
     def _variants(self, write_price: float) -> Iterator[Found]:
-        terms = _Terms(self._pace(), write_price)
-        tried: list[tuple[Simulation, Tuning]] = []
-        for tuning in self._tunings():
+        tunings = self._tunings()
+        tried: list[tuple[Found, _Terms, Tuning]] = []
+
+        def attempt(terms: _Terms, tuning: Tuning) -> Found:
             found = self._attempt(terms, tuning)
-            yield found
-            tried.append((found.simulation, tuning))
+            tried.append((found, terms, tuning))
+            return found
+
+        for start in self._starts:
+            terms = _Terms(start, start.op_s, write_price)
+            for tuning in tunings[:_FROM_EACH_START]:
+                yield attempt(terms, tuning)
+        _, terms, _ = min(tried, key=_seconds)
+        for tuning in tunings[_FROM_EACH_START:]:
+            yield attempt(terms, tuning)
         if not self._options.improve or self._on.n > VERY_MANY_OPS:
             return
         # While the device stalls the channels work on: plan with the time they really have.
-        for simulation, tuning in sorted(tried, key=lambda one: one[0].iteration_s)[:_AGAIN]:
-            op_s = self._on.duration_s + _stalled_s(simulation, self._on.n)
-            yield self._attempt(_Terms(op_s, write_price), tuning)
+        for found, terms, tuning in sorted(tried, key=_seconds)[:_AGAIN]:
+            op_s = self._on.duration_s + _stalled_s(found.simulation, self._on.n)
+            yield self._attempt(_Terms(terms.start, op_s, write_price), tuning)
 
     def _tunings(self) -> Sequence[Tuning]:
         if self._on.n > VERY_MANY_OPS:
             return [Tuning()]
         if not self._options.improve:
-            return _TUNINGS[:1]
+            return _TUNINGS[:_FROM_EACH_START]
         return _TUNINGS[: max(_LEAST_TRIES, _OPS_TRIED // self._on.n)]
 
-    def _first_periods(self) -> Ints:
-        """Periods to begin with: what the relaxation moves, less what is not worth a transfer."""
-        if self._solution is None:
-            return np.full(len(self._on.periods), NOWHERE, np.int64)
-        chosen = rounded(self._on, self._solution)
-        return np.where(self._on.periods.nbytes >= _SMALL_BYTES, chosen, NOWHERE)
-
-    def _pace(self) -> Floats:
-        """Seconds that pass during each op, where the relaxation has to wait with its waits."""
-        on, solution = self._on, self._solution
+    def _start(self, solution: Relaxation | None) -> _Start:
+        """What the relaxation moves, less what is not worth a transfer."""
+        on, nowhere = self._on, np.full(len(self._on.periods), NOWHERE, np.int64)
         if solution is None:
-            return on.duration_s
-        count = len(solution.checkpoints)
+            return _Start(nowhere, self._rings_around(nowhere), on.duration_s)
+        large = on.periods.nbytes >= _SMALL_BYTES
+        tier_of = np.where(large, rounded(on, solution), NOWHERE)
+        return _Start(tier_of, self._rings_around(tier_of), self._with_waits(solution))
+
+    def _with_waits(self, solution: Relaxation) -> Floats:
+        """Seconds that pass during each op, where the relaxation has to wait with its waits."""
+        on, count = self._on, len(solution.checkpoints)
         place = np.searchsorted(solution.checkpoints, np.arange(on.n), side="right") - 1
         ideal = np.bincount(place % count, weights=on.duration_s, minlength=count)
         ops = np.bincount(place % count, minlength=count)
         waits = np.maximum(solution.stretch_s - ideal, 0.0) / ops
         return np.add(on.duration_s, waits[place % count])
 
-    def _rings_around(self, seed: Ints) -> tuple[Flags, ...]:
-        """Periods to take from: what shares copies with the seed, what is large, all."""
+    def _rings_around(self, tier_of: Ints) -> tuple[Flags, ...]:
+        """Periods to take from: what shares copies with the first ones, what is large, all."""
         periods = self._on.periods
         large = self._allowed & (periods.nbytes >= _SMALL_BYTES)
         copies = np.zeros(int(periods.copy.max(initial=-1)) + 1, np.bool_)
-        copies[periods.copy[seed != NOWHERE]] = True
+        copies[periods.copy[tier_of != NOWHERE]] = True
         return large & copies[periods.copy], large, self._allowed
 
     def _attempt(self, terms: _Terms, tuning: Tuning) -> Found:
@@ -210,14 +231,14 @@ class Search:
         selection = Selection(
             on,
             hardware,
-            self._rings,
+            terms.start.rings,
             terms.op_s,
             reuse_copies=reuse_copies,
             shared_room=shared_room,
             write_price=terms.write_price,
         )
         if terms.write_price == 1.0:
-            selection.seed(self._seed)
+            selection.seed(terms.start.tier_of)
         selection.cover(target)
         return timed(on, hardware, selection.tier_of, terms.op_s, tuning, target, reuse_copies)
 
@@ -250,6 +271,11 @@ def _written_to_rated(hardware: Hardware, found: Found) -> int:
         for use, tier in zip(found.simulation.tiers, hardware.tiers, strict=True)
         if tier.rated_write_bytes is not None
     )
+
+
+def _seconds(tried: tuple[Found, _Terms, Tuning]) -> float:
+    found, _, _ = tried
+    return found.simulation.iteration_s
 
 
 def _stalled_s(simulation: Simulation, n: int) -> Floats:

@@ -13,7 +13,7 @@ covered op by op.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -144,7 +144,7 @@ class _Room:
     """What a tier holds: storages for the whole iteration, or copies while they are needed.
 
     ``share`` of the tier's capacity is counted on if copies count by time, as they can't be packed
-    without gaps; None: they don't.
+    without gaps; None: each storage has its place for the whole iteration.
     """
 
     def __init__(self, on: Columns, tier: Tier, share: float | None) -> None:
@@ -152,34 +152,52 @@ class _Room:
         self._capacity = int(tier.capacity_bytes * (1.0 if share is None else share))
         total = int(on.nbytes.sum()) + _ALIGNMENT * len(on.nbytes)
         self._unlimited = total <= tier.capacity_bytes
-        self._cells = min(on.n, _CELLS // 4)
-        self._cell = on.n / max(self._cells, 1)
+        self._by_time = share is not None
         self._n = on.n
+        self._cells = min(on.n, _CELLS // 4)
         self._held = np.zeros(self._cells, np.int64)
-        self._whole: set[int] = set()
-        shared = np.bincount(on.periods.copy) > 1 if len(on.periods) else np.zeros(0, np.bool_)
-        around = on.periods.after + on.periods.length + 1 >= on.n
-        never_written = on.periods.written_at == NONE
-        self._for_ever = shared[on.periods.copy] | never_written | around | (share is None)
+        # By storage or, if they count by time, by copy: the cells that it has, counted on past the
+        # last one.
+        self._taken: dict[int, tuple[int, int]] = {}
 
-    def _parts(self, index: int) -> list[tuple[int, int]]:
-        """Cells that a copy touches."""
-        if self._for_ever[index]:
-            return [(0, self._cells)]
-        first = int(self._periods.after[index])
-        length = min(int(self._periods.length[index]) + 2, self._n)
-        return [
-            (int(low / self._cell), min(self._cells, int((high - 1) / self._cell) + 1))
-            for low, high in pieces(first, length, self._n)
-        ]
+    def _with(self, index: int) -> tuple[int, tuple[int, int], list[tuple[int, int]]]:
+        """What a period's room counts for, its cells with it, and those that it has not yet."""
+        periods = self._periods
+        if not self._by_time:
+            key, cells = int(periods.storage[index]), (0, self._cells)
+        else:
+            key, cells = int(periods.copy[index]), self._cells_of(index)
+        had = self._taken.get(key)
+        if had is None:
+            return key, cells, [cells]
+        cells = min(had[0], cells[0]), max(had[1], cells[1])
+        if cells[1] - cells[0] >= self._cells:
+            cells = had[0], had[0] + self._cells
+        return key, cells, [(cells[0], had[0]), (had[1], cells[1])]
+
+    def _cells_of(self, index: int) -> tuple[int, int]:
+        """Cells that a copy touches from the begin of a period until the data is read."""
+        periods, n = self._periods, self._n
+        if periods.written_at[index] == NONE:
+            return 0, self._cells
+        # All periods of a copy count from one write, wherever in the iteration that is.
+        since, age = int(periods.after[index] - periods.age[index]), int(periods.age[index])
+        first = since % n
+        end = first + min(age + int(periods.length[index]) + 1, n)
+        return first * self._cells // n, (end - 1) * self._cells // n + 1
+
+    def _pieces(self, parts: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+        for low, high in parts:
+            yield from pieces(low, min(high - low, self._cells), self._cells)
 
     def fits(self, index: int) -> bool:
         """Whether the tier has room for the copy of a period."""
-        if self._unlimited or int(self._periods.storage[index]) in self._whole:
+        if self._unlimited:
             return True
+        _, _, more = self._with(index)
         nbytes = aligned(int(self._periods.nbytes[index]))
-        tops = [int(self._held[low:high].max()) for low, high in self._parts(index)]
-        return max(tops) + nbytes <= self._capacity
+        most = self._capacity - nbytes
+        return all(int(self._held[low:high].max()) <= most for low, high in self._pieces(more))
 
     def take(self, index: int) -> bool:
         """Take the room for a period, if it is there."""
@@ -187,12 +205,8 @@ class _Room:
             return True
         if not self.fits(index):
             return False
-        storage = int(self._periods.storage[index])
-        if storage in self._whole:
-            return True
-        if self._for_ever[index]:
-            self._whole.add(storage)
-        for low, high in self._parts(index):
+        key, self._taken[key], more = self._with(index)
+        for low, high in self._pieces(more):
             self._held[low:high] += aligned(int(self._periods.nbytes[index]))
         return True
 

@@ -288,7 +288,7 @@ class _Checker:
             start, end = (0, n) if copy.end - copy.start >= n else (copy.start, copy.end)
             laps = [(start, min(end, n)), (0, end - n)] if start < n else [(start - n, end - n)]
             for low, high in laps:
-                if low < high:
+                if low < high and self._plan.moves[copy.move].extent.nbytes:
                     events += [(low, 1, copy.move), (high, 0, copy.move)]
         held: dict[str, list[tuple[int, int, int]]] = defaultdict(list)
         for op, starts, index in sorted(events):

@@ -37,6 +37,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--host", type=float, default=0.6, help="of the peak, as host memory")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--pace", type=float, default=8.0, help="how much slower than a GPU")
+    parser.add_argument("--save", type=Path, help="where to keep the run, for `teraio report`")
     settings = parser.parse_args(arguments)
     if not double.is_here():
         variables = {
@@ -58,6 +59,7 @@ def rehearse(settings: argparse.Namespace) -> None:
     from benchmarks.shapes import SHAPES
     from benchmarks.systems.eager import Eager, new_optimizer
     from benchmarks.systems.offloaded import Offloaded
+    from teraio import files
     from tests.drives import pass_for_slow
 
     pass_for_slow(pytest.MonkeyPatch())
@@ -107,6 +109,8 @@ def rehearse(settings: argparse.Namespace) -> None:
         print(
             f"predicted {plan.predicted_s / pace:.3f} s, bound {plan.bound_s / pace:.3f} s a step"
         )
+    if settings.save:
+        files.save(report, settings.save)
     reserved = torch.cuda.max_memory_reserved()
     print(f"reserved {reserved / 1e9:.2f} of {settings.share * peak / 1e9:.2f} GB", flush=True)
     folder.cleanup()

@@ -13,7 +13,7 @@ from teraio.errors import PlanError
 from teraio.planner import live_by_op, plan, replayed, validate
 from teraio.planner.columns import Columns
 from teraio.planner.recomputation import worthwhile
-from teraio.planner.relaxation import Relaxation, relaxation
+from teraio.planner.relaxation import Detail, Relaxation, relaxation
 from teraio.records import Hardware, Plan, PlanOptions, Recomputation, Trace
 from tests.unit import strategies
 from tests.unit.small import machine, plan_of, storage, trace
@@ -195,11 +195,11 @@ def test_nothing_made_again_leaves_the_trace(on: Trace) -> None:
 
 
 def test_no_relaxation_is_solved_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    solved: list[bytes] = []
+    solved: list[tuple[bytes, Detail]] = []
 
-    def counted(on: Columns, machine: Hardware) -> Relaxation:
-        solved.append(on.live.tobytes() + on.duration_s.tobytes())
-        return relaxation(on, machine)
+    def counted(on: Columns, machine: Hardware, detail: Detail) -> Relaxation:
+        solved.append((on.live.tobytes() + on.duration_s.tobytes(), detail))
+        return relaxation(on, machine, detail)
 
     monkeypatch.setattr("teraio.planner.relaxation", counted)
     on = pointwise(transformer_trace(layers=2, tokens=6144))
