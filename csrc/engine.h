@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -344,6 +345,10 @@ class Engine {
   void stay(Block* block);
   void arrived(Block* block, uint64_t moved);
   void find_extent(Block* block, std::optional<Slot> planned);
+  bool allocate_at(TierKind tier, const Extent& extent);
+  void own(Block* block, TierKind tier, const Extent& extent);
+  void drop_spare_copies(TierKind tier, const Extent& extent);
+  std::map<uint64_t, Block*>& copies_of(TierKind tier) { return tier == TierKind::kSpill ? spilled_ : in_host_; }
   // May give the mutex up; false when the block died meanwhile.
   bool start_coming(Block* block, bool urgent, Lock& lock);
   std::unique_ptr<Transfer> transfer_of(Block* block, Transfer::Direction direction);
@@ -442,6 +447,7 @@ class Engine {
   struct Victim {
     uint64_t block, last_use, distance;
   };
+  std::map<uint64_t, Block*> spilled_, in_host_;  // blocks that have an extent there, by its offset
   std::vector<Victim> victims_;  // what may leave; the last one is the best choice
   uint64_t victims_found_at_ = 0;
   uint64_t next_block_ = 1;

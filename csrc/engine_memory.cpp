@@ -168,6 +168,7 @@ void Engine::bury(Block* block) {
 
 void Engine::drop_extent(Block* block) {
   if (!block->extent || block->transfer != nullptr) return;
+  copies_of(block->tier).erase(block->extent->offset);
   if (block->tier == TierKind::kSpill) {
     if (spill_) spill_->free(*block->extent);
   } else if (host_) {

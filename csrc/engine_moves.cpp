@@ -462,18 +462,37 @@ void Engine::stay(Block* block) {
 void Engine::find_extent(Block* block, std::optional<Slot> planned) {
   if (planned) {
     const Extent extent{planned->offset, block->nbytes};
-    const bool spill = planned->tier == TierKind::kSpill;
-    if (spill ? spill_->allocate_at(extent) : host_ && host_->allocate_at(extent)) {
-      block->extent = extent;
-      block->tier = planned->tier;
-      return;
-    }
+    if (allocate_at(planned->tier, extent)) return own(block, planned->tier, extent);
+    drop_spare_copies(planned->tier, extent);
+    if (allocate_at(planned->tier, extent)) return own(block, planned->tier, extent);
   }
-  block->tier = TierKind::kHost;
-  if (host_) block->extent = host_->allocate(block->nbytes);
-  if (block->extent) return;
-  block->tier = TierKind::kSpill;
-  block->extent = spill_->allocate(block->nbytes);
+  if (host_) {
+    if (const auto extent = host_->allocate(block->nbytes)) return own(block, TierKind::kHost, *extent);
+  }
+  own(block, TierKind::kSpill, spill_->allocate(block->nbytes));
+}
+
+bool Engine::allocate_at(TierKind tier, const Extent& extent) {
+  return tier == TierKind::kSpill ? spill_->allocate_at(extent) : host_ && host_->allocate_at(extent);
+}
+
+void Engine::own(Block* block, TierKind tier, const Extent& extent) {
+  block->extent = extent;
+  block->tier = tier;
+  copies_of(tier)[extent.offset] = block;
+}
+
+// A copy outlasts the moves that the plan has it for, until its data changes. Where the plan has another one in its
+// place by then, it goes, as the data is in memory too.
+void Engine::drop_spare_copies(TierKind tier, const Extent& extent) {
+  auto& copies = copies_of(tier);
+  auto it = copies.upper_bound(extent.offset);
+  if (it != copies.begin()) --it;
+  while (it != copies.end() && it->first < extent.offset + extent.nbytes) {
+    Block* owner = (it++)->second;
+    const bool overlaps = owner->extent->offset + owner->extent->nbytes > extent.offset;
+    if (overlaps && owner->state == State::kResident) drop_extent(owner);
+  }
 }
 
 bool Engine::start_coming(Block* block, bool urgent, Lock& lock) {

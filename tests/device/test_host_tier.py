@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+import psutil
 import pytest
 import torch
 
@@ -91,3 +92,49 @@ def test_views_make_no_room(model: torch.nn.ParameterList, sim: SimModule) -> No
     assert report.phase == "run" and report.plan is not None
     written = [step.written_bytes for step in report.steps[-3:]]
     assert written == [report.plan.written_bytes] * 3
+
+
+def test_a_copy_whose_data_is_back_yields_its_place(
+    sim: SimModule, spill: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights are back, unchanged, before what the plan has for their places leaves."""
+    monkeypatch.setattr(Revision, "quicker", lambda *_: False)
+    count = 6
+    model = torch.nn.ParameterList(
+        torch.full((WEIGHT // 4,), float(i), device="sim") for i in range(count)
+    )
+    budget, host = (2 * count + 3) * WEIGHT, 4 * WEIGHT
+    teraio.offload(model, memory_budget=budget, ssd=spill, host_memory=host)
+
+    def filled(value: float) -> list[torch.Tensor]:
+        return [torch.full((WEIGHT // 4,), value, device="sim") for _ in range(2 * count)]
+
+    written = []
+    for _ in range(8):
+        begin = psutil.Process().io_counters().write_bytes
+        with teraio.iteration(model), torch.no_grad():
+            used = [weight * 2 for weight in model]
+            del used
+            between = filled(1.0)  # beside what the weights leave
+            for one in between:
+                one.add_(1)
+            del between, one
+            made = [weight * 2 for weight in model]
+            between = []  # beside what these leave
+            for _ in range(count):
+                between.append(model[0] + 1)
+                for weight in model:
+                    weight.sum()
+            del between
+            for weight, one in zip(model, made, strict=True):
+                weight.add_(one)
+            del made, one
+        written.append(psutil.Process().io_counters().write_bytes - begin)
+    plan = teraio.report(model).plan
+    assert plan is not None
+    by_tier = {use.tier: use.written_bytes for use in plan.tiers}
+    assert by_tier["host"] > host  # its room is used more than once
+    assert sum(written[-4:]) <= 4 * by_tier["ssd"]
+    assert values(model) == [i * 3.0**8 for i in range(count)]
+    assert sim.peak() <= budget
+    teraio.restore(model)
