@@ -19,8 +19,8 @@ from teraio.planner.periods import BEFORE_THE_ITERATION, Period
 from teraio.records import Storage, Trace
 
 NONE = -2  # in columns of ops: there is no such op
-# Shorter runs of ops of one phase than this part of them are no phase of the iteration.
-_LONG_PHASE = 0.02
+# Runs of ops of one phase with less than this part of them, and of what could move, are no phase.
+LONG_PHASE = 0.02
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,7 +111,7 @@ def columns(trace: Trace) -> Columns:
 
 
 def _phases(trace: Trace, periods: PeriodColumns) -> Ints:
-    """Where phases begin that have ``_LONG_PHASE`` of the ops at least, or of what could move.
+    """Where phases begin that have ``LONG_PHASE`` of the ops at least, or of what could move.
 
     Few ops may be much traffic: an optimizer that steps by fused ops.
     """
@@ -121,7 +121,7 @@ def _phases(trace: Trace, periods: PeriodColumns) -> Ints:
     n = len(codes)
     traffic = np.bincount(periods.after, weights=periods.nbytes, minlength=n)
     moved = np.add.reduceat(traffic, starts) if n else traffic
-    long = (lengths >= _LONG_PHASE * n) | (moved > _LONG_PHASE * traffic.sum())
+    long = (lengths >= LONG_PHASE * n) | (moved > LONG_PHASE * traffic.sum())
     return np.asarray(starts[long], dtype=np.int64)
 
 

@@ -37,11 +37,9 @@ import numpy as np
 
 from teraio.planner.arrays import Flags, Floats, Ints
 from teraio.planner.bound import tier_cuts
-from teraio.planner.columns import NONE, Columns
+from teraio.planner.columns import LONG_PHASE, NONE, Columns
 from teraio.records import Hardware, Tier
 
-# Phases of a smaller part of the ops than this are short.
-_LONG_PHASE = 0.02
 # The finest of these numbers of checkpoints is used whose program is not too large.
 _CHECKPOINTS = (240, 160, 120, 90, 70, 50, 40, 30, 20, 12, 6)
 _MOST_SIMPLEX_STEPS = 60_000
@@ -110,7 +108,7 @@ FINE = Detail(variables=40_000, short_phases=True)
 def relaxation(on: Columns, hardware: Hardware, detail: Detail = FINE) -> Relaxation:
     """Solve the relaxation of ``on``, which has ops, for ``hardware``, which has tiers."""
     lengths = np.diff(np.append(on.phases, on.n))
-    phases = on.phases if detail.short_phases else on.phases[lengths >= _LONG_PHASE * on.n]
+    phases = on.phases if detail.short_phases else on.phases[lengths >= LONG_PHASE * on.n]
     for most in _CHECKPOINTS:
         points = checkpoints(on, hardware.budget_bytes, most, phases)
         groups = grouped(on, points)

@@ -13,7 +13,7 @@ covered op by op.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -156,48 +156,37 @@ class _Room:
         self._n = on.n
         self._cells = min(on.n, _CELLS // 4)
         self._held = np.zeros(self._cells, np.int64)
-        # By storage or, if they count by time, by copy: the cells that it has, counted on past the
-        # last one.
-        self._taken: dict[int, tuple[int, int]] = {}
+        # By storage or, if they count by time, by copy: the cell before which its room ends.
+        self._ends: dict[int, int] = {}
 
-    def _with(self, index: int) -> tuple[int, tuple[int, int], list[tuple[int, int]]]:
-        """What a period's room counts for, its cells with it, and those that it has not yet."""
-        periods = self._periods
-        if not self._by_time:
-            key, cells = int(periods.storage[index]), (0, self._cells)
-        else:
-            key, cells = int(periods.copy[index]), self._cells_of(index)
-        had = self._taken.get(key)
-        if had is None:
-            return key, cells, [cells]
-        cells = min(had[0], cells[0]), max(had[1], cells[1])
-        if cells[1] - cells[0] >= self._cells:
-            cells = had[0], had[0] + self._cells
-        return key, cells, [(cells[0], had[0]), (had[1], cells[1])]
-
-    def _cells_of(self, index: int) -> tuple[int, int]:
-        """Cells that a copy touches from the begin of a period until the data is read."""
+    def _more(self, index: int) -> tuple[int, int, int]:
+        """What a period's room counts for, and the cells that this has not yet: from one until
+        before another, counted on past the last one.
+        """
         periods, n = self._periods, self._n
-        if periods.written_at[index] == NONE:
-            return 0, self._cells
-        # All periods of a copy count from one write, wherever in the iteration that is.
-        since, age = int(periods.after[index] - periods.age[index]), int(periods.age[index])
-        first = since % n
-        end = first + min(age + int(periods.length[index]) + 1, n)
-        return first * self._cells // n, (end - 1) * self._cells // n + 1
-
-    def _pieces(self, parts: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-        for low, high in parts:
-            yield from pieces(low, min(high - low, self._cells), self._cells)
+        first, end = 0, self._cells
+        if not self._by_time:
+            key = int(periods.storage[index])
+        else:
+            key, after = int(periods.copy[index]), int(periods.after[index])
+            if periods.written_at[index] != NONE:
+                # From the write, as early as it may be, until the data is read or dies.
+                age, length = int(periods.age[index]), int(periods.length[index])
+                op = (after - age) % n
+                first = op * self._cells // n
+                last = op + min(age + length, n - 1)
+                end = min(last * self._cells // n + 1, first + self._cells)
+        had = self._ends.get(key, first)
+        return key, had, max(had, end)
 
     def fits(self, index: int) -> bool:
         """Whether the tier has room for the copy of a period."""
         if self._unlimited:
             return True
-        _, _, more = self._with(index)
-        nbytes = aligned(int(self._periods.nbytes[index]))
-        most = self._capacity - nbytes
-        return all(int(self._held[low:high].max()) <= most for low, high in self._pieces(more))
+        _, had, end = self._more(index)
+        most = self._capacity - aligned(int(self._periods.nbytes[index]))
+        parts = pieces(had, end - had, self._cells)
+        return all(int(self._held[low:high].max()) <= most for low, high in parts)
 
     def take(self, index: int) -> bool:
         """Take the room for a period, if it is there."""
@@ -205,8 +194,9 @@ class _Room:
             return True
         if not self.fits(index):
             return False
-        key, self._taken[key], more = self._with(index)
-        for low, high in self._pieces(more):
+        key, had, end = self._more(index)
+        self._ends[key] = end
+        for low, high in pieces(had, end - had, self._cells):
             self._held[low:high] += aligned(int(self._periods.nbytes[index]))
         return True
 
