@@ -1,7 +1,7 @@
 """A run of teraio at its real size without a GPU: ``python -m tests.cuda.rehearsal``.
 
 In: PyTorch's CUDA build. Out: seconds of each step without a limit and under a budget, predicted
-and measured. Must not know: what a GPU computes, since nothing is computed.
+and measured. Must not know: what a GPU computes, since hardly anything is computed.
 
 On the double of CUDA with a pace (``[Note: pace]`` in runtime/stream.h) an op takes a multiple of
 the time that it would take on an H200, by its bytes and its matrix products, and memory is only

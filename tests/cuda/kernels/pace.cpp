@@ -25,6 +25,7 @@ namespace {
 // Of an H200, as seen in training: per second.
 constexpr double kTensorCoreFlops = 600e12, kFloatFlops = 45e12, kBytes = 4.0e12;
 constexpr double kLaunch = 2e-6;
+constexpr size_t kFewBytes = 1 << 20;
 
 at::Tensor on_the_device(const at::Tensor& meta) {
   if (!meta.defined()) return meta;
@@ -78,6 +79,18 @@ bool depends_on_data(const c10::OperatorHandle& op) {
   return op.hasTag(at::Tag::dynamic_output_shape) || op.hasTag(at::Tag::data_dependent_output);
 }
 
+// Programs look at such numbers: whether sequences are packed, say, by their positions.
+bool decides(const Values& values) {
+  bool found = true;
+  for (const IValue& value : values) {
+    for_each_tensor(value, [&](const at::Tensor& t) {
+      if (!t.defined()) return;
+      found &= c10::isIntegralType(t.scalar_type(), /*includeBool=*/true) && t.nbytes() <= kFewBytes;
+    });
+  }
+  return found;
+}
+
 const IValue& argument_of(const c10::FunctionSchema& schema, const Values& arguments, const c10::Argument& result) {
   for (size_t i = 0; i < arguments.size(); ++i) {
     const auto* alias = schema.arguments()[i].alias_info();
@@ -97,7 +110,7 @@ void spend_time(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const auto& schema = op.schema();
   const Values arguments = torch::jit::last(*stack, schema.arguments().size()).vec();
   const auto shapes = depends_on_data(op) ? nullptr : shapes_of(op, arguments);
-  if (!shapes) return launch_op(op, stack);
+  if (!shapes || (decides(arguments) && decides(shapes->results))) return launch_op(op, stack);
   torch::jit::drop(*stack, schema.arguments().size());
   for (const auto& [i, model] : shapes->outs) {
     const at::Tensor& out = arguments[i].toTensor();

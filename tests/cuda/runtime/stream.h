@@ -20,11 +20,12 @@ using Clock = std::chrono::steady_clock;
 using Work = std::function<void()>;
 
 // [Note: pace]
-// With CUDA_DOUBLE_PACE=8 the device computes nothing and touches no large memory. Kernels and copies take eight times
-// as long as they would on a GPU instead, so that this CPU keeps ahead of it as a real one does, and what a model of
-// its real size does to memory, streams and the allocator can be watched. Each stream has a clock: work begins when the
-// stream is free, what it waits for has ended and the host has launched it. Threads sleep until the clocks' times, and
-// events hold those, not the times at which threads woke. 0: there is no pace.
+// With CUDA_DOUBLE_PACE=8 the device computes nothing but few whole numbers, by which programs decide what to do, and
+// touches no large memory. Kernels and copies take eight times as long as they would on a GPU instead, so that this CPU
+// keeps ahead of it as a real one does, and what a model of its real size does to memory, streams and the allocator can
+// be watched. Each stream has a clock: work begins when the stream is free, what it waits for has ended and the host has
+// launched it. Threads sleep until the clocks' times, and events hold those, not the times at which threads woke. 0:
+// there is no pace.
 double pace();
 
 class Stream {
