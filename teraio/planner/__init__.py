@@ -200,7 +200,8 @@ def _solved(problem: _Problem, hardware: Hardware, options: PlanOptions) -> Plan
     """The plan for a problem."""
     recorded, trace, on = problem.recorded, problem.trace, problem.on
     solutions = problem.solutions
-    if options.improve:  # plans that start from either are the faster ones about as often
+    if options.improve and on.n <= VERY_MANY_OPS:
+        # Plans that start from either are the faster ones about as often.
         solutions += _solutions(trace, on, hardware, options, FINE)
     bounds = _bounds(trace, hardware, solutions)
     bound = max(found.seconds for found in bounds)
