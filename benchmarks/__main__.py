@@ -81,6 +81,10 @@ def _prepare_deepspeed(console: Console) -> None:
     if importlib.util.find_spec("deepspeed") is None:
         return
     console.print("[dim]DeepSpeed compiles its native parts where that has not been done yet[/]")
+    cache = os.environ.get("TORCH_EXTENSIONS_DIR", "~/.cache/torch_extensions")
+    for lock in Path(cache).expanduser().rglob("lock"):
+        console.print(f"[yellow]waiting until whoever compiles has deleted {lock}[/]")
+        console.print("[yellow]if nobody does (one was interrupted), delete it yourself[/]")
     command = [sys.executable, "-m", "benchmarks.systems.zero"]
     # A run that can't do without them says so itself.
     subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
