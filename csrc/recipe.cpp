@@ -182,7 +182,8 @@ bool is_cast(const c10::OperatorHandle& op, const at::Tensor& tensor) {
   const c10::DeviceType device = tensor.device().type();
   const c10::ScalarType type = tensor.scalar_type();
   return at::autocast::is_autocast_available(device) && at::autocast::is_autocast_enabled(device) &&
-         is_one_of(kProducts, op.schema()) && c10::isFloatingType(type) && type != at::kDouble && type != at::autocast::get_autocast_dtype(device);
+         is_one_of(kProducts, op.schema()) && c10::isFloatingType(type) && type != at::kDouble &&
+         type != at::autocast::get_autocast_dtype(device);
 }
 
 c10::DeviceType device_of(c10::ArrayRef<const c10::IValue> arguments) {

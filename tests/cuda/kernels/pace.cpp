@@ -11,6 +11,7 @@
 #include <unordered_set>
 #include <utility>
 
+#include "../runtime/stream.h"
 #include "device.h"
 #include "kernel.h"
 #include "shapes.h"
@@ -25,7 +26,6 @@ namespace {
 // Of an H200, as seen in training: per second.
 constexpr double kTensorCoreFlops = 600e12, kFloatFlops = 45e12, kBytes = 4.0e12;
 constexpr double kLaunch = 2e-6;
-constexpr size_t kFewBytes = 1 << 20;
 
 at::Tensor on_the_device(const at::Tensor& meta) {
   if (!meta.defined()) return meta;
@@ -85,7 +85,7 @@ bool decides(const Values& values) {
   for (const IValue& value : values) {
     for_each_tensor(value, [&](const at::Tensor& t) {
       if (!t.defined()) return;
-      found &= c10::isIntegralType(t.scalar_type(), /*includeBool=*/true) && t.nbytes() <= kFewBytes;
+      found &= c10::isIntegralType(t.scalar_type(), /*includeBool=*/true) && t.nbytes() <= cuda_double::kFewBytes;
     });
   }
   return found;

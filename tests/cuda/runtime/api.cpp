@@ -82,14 +82,13 @@ void drop(CUmemGenericAllocationHandle handle) {
   physical.erase(found);
 }
 
-// What is copied when the device has a pace: numbers that programs read and write. Of the rest only the time is kept.
-constexpr size_t kFewBytes = 1 << 20;
 // Of an H200 on PCIe 5.0, in bytes per second.
 constexpr double kLink = 54e9, kDeviceCopy = 2.1e12, kDeviceFill = 4.0e12;
 constexpr double kCopyLatency = 8e-6;
 constexpr double kMappingTime = 50e-6;  // of a segment's 20 MiB
 
-bool is_left_out(size_t nbytes) { return cuda_double::pace() > 0 && nbytes > kFewBytes; }
+// Only the time of the copy is kept.
+bool is_left_out(size_t nbytes) { return cuda_double::pace() > 0 && nbytes > cuda_double::kFewBytes; }
 
 // The host works so long on this on a GPU.
 void take_time(double seconds) {

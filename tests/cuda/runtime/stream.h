@@ -6,6 +6,7 @@
 
 #include <chrono>
 #include <condition_variable>
+#include <cstddef>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -27,6 +28,7 @@ using Work = std::function<void()>;
 // launched it. Threads sleep until the clocks' times, and events hold those, not the times at which threads woke. 0:
 // there is no pace.
 double pace();
+constexpr size_t kFewBytes = 1 << 20;  // numbers that programs read and write, which are copied and computed all the same
 
 class Stream {
  public:
