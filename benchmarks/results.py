@@ -71,7 +71,7 @@ def _settings(place: Place) -> tuple[str, ...]:
         f"{len(place.ssd)} drive folders",
         f"load average before {place.load_before:.1f}, at the end {os.getloadavg()[0]:.1f}",
         f"teraio's budget is the limit less {RESERVE_BYTES / 1e6:.0f} MB and "
-        f"{RESERVE_PART:.0%} of the ideal run's peak, on the CPU",
+        f"{RESERVE_PART:.1%} of the ideal run's peak, on the CPU",
         f"kernel swap: {why_not() or f'{read_ahead_pages()} pages read at once'}",
         "losses may differ by "
         + ", ".join(f"{value:.0e} ({dtype})" for dtype, value in TOLERANCES.items())

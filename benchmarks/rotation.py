@@ -28,7 +28,7 @@ from benchmarks.worker import ANSWER_S, RunFailed, Worker
 
 # What a process of teraio holds beside tensors: threads, I/O buffers, freed blocks not yet reused.
 RESERVE_BYTES = 72 << 20
-RESERVE_PART = 0.04  # of the ideal run's peak, on top
+RESERVE_PART = 0.015  # of the ideal run's peak, on top
 # Memory that has to be free before one more run is started, in peaks of the ideal run: of host
 # memory, for a run on the CPU and for one on a GPU, and of the GPU's.
 _ROOM = 2.5
@@ -194,7 +194,7 @@ class Rotation:
             ssd=place.ssd[: entry.drives],
             report=self._report_of(entry),
         )
-        if entry.share is None:
+        if entry.share is None or not self._ideal_peak:
             return job
         limit = int(entry.share * self._ideal_peak)
         reserve = RESERVE_BYTES + int(RESERVE_PART * self._ideal_peak)

@@ -195,6 +195,9 @@ py::dict end_iteration() {
   result["recomputed_bytes"] = stats.recomputed_bytes;
   result["ops"] = stats.ops;
   result["drift_ops"] = stats.drift_ops;
+  const Work& work = stats.spill;
+  result["spill"] =
+      py::make_tuple(work.reading_s, work.writing_s, work.both_s, work.read_bytes, work.written_bytes);
   py::list stalls;
   for (const Stall& stall : stats.stalls) {
     stalls.append(py::make_tuple(stall.op, stall.storage, stall.memory, stall.ns));

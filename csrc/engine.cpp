@@ -516,6 +516,7 @@ void Engine::begin_iteration() {
 void Engine::begin_iteration_locked() {
   drain();
   stats_ = {};
+  if (spill_) spill_->take_work();
   stalls_.clear();
   device_waits_.clear();
   peak_ = used();
@@ -532,6 +533,7 @@ IterationStats Engine::end_iteration() {
   IterationStats stats = stats_;
   stats.duration_ns = end - iteration_begin_ns_;
   iteration_begin_ns_ = end;
+  if (spill_) stats.spill = spill_->take_work();
   stats.stalls = longest(std::exchange(stalls_, {}));
   stats.peak_bytes = peak_.exchange(used());
   stats.live_bytes = static_cast<uint64_t>(std::exchange(logical_peak_, logical_));

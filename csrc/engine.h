@@ -27,6 +27,7 @@
 #include "recorder.h"
 #include "schedule.h"
 #include "spill.h"
+#include "throughput.h"
 
 namespace teraio {
 
@@ -111,6 +112,7 @@ struct IterationStats {
   uint64_t recomputed_bytes = 0;
   uint64_t ops = 0;
   uint64_t drift_ops = 0;
+  Work spill;  // what the SSDs did
   std::vector<Stall> stalls;  // the longest, the longest first
   std::string over_budget;    // the op that needed more than the budget by most, and how much; see [Note: looking on]
 };

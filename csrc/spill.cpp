@@ -285,6 +285,11 @@ bool SpillSpace::take_from_python(Transfer* transfer) {
   return true;
 }
 
+Work SpillSpace::take_work() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return throughput_.take();
+}
+
 bool SpillSpace::on_io_thread() { return t_io_thread; }
 
 void SpillSpace::run(Channel& channel, const Worker& worker) {
@@ -295,9 +300,12 @@ void SpillSpace::run(Channel& channel, const Worker& worker) {
     if (stopping_) return;
     const Piece piece = channel.queue.front();
     channel.queue.pop_front();
+    const bool write = &channel != &reads_;
+    throughput_.begin(write);
     lock.unlock();
-    move(piece, worker);
+    const size_t moved = move(piece, worker);
     lock.lock();
+    throughput_.end(write, moved);
   }
 }
 
@@ -396,7 +404,7 @@ Moved SpillSpace::move_encoded(const Piece& piece, const Worker& worker, uint64_
   return moved;
 }
 
-void SpillSpace::move(const Piece& piece, const Worker& worker) {
+size_t SpillSpace::move(const Piece& piece, const Worker& worker) {
   Transfer& transfer = *piece.transfer;
   if (const unsigned max_us = max_delay_us_) {
     static thread_local std::minstd_rand random(std::random_device{}());
@@ -423,6 +431,7 @@ void SpillSpace::move(const Piece& piece, const Worker& worker) {
     last = --transfer.pieces_left == 0;
   }
   if (last) done_(&transfer);
+  return moved.nbytes;
 }
 
 }  // namespace teraio

@@ -22,6 +22,7 @@
 #include "io_path.h"
 #include "speed_test.h"
 #include "staging.h"
+#include "throughput.h"
 #include "transfer.h"
 
 namespace teraio {
@@ -81,6 +82,8 @@ class SpillSpace {
   void set_delay(unsigned max_us) { max_delay_us_ = max_us; }
   // Moves what of it has not begun to the front of the queue.
   void promote(Transfer* transfer);
+  // What the folders together did since this was last asked.
+  Work take_work();
   // Has a write that would take Python's lock made without it, before all others; false if it has begun.
   bool take_from_python(Transfer* transfer);
 
@@ -120,7 +123,7 @@ class SpillSpace {
   };
 
   void run(Channel& channel, const Worker& worker);
-  void move(const Piece& piece, const Worker& worker);
+  size_t move(const Piece& piece, const Worker& worker);  // bytes that were moved
   Moved move_plain(const Piece& piece, const Worker& worker, uint64_t* checksum) const;
   Moved move_encoded(const Piece& piece, const Worker& worker, uint64_t* checksum) const;
   Moved move_range(const Piece& piece, const Range& range, const Worker& worker, uint64_t* checksum) const;
@@ -147,6 +150,7 @@ class SpillSpace {
   std::mutex mutex_;
   Channel reads_, writes_, native_writes_;
   bool stopping_ = false;
+  Throughput throughput_;
   std::atomic<unsigned> max_delay_us_{0};
   const Accelerator* accelerator_ = nullptr;
   std::vector<char*> staging_;

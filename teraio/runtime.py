@@ -46,8 +46,11 @@ from teraio.planner import plan as make_plan
 from teraio.planner.feasibility import PLAN_RESERVE, run_budget
 from teraio.profiler.hardware import (
     HostSpeed,
+    Work,
+    at_share_of_speed,
     free_memory_bytes,
     hardware,
+    share_of_speed,
     stripe_weights,
 )
 from teraio.profiler.spill import open_spill
@@ -131,6 +134,7 @@ class Runtime:
         self._profile_iterations = profile_iterations
         self._profiled = 0
         self._revision = Revision()
+        self._spill_work = Work(0.0, 0.0, 0.0, 0, 0)  # of the last iteration
         self._live_bytes = 0  # the most of storages in the last iteration, wherever they were
         self._places = Places()
         self._participants = Participants()
@@ -501,6 +505,7 @@ class Runtime:
             )
         )
         self._live_bytes = stats["live_bytes"]
+        self._spill_work = Work(*stats["spill"])
         if stats["over_budget"]:
             with explained():
                 raise errors.BudgetError(stats["over_budget"])
@@ -740,6 +745,8 @@ class Runtime:
             better = self._traced(recording)
         elif _moves(plan) and step.drift_ops == 0:
             better = self._if_quicker(with_durations(planned, recording))
+            if self._has_other_speed(step, plan):
+                better = better or planned
         if better is None:
             self._record_or_rest()
             return
@@ -758,6 +765,18 @@ class Runtime:
             return None
         log.info("an iteration computed in %.3f s: planning again", ideal_s(timed.trace))
         return timed
+
+    def _has_other_speed(self, step: StepReport, plan: Plan) -> bool:
+        """Whether the SSDs were not as fast as the plan has it; then ``hardware`` says so."""
+        tier, *others = self.hardware.tiers
+        share = share_of_speed(tier, self._spill_work)
+        if share is None:
+            return False
+        if not self._revision.other_speed(step, self._live_bytes, plan, share):
+            return False
+        self.hardware = replace(self.hardware, tiers=(at_share_of_speed(tier, share), *others))
+        log.info("the SSDs had %.0f %% of their speed beside ops: planning again", 100 * share)
+        return True
 
 
 def _moves(plan: Plan) -> bool:

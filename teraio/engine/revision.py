@@ -11,7 +11,7 @@ and so are some after one that was larger. Programs also change for good.
 
 from __future__ import annotations
 
-from teraio.records import StepReport
+from teraio.records import Plan, StepReport
 
 _FIRST = 3
 _AFTER_LARGER = 20
@@ -20,6 +20,10 @@ _AFTER_LARGER = 20
 _OTHER_OPS_SHARE = 0.02
 _LARGER_SHARE = 0.05
 _QUICKER_SHARE = 0.05
+# Or one whose SSDs are slower or faster by this part beside ops than alone, if what waits for them
+# is this part of the iteration.
+_OTHER_SPEED_SHARE = 0.1
+_WAITS_SHARE = 0.01
 # Another profile is due after so many in a row that are of another kind.
 _DRIFT_ITERATIONS = 3
 
@@ -86,8 +90,18 @@ class Revision:
 
     def quicker(self, live_bytes: int, ideal_s: float) -> bool:
         """Whether an iteration computed quicker than the planned one, and was no smaller."""
-        as_large = live_bytes >= (1 - _LARGER_SHARE) * self._live_bytes
-        return as_large and ideal_s < (1 - _QUICKER_SHARE) * self._ideal_s
+        return self._as_large(live_bytes) and ideal_s < (1 - _QUICKER_SHARE) * self._ideal_s
+
+    def other_speed(self, step: StepReport, live_bytes: int, plan: Plan, share: float) -> bool:
+        """Whether in an iteration no smaller than the planned one the SSDs had another ``share`` of
+        their rates than 1, where ops wait for them, or would by the plan.
+        """
+        waits_s = max(step.stall_s, plan.predicted_s - plan.ideal_s)
+        differs = abs(share - 1) > _OTHER_SPEED_SHARE
+        return self._as_large(live_bytes) and differs and waits_s > _WAITS_SHARE * plan.ideal_s
+
+    def _as_large(self, live_bytes: int) -> bool:
+        return live_bytes >= (1 - _LARGER_SHARE) * self._live_bytes
 
     def drifted(self, step: StepReport, *, moves: bool) -> bool:
         """Whether too many in a row were not what the plan is for; True also starts anew.

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
@@ -18,6 +19,8 @@ from teraio.telemetry.host import by_drive
 _MOST_PARTS = 16
 # To issue a copy and to be told of its end.
 _HOST_LATENCY_S = 20e-6
+# Of less, latencies and chance are a good part.
+_LEAST_WORK_BYTES = 64 << 20
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
@@ -46,6 +49,36 @@ class HostSpeed:
     read_bytes_per_s: float
     write_bytes_per_s: float
     mixed_bytes_per_s: float
+
+
+class Work(NamedTuple):
+    """What a tier did in an iteration: seconds in which it only read, only wrote, and did both."""
+
+    reading_s: float
+    writing_s: float
+    both_s: float
+    read_bytes: int
+    written_bytes: int
+
+
+def share_of_speed(tier: Tier, work: Work) -> float | None:
+    """What part of its rates a tier had in its ``work``; None where that was too little to tell."""
+    both_s = tier.mixed_share * work.both_s
+    able = tier.read_bytes_per_s * (work.reading_s + both_s)
+    able += tier.write_bytes_per_s * (work.writing_s + both_s)
+    if tier.encodes or able < _LEAST_WORK_BYTES:
+        return None
+    return (work.read_bytes + work.written_bytes) / able
+
+
+def at_share_of_speed(tier: Tier, share: float) -> Tier:
+    """The tier with a part of its rates."""
+    return replace(
+        tier,
+        read_bytes_per_s=share * tier.read_bytes_per_s,
+        write_bytes_per_s=share * tier.write_bytes_per_s,
+        mixed_bytes_per_s=share * tier.mixed_bytes_per_s,
+    )
 
 
 def stripe_weights(speeds: Sequence[FolderSpeed]) -> list[int]:

@@ -26,6 +26,7 @@ def model(
     # On a busy machine an iteration may compute quicker than the profiled ones did. Those after it
     # would be recorded, and waited for.
     monkeypatch.setattr(Revision, "quicker", lambda *_: False)
+    monkeypatch.setattr(Revision, "other_speed", lambda *_: False)
     made = torch.nn.ParameterList(
         torch.full((WEIGHT // 4,), float(i), device="sim") for i in range(WEIGHTS)
     )
@@ -99,6 +100,7 @@ def test_a_copy_whose_data_is_back_yields_its_place(
 ) -> None:
     """Weights are back, unchanged, before what the plan has for their places leaves."""
     monkeypatch.setattr(Revision, "quicker", lambda *_: False)
+    monkeypatch.setattr(Revision, "other_speed", lambda *_: False)
     count = 6
     model = torch.nn.ParameterList(
         torch.full((WEIGHT // 4,), float(i), device="sim") for i in range(count)

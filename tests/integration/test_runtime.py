@@ -53,6 +53,33 @@ def test_a_profile_of_a_slow_iteration_is_put_right_by_the_next_quicker_one(spil
     teraio.restore(model)
 
 
+def test_drives_that_are_slower_in_training_get_another_plan(spill: str) -> None:
+    def trained(budget: str | None) -> list[float]:
+        torch.manual_seed(0)
+        model = nn.Sequential(*(nn.Linear(1024, 1024) for _ in range(8)))
+        if budget:
+            teraio.offload(model, memory_budget=budget, ssd=spill)
+            tested.append(teraio.report(model).hardware.tiers[0].mixed_bytes_per_s)
+            stress(10_000)
+        optimizer = torch.optim.AdamW(model.parameters())
+        losses = []
+        for _ in range(5):
+            loss = model(torch.ones(4, 1024)).mean()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+        if budget:
+            seen.append(teraio.report(model).hardware.tiers[0].mixed_bytes_per_s)
+            teraio.restore(model)
+        return losses
+
+    tested: list[float] = []
+    seen: list[float] = []
+    assert trained("48MiB") == trained(None)
+    assert seen[0] < 0.8 * tested[0]
+
+
 def losses_of(
     lengths: list[int],
     *,

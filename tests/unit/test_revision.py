@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 from teraio.engine.revision import Revision
-from teraio.records import StepReport
+from teraio.records import Plan, StepReport
 
 MIB = 1 << 20
 
@@ -93,6 +94,32 @@ def test_what_computes_quicker_because_it_is_smaller_is_not_planned_for() -> Non
     assert made.quicker(100 * MIB, 0.9)
     assert not made.quicker(100 * MIB, 0.97)
     assert not made.quicker(90 * MIB, 0.5)
+
+
+def test_another_speed_of_the_ssds_counts_where_something_waits_for_them() -> None:
+    made, waits = revision(), replace(step(), stall_s=0.02)
+    fits, cautious = plan(predicted_s=1.0), plan(predicted_s=1.02)
+    assert made.other_speed(waits, 100 * MIB, fits, 0.8)
+    assert not made.other_speed(waits, 90 * MIB, fits, 0.8)
+    assert not made.other_speed(waits, 100 * MIB, fits, 0.95)
+    assert not made.other_speed(step(), 100 * MIB, fits, 0.8)
+    assert made.other_speed(step(), 100 * MIB, cautious, 1.2)
+
+
+def plan(*, predicted_s: float) -> Plan:
+    """For an iteration that computes for a second."""
+    return Plan(
+        budget_bytes=50 * MIB,
+        moves=(),
+        unlimited_peak_bytes=100 * MIB,
+        peak_bytes=50 * MIB,
+        ideal_s=1.0,
+        bound_s=1.0,
+        predicted_s=predicted_s,
+        spill_bytes=0,
+        read_bytes=0,
+        written_bytes=0,
+    )
 
 
 def test_a_profile_is_due_after_some_iterations_in_a_row_that_differ() -> None:
