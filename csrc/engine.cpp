@@ -83,17 +83,21 @@ void Engine::bring_back() {
   recording_.reset();
   device_waits_.clear();
   mode_changed();
-  for (size_t i = 0; i < blocks_.size(); ++i) {
-    const uint64_t id = blocks_[i]->id;
+  std::vector<uint64_t> ids;  // storages die during the waits, and others take their places among the blocks
+  for (const Block* block : blocks_) ids.push_back(block->id);
+  for (const uint64_t id : ids) {
+    Block* block = find_block(id);
+    if (block == nullptr) continue;
+    const std::string description = describe(block);
     try {
-      fetch_now(blocks_[i], lock);
+      fetch_now(block, lock);
     } catch (const SpillError& error) {
       failure_ = error.msg;
     } catch (const BudgetError& error) {
       failure_ = error.msg;
+    } catch (const std::exception& error) {  // of memory that the system lacks, or of an op that is run again
+      failure_ = "bringing back " + description + " failed: " + error.what();
     }
-    // Others may have died during the wait, and another block may have taken this place.
-    if (i < blocks_.size() && blocks_[i]->id != id) --i;
   }
   while (in_flight_ > 0) wait(lock);
   drain();
@@ -216,12 +220,14 @@ void Engine::pin(Frame& f, const Operand& operand) {
     block->frame = &f;
     ++block->pins;
   }
-  if (f.stream) {
-    use_on(block, *f.stream);
-    if (f.also_stream) use_on(block, *f.also_stream);
-  }
+  use_in(f, block);
   if (operand.write) mark_written(block);
   open(block, operand.storage);
+}
+
+void Engine::use_in(const Frame& f, Block* block) {
+  if (f.stream) use_on(block, *f.stream);
+  if (f.stream && f.also_stream) use_on(block, *f.also_stream);
 }
 
 void Engine::use_on(Block* block, const c10::Stream& stream) {
@@ -379,7 +385,7 @@ void Engine::make_resident(Frame& f, Lock& lock) {
     if (storage == nullptr) continue;
     const bool settled = !pinned.write || pinned.block->dependents.empty();
     if (pinned.block->state == State::kResident && settled) {
-      if (f.stream) use_on(pinned.block, *f.stream);
+      use_in(f, pinned.block);
       open(pinned.block, storage);
     } else {
       guard::refuse(*storage, (f.over_budget ? "teraio.BudgetError: " : "teraio.SpillError: ") + f.error);
@@ -711,7 +717,7 @@ void Engine::release(Block* block, bool written) {
 bool Engine::send_away(Block* block, c10::StorageImpl* storage) {
   const GilRelease gil;
   Lock lock(*this);
-  if (!active()) return false;
+  if (!active() || forked_) return false;
   link(block, storage);
   shut(block, storage);
   const uint64_t failures = write_failures_;
@@ -723,8 +729,7 @@ bool Engine::send_away(Block* block, c10::StorageImpl* storage) {
       continue;
     }
     if (block->state == State::kLeaving && block->transfer == nullptr) {
-      stay(block);
-      detach(block);
+      has_left(block);
       continue;
     }
     wait(lock);
@@ -754,6 +759,7 @@ void* Engine::publish(Block* block, c10::StorageImpl* storage, bool lent) {
     if (block->address == nullptr) block->exempt = true;
   }
   block->published_iteration = iteration_;
+  settle(block, lock);  // what another thread has begun to make of it during the waits
   if (lent) block->lent_iteration = iteration_;
   mark_written(block);  // whoever has the address may write to it
   void* address = block->memory;
@@ -807,6 +813,12 @@ std::string Engine::describe(const Block* block) const {
   return (block->name.empty() ? "a storage" : "the storage " + block->name) + " of " + mib(block->nbytes);
 }
 
+std::string Engine::describe_elsewhere(const Block* block) const {
+  return describe(block) +
+         " is on SSD, which only the process that called teraio.offload can read. Use it there, or hold it in memory "
+         "with teraio.resident before the fork.";
+}
+
 std::string Engine::describe_failure(const Block* block, const Transfer& transfer) const {
   const bool write = transfer.direction == Transfer::Direction::kWrite;
   const int error = transfer.error;
@@ -854,18 +866,20 @@ std::string Engine::over_budget(uint64_t nbytes, bool looking_on) const {
 void Engine::after_fork_in_child() {
   // The I/O threads live in the parent only, and the spill space belongs to it.
   forked_ = active_;
-  done_.clear();  // what was leaving stays here
+  done_.clear();
   any_done_ = false;
   // Other threads don't live on, and a condition variable that counts them among its waiters would wait for them.
   new (&changed_) std::condition_variable;
   waiters_ = waiting_threads_ = short_of_room_ = 0;
   pinning_threads_ = frame().entered ? 1 : 0;
+  in_flight_ = 0;
   for (Block* block : blocks_) {
-    if (block->state == State::kResident || block->state == State::kLeaving) continue;
+    if (block->state == State::kLeaving) stay(block);
+    block->transfer = nullptr;
+    if (block->state == State::kResident) continue;
+    block->state = State::kAway;
     if (c10::StorageImpl* storage = owner(block)) {
-      guard::set_message(*storage, "teraio: " + describe(block) +
-                                       " is on SSD, which only the process that called teraio.offload can "
-                                       "read. Use it there, or hold it in memory with teraio.resident before the fork.");
+      guard::set_message(*storage, "teraio: " + describe_elsewhere(block));
     }
   }
   mutex_.unlock();

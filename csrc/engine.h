@@ -351,22 +351,27 @@ class Engine {
   void own(Block* block, TierKind tier, const Extent& extent);
   void drop_spare_copies(TierKind tier, const Extent& extent);
   std::map<uint64_t, Block*>& copies_of(TierKind tier) { return tier == TierKind::kSpill ? spilled_ : in_host_; }
-  // May give the mutex up; false when the block died meanwhile.
+  // May give the mutex up; false when the block died meanwhile. Throws BudgetError and std::bad_alloc; then the block
+  // is still away.
   bool start_coming(Block* block, bool urgent, Lock& lock);
   std::unique_ptr<Transfer> transfer_of(Block* block, Transfer::Direction direction);
   void submit(Block* block, std::unique_ptr<Transfer> transfer, bool urgent);  // to the spill space
   void drain();
   void finish(Transfer* transfer);
   void detach(Block* block);
+  void has_left(Block* block);
   bool can_leave(const Block* block) const;
   Block* victim();
   void find_victims();
   void start_waiting_fetches(Lock& lock);
+  bool start_prefetch(Block* block, Lock& lock);
   void run_due_actions();
   void keep_recipe(Frame& frame, int32_t storage, size_t op);
   bool drop(Block* block);
   void recompute(Block* block, Lock& lock);
   void keep_here(Block* made, Lock& lock);
+  void take_from(Block* made, Block* block);
+  void note_reading(const Recipe& recipe);
   void settle(Block* block, Lock& lock);
   void discard_recipe(Block* block);
   void forget_recipes();
@@ -390,6 +395,7 @@ class Engine {
   void begin_measuring(Frame& frame);
   void note_need(Frame& frame);
   void use_on(Block* block, const c10::Stream& stream);
+  void use_in(const Frame& frame, Block* block);
   void drop_extent(Block* block);
   void bury(Block* block);
   void count_use(Frame& frame, const Place& place);
@@ -399,6 +405,7 @@ class Engine {
   std::string describe(const Block* block) const;
   std::string describe_failure(const Block* block, const Transfer& transfer) const;
   std::string describe_guard(const Block* block) const;
+  std::string describe_elsewhere(const Block* block) const;
   uint64_t needed_for(uint64_t nbytes) const;
   std::string over_budget(uint64_t nbytes, bool looking_on = false) const;
   uint64_t used() const {

@@ -148,6 +148,7 @@ void Engine::fetch_now(Block* block, Lock& lock) {
       stay(block);
       return;
     }
+    if (forked_) throw SpillError("teraio: " + describe_elsewhere(block));
     if (block->state == State::kAway) {
       // A fetch ahead of time may have failed for a reason that is gone; one that was asked for now is not tried on.
       if (block->dropped()) {
@@ -162,11 +163,19 @@ void Engine::fetch_now(Block* block, Lock& lock) {
       if (block->state == State::kAway && !start_coming(block, true, lock)) return;
       continue;
     }
-    // What another thread makes again may need memory that this one's op pins.
-    const int held_up = frame().entered && block->recipe && block->transfer == nullptr ? 1 : 0;
+    // What another thread makes again may need memory that this one's op pins, and a turn.
+    std::optional<Surroundings::Scope::Pause> pause;
+    if (block->recipe && block->transfer == nullptr) pause.emplace();
+    const int held_up = frame().entered && pause ? 1 : 0;
     waiting_threads_ += held_up;
+    if (held_up > 0) notify();  // that thread may have counted on this op to end
     wait(lock, block->trace_index);
     waiting_threads_ -= held_up;
+    if (pause) {
+      lock.unlock();
+      pause.reset();
+      lock.lock();
+    }
     if (find_block(id) == nullptr || block->dead) return;
   }
 }
@@ -245,10 +254,7 @@ bool Engine::let_go(uint64_t nbytes, Part part) {
     f.waited = true;
     if (f.training) note_stall(-1, true, 1);  // the device tells how long it is
   }
-  for (Block* block : going) {
-    stay(block);
-    detach(block);
-  }
+  for (Block* block : going) has_left(block);
   notify();
   return true;
 }
@@ -462,7 +468,6 @@ void Engine::stay(Block* block) {
 void Engine::find_extent(Block* block, std::optional<Slot> planned) {
   if (planned) {
     const Extent extent{planned->offset, block->nbytes};
-    if (allocate_at(planned->tier, extent)) return own(block, planned->tier, extent);
     drop_spare_copies(planned->tier, extent);
     if (allocate_at(planned->tier, extent)) return own(block, planned->tier, extent);
   }
@@ -483,25 +488,29 @@ void Engine::own(Block* block, TierKind tier, const Extent& extent) {
 }
 
 // A copy outlasts the moves that the plan has it for, until its data changes. Where the plan has another one in its
-// place by then, it goes, as the data is in memory too.
+// place by then, it goes, as the data is in memory too; but not in vain, where others in that place are needed.
 void Engine::drop_spare_copies(TierKind tier, const Extent& extent) {
   auto& copies = copies_of(tier);
   auto it = copies.upper_bound(extent.offset);
   if (it != copies.begin()) --it;
-  while (it != copies.end() && it->first < extent.offset + extent.nbytes) {
-    Block* owner = (it++)->second;
-    const bool overlaps = owner->extent->offset + owner->extent->nbytes > extent.offset;
-    if (overlaps && owner->state == State::kResident) drop_extent(owner);
+  std::vector<Block*> spare;
+  for (; it != copies.end() && it->first < extent.offset + extent.nbytes; ++it) {
+    Block* owner = it->second;
+    if (owner->extent->offset + owner->extent->nbytes <= extent.offset) continue;
+    if (owner->state != State::kResident || owner->transfer != nullptr) return;
+    spare.push_back(owner);
   }
+  for (Block* owner : spare) drop_extent(owner);
 }
 
 bool Engine::start_coming(Block* block, bool urgent, Lock& lock) {
-  block->state = State::kComing;
   if (accelerator_ == nullptr) {
     take_memory(block);
+    block->state = State::kComing;
     submit(block, transfer_of(block, Transfer::Direction::kRead), urgent);
     return true;
   }
+  block->state = State::kComing;
   ++block->pins;  // so that it stays what it is while the mutex is given up
   const auto go_on = [&] {
     const bool lives = !block->dead;
@@ -524,8 +533,9 @@ bool Engine::start_coming(Block* block, bool urgent, Lock& lock) {
   } catch (const c10::Error& error) {
     if (block->memory != nullptr) give_memory(block);
     block->state = State::kAway;
+    const std::string description = describe(block);
     go_on();
-    throw BudgetError("the device gave no memory for " + describe(block) + ": " + error.what_without_backtrace());
+    throw BudgetError("the device gave no memory for " + description + ": " + error.what_without_backtrace());
   }
   return go_on();
 }
@@ -637,6 +647,12 @@ void Engine::detach(Block* block) {
   block->state = State::kAway;
 }
 
+// A copy has been made of what was leaving.
+void Engine::has_left(Block* block) {
+  stay(block);
+  detach(block);
+}
+
 void Engine::start_waiting_fetches(Lock& lock) {
   // A codec that lacks memory of the device comes here; what an I/O thread takes would belong to its stream.
   if (SpillSpace::on_io_thread() || short_of_room_ > 0) return;
@@ -651,12 +667,30 @@ void Engine::start_waiting_fetches(Lock& lock) {
       continue;
     }
     fetch_queue_.pop_front();
-    try {
-      if (comes) start_coming(block, false, lock);
-    } catch (const BudgetError&) {
-      return;  // nobody waits for it yet; it comes when an op asks for it
-    }
+    if (comes && !start_prefetch(block, lock)) return;
   }
+}
+
+// False if there is no memory for it. Nobody waits for it yet; it comes when an op asks for it.
+bool Engine::start_prefetch(Block* block, Lock& lock) {
+  // Other threads may count on it: while the device's allocator looks for memory it is not yet in flight.
+  Frame& f = frame();
+  const bool enters = !std::exchange(f.entered, true);
+  if (enters) ++pinning_threads_;
+  bool comes = true;
+  try {
+    start_coming(block, false, lock);
+  } catch (const BudgetError&) {
+    comes = false;
+  } catch (const std::bad_alloc&) {
+    comes = false;
+  }
+  if (enters) {
+    f.entered = false;
+    --pinning_threads_;
+    if (!comes) notify();
+  }
+  return comes;
 }
 
 void Engine::run_due_actions() {

@@ -118,6 +118,50 @@ void Engine::keep_here(Block* made, Lock& lock) {
   --made->pins;
 }
 
+// Gives a block the memory of what was made in its place. Throws std::bad_alloc.
+void Engine::take_from(Block* made, Block* block) {
+  if (block->address != nullptr) {  // where somebody expects it
+    used_ -= made->nbytes;
+    try {
+      take_memory(block);
+    } catch (...) {
+      used_ += made->nbytes;
+      throw;
+    }
+    std::memcpy(block->memory, made->memory, block->nbytes);
+    pages_.give(std::exchange(made->memory, nullptr), made->nbytes);
+    return;
+  }
+  block->device = std::exchange(made->device, std::nullopt);
+  block->memory = std::exchange(made->memory, nullptr);
+  if (made->copied) block->copied = std::exchange(made->copied, std::nullopt);
+  // Programs that wait for one stream's work in another's did so when the result was made at first.
+  if (block->device) let_wait(block->device->home, made->ready);
+  if (block->device) block->ready = accelerator_->event(block->device->home);
+}
+
+// [Note: reading unseen]
+// A program lets one stream wait for another where it knows of a need. It does not know that a result was made again, on
+// the stream that is current now, from operands that it had used on other streams only. So whoever uses one of them
+// next, to write to it above all, waits for that; and the memory of small ones that the recipe keeps is not given back
+// before.
+void Engine::note_reading(const Recipe& recipe) {
+  const c10::Stream stream = accelerator_->stream();
+  const std::optional<c10::Event> read = accelerator_->event(stream);
+  for (const uint64_t id : recipe.operands()) {
+    Block* operand = find_block(id);
+    if (operand == nullptr || !operand->device) continue;
+    for (const c10::Stream& other : operand->device->streams) {
+      if (other != stream) let_wait(other, read);
+    }
+    operand->ready = accelerator_->event(stream);
+  }
+  for (const at::Tensor& copy : recipe.copies()) {
+    const at::DataPtr& memory = copy.storage().data_ptr();
+    if (accelerator_->owns(memory)) accelerator_->keep_until_done(memory, stream);
+  }
+}
+
 // Runs the op that made a block again and gives it the result's memory. The mutex is given up meanwhile. Throws what
 // the op throws; then the block is as before.
 void Engine::recompute(Block* block, Lock& lock) {
@@ -149,28 +193,18 @@ void Engine::recompute(Block* block, Lock& lock) {
   }
   lock.lock();
   waiting_threads_ -= waiting;
+  if (accelerator_ != nullptr) note_reading(*recipe);
+  bool fits = false;
   Block* made = failure ? nullptr : block_of(result.storage().unsafeGetStorageImpl());
   try {
     if (made != nullptr) keep_here(made, lock);
+    fits = !failure && made != nullptr && made->nbytes == block->nbytes && made->pins == 0;
+    if (fits) take_from(made, block);
   } catch (...) {
     failure = std::current_exception();
   }
-  const bool fits = !failure && made != nullptr && made->nbytes == block->nbytes && made->pins == 0;
-  if (fits) {
+  if (!failure && fits) {
     guard::close_empty(*result.storage().unsafeGetStorageImpl());
-    block->device = std::exchange(made->device, std::nullopt);
-    block->memory = std::exchange(made->memory, nullptr);
-    if (made->copied) block->copied = std::exchange(made->copied, std::nullopt);
-    // Programs that wait for one stream's work in another's did so when the result was made at first.
-    if (block->device) let_wait(block->device->home, made->ready);
-    if (block->device) block->ready = accelerator_->event(block->device->home);
-    if (block->address != nullptr) {  // where somebody expects it
-      char* memory = std::exchange(block->memory, nullptr);
-      used_ -= block->nbytes;
-      take_memory(block);
-      std::memcpy(block->memory, memory, block->nbytes);
-      pages_.give(memory, block->nbytes);
-    }
     stats_.recomputed_bytes += block->nbytes;
     block->state = State::kResident;
     if (c10::StorageImpl* storage = owner(block)) {

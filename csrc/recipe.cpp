@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <array>
+#include <shared_mutex>
 #include <utility>
 
 #include "engine.h"
@@ -107,9 +108,8 @@ constexpr Setting reduction() {
 }
 
 using at::Context;
+constexpr size_t kOfThread = 2;  // the first of these; the others are the process's
 constexpr std::array kSettings = {
-    Setting{[](c10::DeviceType) -> int64_t { return at::get_num_threads(); },
-            [](c10::DeviceType, int64_t value) { at::set_num_threads(static_cast<int>(value)); }},
     Setting{[](c10::DeviceType) -> int64_t { return at::GradMode::is_enabled(); },
             [](c10::DeviceType, int64_t value) { at::GradMode::set_enabled(value != 0); }},
     Setting{[](c10::DeviceType device) -> int64_t {
@@ -119,6 +119,8 @@ constexpr std::array kSettings = {
             [](c10::DeviceType device, int64_t value) {
               at::autocast::set_autocast_dtype(device, static_cast<at::ScalarType>(value));
             }},
+    Setting{[](c10::DeviceType) -> int64_t { return at::get_num_threads(); },
+            [](c10::DeviceType, int64_t value) { at::set_num_threads(static_cast<int>(value)); }},
     Setting{[](c10::DeviceType) -> int64_t {
               const Context& context = at::globalContext();
               return context.deterministicAlgorithms() + 2 * context.deterministicAlgorithmsWarnOnly();
@@ -237,12 +239,19 @@ class NoCastsKept {
   const bool kept_ = at::autocast::is_autocast_cache_enabled();
 };
 
+std::array<Precision, 2> products_of_now() {
+  return {precision_of(Float32Backend::CUDA, Float32Op::MATMUL), precision_of(Float32Backend::MKLDNN, Float32Op::MATMUL)};
+}
+
+// Held by those that run recipes: alone where these change settings of the process, else by several.
+std::shared_mutex turns;
+
 }  // namespace
 
 Surroundings::Surroundings(c10::DeviceType device) : device_(device), default_dtype_(c10::get_default_dtype()) {
   static_assert(kSettings.size() <= kMost);
   for (size_t i = 0; i < kSettings.size(); ++i) values_[i] = kSettings[i].get(device);
-  products_ = {precision_of(Float32Backend::CUDA, Float32Op::MATMUL), precision_of(Float32Backend::MKLDNN, Float32Op::MATMUL)};
+  products_ = products_of_now();
   std::fegetenv(&floating_point_);
 }
 
@@ -254,22 +263,66 @@ void Surroundings::restore() const {
   std::fesetenv(&floating_point_);
 }
 
-Surroundings::Scope::Scope(const Surroundings& then) : here_(then.device_) {
+bool Surroundings::are_of_process() const {
+  for (size_t i = kOfThread; i < kSettings.size(); ++i) {
+    if (kSettings[i].get(device_) != values_[i]) return false;
+  }
+  return c10::get_default_dtype() == default_dtype_ && products_of_now() == products_;
+}
+
+thread_local Surroundings::Scope* Surroundings::Scope::innermost_ = nullptr;
+
+Surroundings::Scope::Scope(const Surroundings& then) : then_(then) {
+  if (outer_ != nullptr) outer_->leave();
   try {
-    then.restore();
+    enter();
+  } catch (...) {
+    if (outer_ != nullptr) outer_->enter();
+    throw;
+  }
+  innermost_ = this;
+}
+
+Surroundings::Scope::~Scope() {
+  leave();
+  innermost_ = outer_;
+  if (outer_ != nullptr) outer_->enter();
+}
+
+void Surroundings::Scope::enter() {
+  turns.lock_shared();
+  alone_ = !then_.are_of_process();
+  if (alone_) {
+    turns.unlock_shared();
+    turns.lock();
+  }
+  here_.emplace(then_.device_);
+  try {
+    then_.restore();
     constexpr std::array backends = {Float32Backend::CUDA, Float32Backend::MKLDNN};
     for (size_t i = 0; i < backends.size(); ++i) {
-      if (here_.products_[i] != then.products_[i]) {
-        precisions_.emplace_back(std::make_unique<ProductPrecision>(backends[i]))->set(then.products_[i]);
-      }
+      if (here_->products_[i] == then_.products_[i]) continue;
+      precisions_.emplace_back(std::make_unique<ProductPrecision>(backends[i]))->set(then_.products_[i]);
     }
   } catch (...) {
-    here_.restore();
+    leave();
     throw;
   }
 }
 
-Surroundings::Scope::~Scope() { here_.restore(); }
+void Surroundings::Scope::leave() {
+  here_->restore();
+  precisions_.clear();
+  alone_ ? turns.unlock() : turns.unlock_shared();
+}
+
+Surroundings::Scope::Pause::Pause() {
+  if (innermost_ != nullptr) innermost_->leave();
+}
+
+Surroundings::Scope::Pause::~Pause() {
+  if (innermost_ != nullptr) innermost_->enter();
+}
 
 bool Recipe::possible(const c10::OperatorHandle& op) {
   const c10::FunctionSchema& schema = op.schema();
@@ -308,7 +361,8 @@ std::unique_ptr<Recipe> Recipe::of(const c10::OperatorHandle& op, c10::ArrayRef<
       recipe->operands_.push_back(block->id);
       recipe->arguments_.emplace_back(shared(tensor));
     } else if (tensor.storage().nbytes() < Engine::instance().min_block()) {
-      recipe->arguments_.emplace_back(copied(tensor));
+      recipe->copies_.push_back(copied(tensor));
+      recipe->arguments_.emplace_back(recipe->copies_.back());
     } else {
       return nullptr;  // whoever else has this memory may write to it unseen
     }

@@ -31,6 +31,8 @@ class Surroundings {
  private:
   // Changes what differs, but for the precision of products.
   void restore() const;
+  // Whether the process has these settings now.
+  bool are_of_process() const;
 
   static constexpr size_t kMost = 24;
   c10::DeviceType device_;
@@ -42,7 +44,10 @@ class Surroundings {
 
 class ProductPrecision;
 
-// As they were then, for as long as it lives.
+// [Note: turns]
+// As they were then, for as long as it lives. Some settings are the process's: an op that needs others than there are
+// runs again while no other does, but ops of the program on other threads find those of then. Who waits for what another
+// thread makes again has no turn meanwhile, nor has an op whose operand is being made: it computes nothing yet.
 class Surroundings::Scope {
  public:
   explicit Scope(const Surroundings& then);
@@ -50,9 +55,25 @@ class Surroundings::Scope {
   Scope(const Scope&) = delete;
   Scope& operator=(const Scope&) = delete;
 
+  // This thread has no turn for as long as it lives.
+  class Pause {
+   public:
+    Pause();
+    ~Pause();  // may wait for others, who may need the engine's mutex
+    Pause(const Pause&) = delete;
+    Pause& operator=(const Pause&) = delete;
+  };
+
  private:
-  Surroundings here_;
+  void enter();
+  void leave();
+
+  static thread_local Scope* innermost_;
+  Scope* const outer_ = innermost_;
+  const Surroundings& then_;
+  std::optional<Surroundings> here_;
   std::vector<std::unique_ptr<ProductPrecision>> precisions_;
+  bool alone_ = false;
 };
 
 // [Note: recipes]
@@ -65,7 +86,6 @@ class Surroundings::Scope {
 // attention choose their kernels by whether gradients are wanted, of what they make on their way as well. So operands
 // still say so, and autograd takes part if it did; what it records goes with the result. Under autocast the op casts its
 // operands again, by itself: where it found one already cast, that might be of what the operand was before.
-// Some settings are the process's: while an op runs again, ops of other threads find those of then, if they differ.
 class Recipe {
  public:
   // Whether an op of this schema can have one.
@@ -81,6 +101,8 @@ class Recipe {
   uint32_t casts() const { return casts_; }
   // Ids of the blocks among its operands.
   const std::vector<uint64_t>& operands() const { return operands_; }
+  // What it keeps of its small operands.
+  const std::vector<at::Tensor>& copies() const { return copies_; }
 
  private:
   Recipe(const c10::OperatorHandle& op, c10::DeviceType device) : op_(op), surroundings_(device) {}
@@ -91,6 +113,7 @@ class Recipe {
   uint32_t casts_ = 0;
   std::vector<c10::IValue> arguments_;
   std::vector<uint64_t> operands_;
+  std::vector<at::Tensor> copies_;
 };
 
 }  // namespace teraio

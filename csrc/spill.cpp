@@ -206,8 +206,12 @@ void SpillSpace::reserve(uint64_t nbytes) {
 Extent SpillSpace::allocate(uint64_t nbytes) {
   nbytes = round_up(nbytes, kPage);
   if (const auto extent = extents_.allocate(nbytes)) return *extent;
-  // Growing by an eighth at least keeps the number of reservations small.
-  reserve(reserved_ + std::max(nbytes, reserved_ / 8));
+  // Growing by an eighth at least keeps the number of reservations small, where there is room for so much.
+  try {
+    reserve(reserved_ + std::max(nbytes, reserved_ / 8));
+  } catch (const SpillError&) {
+    reserve(reserved_ + nbytes);
+  }
   return *extents_.allocate(nbytes);
 }
 

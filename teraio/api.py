@@ -192,8 +192,17 @@ def offload(
 
 def restore(model: torch.nn.Module) -> None:
     """Ends offloading of ``model``: with the last one everything is back in memory, hooks and
-    files gone."""
-    _runtime_of(model).remove_model(model)
+    files gone.
+
+    Raises BudgetError where it can't all come back, SpillError for what can't be read, and
+    ConfigurationError in a process that was forked off.
+    """
+    runtime = _runtime_of(model)
+    if _C.forked():
+        raise ConfigurationError(
+            "this process was forked off the one that trains under teraio; call restore() there."
+        )
+    runtime.remove_model(model)
 
 
 def report(model: torch.nn.Module) -> RunReport:

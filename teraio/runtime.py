@@ -383,7 +383,7 @@ class Runtime:
         return self._accelerator.free_and_total_bytes()[0]
 
     def _model_died(self, key: int) -> None:
-        if self.phase == "closed":
+        if self.phase == "closed" or _C.forked():
             return
         if _C.on_io_thread():
             # Python's collector runs on any thread that runs Python, and closing waits for I/O.

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 
 import teraio.runtime
+from teraio.engine.revision import Revision
 from teraio.records import Hardware
 
 _SLOW_BYTES_PER_S = 5e6
 
 
 def pass_for_slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From now on runs believe that their SSD tier is slow."""
+    """From now on runs believe that their SSD tier is slow, whatever it does."""
     measured = teraio.runtime.hardware
     rates = {f"{what}_bytes_per_s": _SLOW_BYTES_PER_S for what in ("read", "write", "mixed")}
 
@@ -28,3 +29,4 @@ def pass_for_slow(monkeypatch: pytest.MonkeyPatch) -> None:
         return replace(found, tiers=tuple(tiers))
 
     monkeypatch.setattr(teraio.runtime, "hardware", slow)
+    monkeypatch.setattr(Revision, "other_speed", lambda *_: False)

@@ -99,6 +99,24 @@ def mounted(folder: Path, *options: str) -> Iterator[Path]:
 # ------------------------------------------------------------ arguments and folders
 
 
+def test_a_full_folder_is_used_to_its_last_part(tmp_path: Path) -> None:
+    size, count = 8 << 20, 64
+    options = ("-t", "tmpfs", "-o", f"size={count * size}", "tmpfs")
+    with mounted(tmp_path / "small", *options) as folder:
+        model = torch.nn.Linear(64, 64)
+        teraio.offload(model, memory_budget="1GiB", ssd=[folder], allow_tmpfs=True)
+        try:
+            tensors = []
+            with pytest.raises(teraio.SpillError, match="Free space there"):
+                while True:
+                    tensors.append(torch.ones(size // 4))
+                    testing.send_away(tensors[-1])
+            assert len(tensors) >= count
+        finally:
+            tensors.clear()
+            teraio.restore(model)
+
+
 def refused(error: type[Exception], match: str, **arguments: object) -> None:
     model = torch.nn.Linear(64, 64)
     with pytest.raises(error, match=match):

@@ -7,6 +7,7 @@ training without teraio, and the budget kept.
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -234,6 +235,43 @@ def test_threads_do_not_change_the_bits(running: Gated) -> None:
         assert_same(results, trained(gated(), change))
     finally:
         torch.set_num_threads(1)
+
+
+def test_threads_that_make_results_again_leave_settings_as_they_are(running: Gated) -> None:
+    """Of the process, where the forward pass had others."""
+    kept: list[torch.Tensor] = []
+
+    def keeping(model: Gated, gate: torch.Tensor) -> torch.Tensor:
+        activated = tanh(model, gate)
+        kept.append(activated.detach())
+        return activated
+
+    def read(step: int, model: Gated) -> None:
+        assert torch.backends.mkldnn.enabled
+        halves = (kept[::2], kept[1::2])
+        readers = [
+            threading.Thread(target=lambda some=some: [t.sum() for t in some]) for some in halves
+        ]
+        for reader in readers:
+            reader.start()
+        for reader in readers:
+            reader.join()
+        kept.clear()
+        left.append(torch.backends.mkldnn.enabled)
+
+    left: list[bool] = []
+    running.activate = keeping
+    forward = running.forward
+
+    def without_mkldnn(x: torch.Tensor) -> torch.Tensor:
+        with torch.backends.mkldnn.flags(enabled=False):
+            return forward(x)
+
+    running.forward = without_mkldnn  # type: ignore[method-assign]
+    for _ in range(4):
+        trained(running, read)
+    assert recomputed(running) > 0
+    assert all(left)
 
 
 def result_written_by_an_op(model: Gated, gate: torch.Tensor) -> torch.Tensor:

@@ -229,6 +229,27 @@ def test_a_process_forked_off_one_with_a_run_is_told_to_be_spawned(spill: str) -
     assert "ConfigurationError" in end.stderr and "spawn" in end.stderr
 
 
+def test_a_process_forked_off_can_neither_reach_what_is_away_nor_end_the_run(spill: str) -> None:
+    end = ended(
+        "from teraio.engine.testing import send_away\n" + _PARENT + "model = train()\n"
+        "tensor = torch.ones(1 << 18)\n"
+        "send_away(tensor)\n"
+        "child = os.fork()\n"
+        "if child:\n"
+        "    os.waitpid(child, 0)\n"
+        "    print(tensor.numpy().sum())\n"
+        "else:\n"
+        "    for use in (tensor.numpy, tensor.data_ptr, lambda: teraio.restore(model)):\n"
+        "        try:\n"
+        "            use()\n"
+        "        except Exception as error:\n"
+        "            print(type(error).__name__)\n",
+        spill,
+    )
+    assert end.returncode == 0, end.stderr
+    assert end.stdout.split()[1:] == ["SpillError", "SpillError", "ConfigurationError", "262144.0"]
+
+
 def test_a_process_is_forked_while_other_threads_take_memory(spill: str) -> None:
     end = ended(
         _PARENT + "import threading\n"

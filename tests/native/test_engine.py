@@ -6,6 +6,8 @@ import ctypes
 import gc
 import os
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -318,6 +320,59 @@ def test_other_threads_reach_everything(engine: nn.Module) -> None:
 
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_what_dies_while_a_run_closes_keeps_nothing_else_from_coming_back(
+    engine: nn.Module,
+) -> None:
+    tensors = [torch.full((64 * KIB,), float(number)) for number in range(8)]
+    assert send_away(*tensors) == 8
+    stress(100_000)
+    closing = threading.Thread(target=teraio.restore, args=(engine,))
+    closing.start()
+    while state(tensors[0]) != "resident":
+        time.sleep(1e-3)
+    del tensors[0]
+    closing.join()
+    assert [tensor[0].item() for tensor in tensors] == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_memory_that_the_system_lacks_for_a_moment_is_asked_for_again(tmp_path: Path) -> None:
+    end = subprocess.run(
+        [sys.executable, "-c", _LACKING_MEMORY, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert end.returncode == 0, end.stderr
+    assert end.stdout.split() == ["BudgetError", "away", str(float(64 * MIB)), "resident"]
+
+
+_LACKING_MEMORY = """
+import resource, sys, torch, teraio
+from teraio import _C
+from teraio.engine.testing import send_away, state
+model = teraio.offload(torch.nn.Linear(64, 64), memory_budget="2GiB", ssd=sys.argv[1])
+tensor = torch.ones(64 << 20)
+send_away(tensor)
+_C.release_free_pages()
+def lacking(run):
+    pages = int(open("/proc/self/statm").read().split()[0])
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * 4096 + (32 << 20), limits[1]))
+    try:
+        run()
+    except teraio.BudgetError as error:
+        print(type(error).__name__)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+lacking(lambda: tensor.sum())
+print(state(tensor))
+print(tensor.sum().item())
+teraio.restore(model)
+print(state(tensor))
+"""
+
+
 @pytest.mark.parametrize("wait_s", [0.01, 0.03, 0.1])
 def test_a_run_that_is_closed_while_ops_run_leaves_nothing_guarded(
     engine: nn.Module, wait_s: float
