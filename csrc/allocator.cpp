@@ -19,7 +19,19 @@ namespace {
 constexpr size_t kAlignment = 64;  // what PyTorch's own allocator gives
 constexpr uint8_t kPriority = 100;
 
-void block_released(void* context) { Engine::instance().storage_died(static_cast<Block*>(context)); }
+// What is taken (or, with a minus, given back), for PyTorch's profiler of memory. A block is known there by itself, as it
+// has no memory where it is away.
+void tell_profiler(void* memory, int64_t nbytes) {
+  if (!c10::memoryProfilingEnabled()) return;
+  const Engine::Totals totals = Engine::instance().totals();
+  c10::reportMemoryUsageToProfiler(memory, nbytes, totals.used, totals.used, c10::Device(c10::kCPU));
+}
+
+void block_released(void* context) {
+  auto* block = static_cast<Block*>(context);
+  if (Engine::instance().accelerator() == nullptr) tell_profiler(block, -static_cast<int64_t>(block->nbytes));
+  Engine::instance().storage_died(block);
+}
 
 // [Note: first sight]
 // Ops look at a storage's data pointer without a lock, and several threads may meet a storage for the first time at
@@ -69,13 +81,17 @@ FreshBlocks& fresh_blocks() {
 
 void small_released(void* memory) {
   if (memory == nullptr) return;
-  Engine::instance().small_freed(malloc_usable_size(memory));
+  const size_t nbytes = malloc_usable_size(memory);
+  Engine::instance().small_freed(nbytes);
   std::free(memory);
+  tell_profiler(memory, -static_cast<int64_t>(nbytes));
 }
 
 void fresh_released(void* memory) {
   if (Block* block = fresh_blocks().take(memory)) {
     block_released(block);
+  } else if (memory != nullptr && malloc_usable_size(memory) >= 2 * Engine::instance().min_block()) {
+    std::free(memory);  // so large a one that is no block was taken before the run, and not counted
   } else {
     small_released(memory);
   }
@@ -97,6 +113,7 @@ class BlockAllocator final : public c10::Allocator {
       try {
         Block* block = Engine::instance().allocate(nbytes);
         fresh_blocks().add(block);
+        tell_profiler(block, static_cast<int64_t>(block->nbytes));
         return {block->memory, block->memory, &fresh_released, cpu};
       } catch (...) {
         Engine::frame().refused = true;
@@ -113,12 +130,31 @@ class BlockAllocator final : public c10::Allocator {
       Engine::frame().refused = true;
       throw;
     }
+    tell_profiler(memory, static_cast<int64_t>(malloc_usable_size(memory)));
     return {memory, memory, &small_released, cpu};
   }
 
   at::DeleterFnPtr raw_deleter() const override { return &fresh_released; }
 
   void copy_data(void* to, const void* from, size_t nbytes) const override { std::memcpy(to, from, nbytes); }
+};
+
+// Libraries that free by pointer alone do so through whichever allocator is there by then: what they took while a run was
+// on, and free after it, is known here only.
+class AllocatorAfterRuns final : public c10::Allocator {
+ public:
+  at::DataPtr allocate(size_t nbytes) override { return c10::GetDefaultCPUAllocator()->allocate(nbytes); }
+  at::DeleterFnPtr raw_deleter() const override { return &released; }
+  void copy_data(void* to, const void* from, size_t nbytes) const override { std::memcpy(to, from, nbytes); }
+
+ private:
+  static void released(void* memory) {
+    if (Block* block = fresh_blocks().take(memory)) {
+      block_released(block);
+    } else {
+      c10::GetDefaultCPUAllocator()->raw_deleter()(memory);
+    }
+  }
 };
 
 BlockAllocator& allocator() {
@@ -130,7 +166,10 @@ BlockAllocator& allocator() {
 
 void install_allocator() { c10::SetCPUAllocator(&allocator(), kPriority); }
 
-void uninstall_allocator() { c10::SetCPUAllocator(c10::GetDefaultCPUAllocator(), kPriority); }
+void uninstall_allocator() {
+  static auto* instance = new AllocatorAfterRuns;
+  c10::SetCPUAllocator(instance, kPriority);
+}
 
 std::mutex& fresh_blocks_mutex() { return fresh_blocks().mutex; }
 

@@ -854,9 +854,14 @@ std::string Engine::over_budget(uint64_t nbytes, bool looking_on) const {
   uint64_t pinned = 0;
   for (const auto& entry : f.pinned) pinned += entry.block->memory != nullptr ? entry.block->nbytes : 0;
   const uint64_t least = needed_for(nbytes);
+  uint64_t unused = 0;
+  for (const Block* block : blocks_) {
+    if (!block->storage && !block->dead && block->pins == 0) unused += block->nbytes;
+  }
+  const std::string of_it = unused == 0 ? "" : " (of it " + mib(unused) + " are results that no op has used yet)";
   const std::string op = f.depth > 0 && f.name < op_names_.size() ? "op " + op_names_[f.name] : "an allocation";
   return op + " needs " + mib(least - used()) + " more, holds " + mib(pinned) + " of operands and results, and " +
-         mib(used() - pinned) + " beside it can't leave memory now; the budget is " + mib(budget_) +
+         mib(used() - pinned) + " beside it can't leave memory now" + of_it + "; the budget is " + mib(budget_) +
          ". Pass memory_budget=" + std::to_string(least + least / kSlackShare) +
          " or more, which is a little above what " +
          (looking_on ? "this iteration needed at most" : "the op has asked for so far") +

@@ -61,7 +61,7 @@ struct Frame {
   int depth = 0;
   bool entered = false;   // the engine counts it among the threads that may pin
   bool training = false;  // this thread's ops are what the trace and the plan are about
-  bool opaque = false;    // an operand hides its storages (mkldnn)
+  bool opaque = false;    // an operand hides its storages (mkldnn), or what the op makes hides its operands
   bool nested = false;    // it deals with nested tensors; PyTorch looks at their sizes without an op
   uint32_t name = 0;
   std::vector<Pinned> pinned;

@@ -61,6 +61,7 @@ struct OpInfo {
   bool kernel = false;        // it is implemented per device, not by calls of other ops
   bool on_lists = false;      // it computes a list of results from lists
   bool casts = false;         // to another type
+  bool packs = false;         // what it makes may hide its operands: packed weights
   std::optional<c10::OperatorHandle> repeatable;  // it can be run again, see [Note: recipes]
   std::optional<c10::OperatorHandle> measurable;  // what it makes can be known before, see [Note: what ops need]
 };
@@ -80,6 +81,9 @@ OpInfo describe(const c10::FunctionSchema& schema) {
   info.collective = collectives::is_one(schema);
   if (op && Recipe::possible(*op)) info.repeatable = op;
   if (op && info.kernel && !info.collective) info.measurable = op;
+  info.packs = !info.collective && std::any_of(schema.returns().begin(), schema.returns().end(), [](const auto& made) {
+    return made.type()->kind() == c10::TypeKind::ClassType;
+  });
   const bool undeclared = info.collective || writes_undeclared(schema.name());
   const size_t described = std::min(schema.arguments().size(), kDescribed);
   for (size_t argument = 0; argument < described; ++argument) {
@@ -370,6 +374,7 @@ std::unique_ptr<at::ObserverContext> on_start(const at::RecordFunction& op) {
   Frame& frame = Engine::frame();
   const OpInfo& info = info_of(*schema);
   frame.nested = frame.nested || info.nested;
+  frame.opaque = frame.opaque || info.packs;
   if (frame.depth++ == 0) {
     frame.name = info.id;
     frame.results = 0;

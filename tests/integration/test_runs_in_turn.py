@@ -229,6 +229,21 @@ def test_a_process_forked_off_one_with_a_run_is_told_to_be_spawned(spill: str) -
     assert "ConfigurationError" in end.stderr and "spawn" in end.stderr
 
 
+def test_what_a_library_took_during_a_run_is_given_back_after_it(spill: str) -> None:
+    end = ended(
+        "import sys, torch, teraio\n"
+        "model = torch.nn.Linear(64, 64)\n"
+        "teraio.offload(model, memory_budget='100MiB', ssd=sys.argv[1])\n"
+        "hidden = torch.ones(512, 512).to_mkldnn()\n"
+        "teraio.restore(model)\n"
+        "del hidden\n"
+        "print(torch.ones(512, 512).to_mkldnn().to_dense().sum().item())\n",
+        spill,
+    )
+    assert end.returncode == 0, end.stderr
+    assert end.stdout.split() == ["262144.0"]
+
+
 def test_a_process_forked_off_can_neither_reach_what_is_away_nor_end_the_run(spill: str) -> None:
     end = ended(
         "from teraio.engine.testing import send_away\n" + _PARENT + "model = train()\n"

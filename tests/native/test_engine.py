@@ -104,6 +104,43 @@ def test_a_result_that_hides_its_memory_keeps_no_operand_from_leaving(engine: nn
     assert torch.equal(hidden.to_dense(), tensor)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_packed_weights_keep_what_they_hide_in_memory(engine: nn.Module) -> None:
+    def results() -> torch.Tensor:
+        torch.manual_seed(0)
+        layer = nn.Sequential(nn.Linear(64, 8192))
+        packed = torch.ao.quantization.quantize_dynamic(layer, {nn.Linear}, dtype=torch.qint8)
+        data = torch.randn(8, 64)
+        for _ in range(6):  # of 2 MiB each: what can leave does
+            torch.ones(512 * KIB).add_(1)
+        result: torch.Tensor = packed(data)
+        return result
+
+    ours = results()
+    teraio.restore(engine)
+    assert torch.equal(ours, results())
+
+
+def test_memory_that_was_taken_before_the_run_is_not_counted_as_it_goes(tmp_path: Path) -> None:
+    before = [torch.ones(512, 512).to_mkldnn() for _ in range(8)]
+    model = teraio.offload(nn.Linear(128, 128), memory_budget=8 * MIB, ssd=tmp_path)
+    try:
+        count = used()
+        before.clear()
+        assert used() == count
+    finally:
+        teraio.restore(model)
+
+
+def test_profiles_of_memory_know_what_ops_take_and_give_back(engine: nn.Module) -> None:
+    with torch.profiler.profile(profile_memory=True) as profile:
+        tensor = torch.ones(256 * KIB)
+        del tensor
+    usage = {event.key: event.self_cpu_memory_usage for event in profile.key_averages()}
+    assert usage["aten::empty"] == MIB
+    assert sum(usage.values()) == 0
+
+
 def test_an_interrupted_wait_of_a_graph_ends_its_op(engine: nn.Module) -> None:
     tensor = torch.randn(256, 256)
 
