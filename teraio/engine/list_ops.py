@@ -4,7 +4,8 @@
 resident at once. They work element by element over the list, so parts of the list give the same
 numbers. An optimizer that takes its step by a dozen such ops would go through all parameters and
 states a dozen times, and keep whole lists between two of them; so it gets its lists in parts too,
-and is done with one before it begins the next. (Not Adafactor, which puts its groups together.)
+and is done with one before it begins the next. That is for PyTorch's own optimizers that work
+tensor by tensor: others may compute one figure for all of a group, and get it whole.
 
 In: a limit in bytes. Out: patched functions of the torch module and of ``Optimizer``. Must not
 know: plans, budgets.
@@ -27,6 +28,15 @@ from teraio.engine.when_loaded import WhenLoaded
 _PREFIXES = ("_foreach_", "_fused_adam", "_fused_sgd", "_fused_adagrad", "_amp_foreach_")
 # Where PyTorch's optimizers get their lists from: a group for each device and dtype.
 _GROUPING = "_group_tensors_by_device_and_dtype"
+# The modules of those that work tensor by tensor: what they compute of a part is what they compute
+# of it within the group. Adafactor puts groups together again.
+_TENSOR_BY_TENSOR = frozenset(
+    f"torch.optim.{name}"
+    for name in (
+        *("adadelta", "adagrad", "adam", "adamax", "adamw", "asgd"),
+        *("nadam", "radam", "rmsprop", "rprop", "sgd"),
+    )
+)
 
 
 class _Patch(NamedTuple):
@@ -48,7 +58,7 @@ _awaited: list[WhenLoaded] = []
 
 def install(limit_bytes: int) -> None:
     """From now on, no list op has more than ``limit_bytes`` of operands at once (or one list
-    element), and no optimizer of PyTorch's but Adafactor more in one group."""
+    element), and no optimizer of PyTorch's that works tensor by tensor more in one group."""
     uninstall()
     for name in dir(torch):
         if name.startswith(_PREFIXES):
@@ -133,7 +143,11 @@ def _in_small_groups(group: Callable[..., Any], limit_bytes: int) -> Callable[..
     @functools.wraps(group)
     def run(tensor_lists: Any, *args: Any, **kwargs: Any) -> Any:
         groups = group(tensor_lists, *args, **kwargs)
-        if torch.compiler.is_compiling():
+        # Whose step it is only its code tells: it asks the base class, and with no optimizer.
+        if (
+            torch.compiler.is_compiling()
+            or sys._getframe(1).f_globals.get("__name__") not in _TENSOR_BY_TENSOR
+        ):
             return groups
         small = {}
         for key, (lists, indices) in groups.items():

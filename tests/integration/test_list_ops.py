@@ -7,10 +7,12 @@ not know: plans.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from types import FunctionType
 from typing import Any
 
 import pytest
 import torch
+from torch.optim import Optimizer, sgd
 
 import teraio
 from teraio.engine import list_ops
@@ -132,12 +134,15 @@ def test_one_part_goes_through_all_ops_before_the_next(monkeypatch: pytest.Monke
     assert seen == [2] * (COUNT // 2)
 
 
+def grouped(lists: list[list[torch.Tensor]]) -> dict[Any, Any]:
+    return Optimizer._group_tensors_by_device_and_dtype(lists, with_indices=True)
+
+
 def test_groups_of_parts_have_keys_that_tell_device_and_dtype() -> None:
     tensors = [torch.ones(ROWS, COLUMNS, dtype=torch.bfloat16) for _ in range(COUNT)]
     list_ops.install(TENSOR_BYTES)
-    groups = torch.optim.Optimizer._group_tensors_by_device_and_dtype(
-        [tensors, []], with_indices=True
-    )
+    # As PyTorch's SGD asks for them.
+    groups = FunctionType(grouped.__code__, vars(sgd))([tensors, []])
     assert len(groups) == COUNT // 2
     assert {(device.type, dtype) for device, dtype in groups} == {("cpu", torch.bfloat16)}
     found = [(lists, indices) for lists, indices in groups.values()]
@@ -145,6 +150,60 @@ def test_groups_of_parts_have_keys_that_tell_device_and_dtype() -> None:
     kept = [tensor for (own, _), _ in found for tensor in own]
     assert all(a is b for a, b in zip(kept, tensors, strict=True))
     assert all(empty == [] for (_, empty), _ in found)
+
+
+class _Normalised(torch.optim.SGD):
+    """Divides gradients by their norm over the whole group, which is one figure."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        parameters = self.param_groups[0]["params"]
+        gradients = [parameter.grad for parameter in parameters]
+        groups = self._group_tensors_by_device_and_dtype([parameters, gradients])
+        with torch.no_grad():
+            for (own, their), _ in groups.values():
+                norm = torch.stack(torch._foreach_norm(their)).norm()
+                torch._foreach_add_(own, torch._foreach_div(their, norm), alpha=-0.1)
+
+
+class _Derived(torch.optim.SGD):
+    """Steps as PyTorch's own does."""
+
+
+def stepped(kind: type[torch.optim.SGD]) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    parameters = [
+        torch.nn.Parameter(torch.randn(ROWS, COLUMNS, generator=generator)) for _ in range(COUNT)
+    ]
+    optimizer = kind(parameters, lr=0.1, foreach=True)
+    for parameter in parameters:
+        parameter.grad = torch.randn(ROWS, COLUMNS, generator=generator)
+    optimizer.step()
+    return [parameter.detach() for parameter in parameters]
+
+
+def test_an_optimizer_of_others_gets_whole_groups() -> None:
+    """It may compute one figure for all of a group."""
+    expected = stepped(_Normalised)
+    list_ops.install(2 * TENSOR_BYTES)
+    assert len(grouped([expected])) == 1
+    assert all(map(torch.equal, stepped(_Normalised), expected))
+
+
+def test_an_optimizer_that_inherits_the_step_of_pytorchs_gets_parts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expected = stepped(_Derived)
+    seen: list[int] = []
+    original = torch._foreach_add_
+
+    def add_(tensors: list[torch.Tensor], *args: Any, **kwargs: Any) -> None:
+        seen.append(len(tensors))
+        original(tensors, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "_foreach_add_", add_)
+    list_ops.install(4 * TENSOR_BYTES)  # parameter and gradient of two parameters
+    assert all(map(torch.equal, stepped(_Derived), expected))
+    assert seen == [2] * (COUNT // 2)
 
 
 def test_the_original_functions_come_back() -> None:
