@@ -99,12 +99,12 @@ def _in_parts(op: Callable[..., Any], limit_bytes: int) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
             return op(*args, **kwargs)
-        values = [*args, *kwargs.values()]
+        values = [value for value in (*args, *kwargs.values()) if _has_elements(value)]
         lists = [value for value in values if _is_tensor_list(value)]
         count = len(lists[0]) if lists else 0
-        # Lists that don't run along with the first one (scalars do) mean something else: leave
-        # them whole.
-        if count < 2 or any(len(value) != count for value in lists):
+        # What doesn't run along with the first list (scalars do) means something else, or is a
+        # mistake, which the op itself is to find before it changes a tensor.
+        if count < 2 or any(len(value) != count for value in values) or not _are_tensors(lists):
             return op(*args, **kwargs)
         sizes = [sum(_nbytes(value[i]) for value in lists) for i in range(count)]
         if sum(sizes) <= limit_bytes or not _are_alike(lists):
@@ -193,8 +193,19 @@ def _is_dense(tensor: torch.Tensor) -> bool:
     return tensor.numel() in (0, last + 1)
 
 
-def _is_tensor_list(value: object) -> bool:
-    return isinstance(value, list | tuple) and bool(value) and isinstance(value[0], torch.Tensor)
+def _has_elements(value: object) -> bool:
+    """Whether it may hold something for each tensor of a list: lists, and scalars in a tensor."""
+    if isinstance(value, torch.Tensor):
+        return value.dim() == 1 and value.numel() > 1
+    return isinstance(value, list | tuple) and bool(value)
+
+
+def _is_tensor_list(value: Any) -> bool:
+    return not isinstance(value, torch.Tensor) and any(isinstance(v, torch.Tensor) for v in value)
+
+
+def _are_tensors(lists: list[Any]) -> bool:
+    return all(isinstance(value, torch.Tensor) for values in lists for value in values)
 
 
 def _nbytes(tensor: torch.Tensor) -> int:
@@ -202,8 +213,8 @@ def _nbytes(tensor: torch.Tensor) -> int:
 
 
 def _part(value: Any, count: int, part: slice) -> Any:
-    """The part of a list that has one element per tensor; everything else as it is."""
-    return value[part] if isinstance(value, list | tuple) and len(value) == count else value
+    """The part of what has one element per tensor of a list; everything else as it is."""
+    return value[part] if _has_elements(value) and len(value) == count else value
 
 
 def _parts(sizes: list[int], limit: int) -> Iterator[slice]:

@@ -214,6 +214,44 @@ def test_the_original_functions_come_back() -> None:
     assert (vars(torch.optim.Optimizer)[list_ops._GROUPING], torch._foreach_add_) == before
 
 
+def ones() -> list[torch.Tensor]:
+    return [torch.ones(ROWS, COLUMNS) for _ in range(COUNT)]
+
+
+@pytest.mark.parametrize("name", ["_foreach_addcdiv_", "_foreach_addcmul_"])
+def test_scalars_in_one_tensor_go_with_the_tensors_that_they_are_for(name: str) -> None:
+    scalars = torch.linspace(0.1, 0.8, COUNT)
+    list_ops.install(6 * TENSOR_BYTES)  # two tensors of each list
+    tensors = ones()
+    getattr(torch, name)(tensors, ones(), ones(), scalars)
+    assert [float(tensor[3, 7]) for tensor in tensors] == (1 + scalars).tolist()
+
+
+def test_a_call_that_pytorch_refuses_is_refused_by_pytorch_and_changes_nothing() -> None:
+    tensors = ones()
+    wrong: list[Any] = [
+        lambda: torch._foreach_add([*tensors, None], 1.0),
+        lambda: torch._foreach_add([None, *tensors], 1.0),
+        lambda: torch._foreach_add_(tensors, [*ones()[1:], None]),
+        lambda: torch._foreach_mul_(tensors, [2.0, 3.0]),  # as many as a part has
+        lambda: torch._foreach_addcmul_(tensors, ones(), ones(), torch.tensor([2.0, 3.0])),
+    ]
+
+    def refusals() -> list[tuple[type[BaseException], str]]:
+        found = []
+        for call in wrong:
+            with pytest.raises((TypeError, RuntimeError)) as caught:
+                call()
+            found.append((caught.type, str(caught.value)))
+        return found
+
+    expected = refusals()
+    for share in (2, 4, 6):
+        list_ops.install(share * TENSOR_BYTES)
+        assert refusals() == expected
+    assert all(map(torch.equal, tensors, ones()))
+
+
 def test_results_on_lists_leave_before_an_op_uses_them(spill: str) -> None:
     """They may be as many bytes as all parameters."""
     count, side = 24, 512  # 24 MiB
