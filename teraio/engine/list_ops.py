@@ -21,6 +21,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
+from torch.jit._builtins import _find_builtin, _get_builtin_table, _register_builtin
 from torch.optim import Optimizer
 
 from teraio.engine.when_loaded import WhenLoaded
@@ -70,6 +71,10 @@ def install(limit_bytes: int) -> None:
         _patches.append(_Patch(Optimizer, _GROUPING, group, parts))
     for patch in _patches:
         patch.set()
+        # TorchScript knows PyTorch's functions by what objects they are.
+        op_name = _find_builtin(patch.original)  # type: ignore[no-untyped-call]
+        if op_name is not None:
+            _register_builtin(patch.replacement, op_name)
     if "torch._dynamo" not in sys.modules:
         _awaited.append(WhenLoaded("torch._dynamo", _with_originals))
 
@@ -79,7 +84,9 @@ def uninstall() -> None:
     while _awaited:
         _awaited.pop().give_up()
     while _patches:
-        _patches.pop().undo()
+        patch = _patches.pop()
+        patch.undo()
+        _get_builtin_table().pop(id(patch.replacement), None)  # type: ignore[no-untyped-call]
 
 
 @contextmanager

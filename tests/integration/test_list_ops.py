@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.jit._builtins import _get_builtin_table
 from torch.optim import Optimizer, sgd
 
 import teraio
@@ -250,6 +251,18 @@ def test_a_call_that_pytorch_refuses_is_refused_by_pytorch_and_changes_nothing()
         list_ops.install(share * TENSOR_BYTES)
         assert refusals() == expected
     assert all(map(torch.equal, tensors, ones()))
+
+
+def test_torchscript_compiles_list_ops() -> None:
+    def added(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        return torch._foreach_add(tensors, 1.0)
+
+    before = dict(_get_builtin_table())
+    list_ops.install(TENSOR_BYTES)
+    found = torch.jit.script(added)(ones())
+    assert all(float(tensor[3, 7]) == 2.0 for tensor in found)
+    list_ops.uninstall()
+    assert _get_builtin_table() == before
 
 
 def test_results_on_lists_leave_before_an_op_uses_them(spill: str) -> None:
