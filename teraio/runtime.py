@@ -19,7 +19,6 @@ from typing import Any, Literal
 
 import torch
 from torch._compile import _disable_dynamo
-from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
@@ -35,7 +34,13 @@ from teraio.engine.compression import Compression
 from teraio.engine.encoded_path import EncodedPath
 from teraio.engine.foreign import own_memory, storages_with_hidden_owners
 from teraio.engine.iterations import Iterations
-from teraio.engine.materialize import StoredTensor, is_elsewhere, lacks_data, materialize
+from teraio.engine.materialize import (
+    StoredTensor,
+    check_shapes,
+    is_elsewhere,
+    lacks_data,
+    materialize,
+)
 from teraio.engine.module_hooks import ModuleHooks, numbers_of_modules
 from teraio.engine.participants import Participants, tensors_of
 from teraio.engine.places import Places
@@ -274,6 +279,7 @@ class Runtime:
         A model on the meta device gets its storages first, filled from ``stored`` if that is given.
         With ``to_device`` one that is elsewhere is brought to the run's device.
         """
+        check_shapes(model)
         prefix = self._participants.new_prefix()
         device = torch.device(self.device)
         for name, tensor in tensors_of(model, prefix).items():
@@ -300,7 +306,7 @@ class Runtime:
 
     def _check_size(self, name: str, tensor: torch.Tensor) -> None:
         """Raises BudgetError if the tensor alone is more than the budget."""
-        if is_lazy(tensor) or tensor.layout != torch.strided:
+        if tensor.layout != torch.strided:
             return
         nbytes, most = tensor.untyped_storage().nbytes(), self._counted_bytes
         if nbytes > most:

@@ -18,6 +18,7 @@ from torch.nn.modules.module import (
 )
 
 from teraio.engine.devices import device_of
+from teraio.engine.materialize import without_shape
 from teraio.errors import ConfigurationError
 from teraio.records import RunReport, Trace
 from teraio.runtime import Runtime
@@ -91,6 +92,8 @@ class Watch:
         root = self._root(module)
         if not any(True for _ in root.parameters()) or self.runtime.has_model(root):
             return
+        if without_shape(root):
+            return  # its first call is to give them one
         if device_of(root).type != "cpu":
             raise ConfigurationError(
                 f"the model is on {device_of(root)}; profiling a program watches the CPU's memory. "

@@ -225,10 +225,18 @@ def test_what_has_data_already_keeps_it(spill: str) -> None:
     assert tensors_of(model) == expected
 
 
-def test_parameters_without_a_shape_are_named(spill: str) -> None:
-    model = on_meta(lambda: nn.Sequential(nn.Linear(8, 8), nn.LazyLinear(8)))
-    with pytest.raises(teraio.ConfigurationError, match=r"no shape yet \(1\.weight, 1\.bias\)"):
-        teraio.offload(model, memory_budget=MIB, ssd=spill, device="cpu")
+@pytest.mark.parametrize("device", [None, "cpu"])
+@pytest.mark.parametrize("place", ["meta", "cpu"])
+def test_parameters_without_a_shape_are_named(place: str, device: str | None, spill: str) -> None:
+    with torch.device(place):
+        model = nn.Sequential(nn.Linear(8, 8), nn.LazyLinear(8), nn.LazyBatchNorm1d(affine=False))
+    names = r"1\.weight, 1\.bias, 2\.running_mean, 2\.running_var"
+    with pytest.raises(teraio.ConfigurationError, match=rf"no shape yet \({names}\)"):
+        teraio.offload(model, memory_budget=MIB, ssd=spill, device=device)
+    model[1] = nn.Linear(8, 8)
+    del model[2]
+    teraio.offload(model, memory_budget=MIB, ssd=spill, device="cpu")
+    teraio.restore(model)
 
 
 # ------------------------------------------------------------ read from files

@@ -229,6 +229,17 @@ def test_parts_that_are_called_by_themselves_belong_to_the_whole_model(spill: st
     assert names >= {"encoder.weight", "decoder.weight"}
 
 
+def test_lazy_modules_are_recorded_once_a_call_gave_them_their_shape(spill: str) -> None:
+    with teraio.profile(ssd=spill) as run:
+        model = nn.Sequential(nn.LazyLinear(256), nn.LazyLinear(128))
+        model(torch.randn(8, 128))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(3):
+            step_of(model, optimizer, torch.randn(8, 128))
+    assert run.trace is not None
+    assert {storage.name for storage in run.trace.storages} >= {"0.weight", "1.weight"}
+
+
 def test_modules_without_parameters_start_no_profile(spill: str) -> None:
     with teraio.profile(ssd=spill) as run:
         model = nn.Linear(128, 128)

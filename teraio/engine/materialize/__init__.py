@@ -25,7 +25,31 @@ from teraio.engine.materialize.reading import Reading, listed
 from teraio.engine.materialize.weight_files import StoredTensor, stored_tensors
 from teraio.errors import ConfigurationError
 
-__all__ = ["StoredTensor", "is_elsewhere", "lacks_data", "materialize", "stored_tensors"]
+__all__ = [
+    "StoredTensor",
+    "check_shapes",
+    "is_elsewhere",
+    "lacks_data",
+    "materialize",
+    "stored_tensors",
+    "without_shape",
+]
+
+
+def without_shape(model: torch.nn.Module) -> list[str]:
+    """The parameters and buffers of lazy modules that were never called."""
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    return [name for name, tensor in tensors if is_lazy(tensor)]
+
+
+def check_shapes(model: torch.nn.Module) -> None:
+    """Raises ConfigurationError for tensors that have no shape yet."""
+    lazy = without_shape(model)
+    if lazy:
+        raise ConfigurationError(
+            f"parameters that have no shape yet ({listed(lazy)}) can't be offloaded; call the "
+            "model once before."
+        )
 
 
 def lacks_data(model: torch.nn.Module) -> bool:
@@ -54,12 +78,6 @@ def materialize(
     Raises ConfigurationError, naming names, where tensors have no origin or don't fit; the model is
     then as it was.
     """
-    lazy = [name for name, tensor in model.named_parameters() if is_lazy(tensor)]
-    if lazy:
-        raise ConfigurationError(
-            f"parameters that have no shape yet ({listed(lazy)}) can't be offloaded; call the "
-            "model once before."
-        )
     device = torch.empty(0, device=device).device  # with its number
     placement = Placement(model, device, hand_over)
     reading = None if stored is None else Reading(model, placement, stored)
