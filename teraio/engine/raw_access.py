@@ -64,7 +64,7 @@ def install() -> None:
         safetensors, "_to_ndarray"
     ):  # what a file gets is read from arrays, all of them at once
         _patches.replace(safetensors, "_to_ndarray", _window_on_tensor)
-    _patches.replace(torch.autograd.profiler.profile, "_prepare_trace", _may_look_at_modules)
+    _patches.replace(torch.autograd.profiler.profile, "_prepare_trace", _may_look_at_addresses)
 
 
 def uninstall() -> None:
@@ -160,11 +160,12 @@ def _caller() -> str:
     return ""
 
 
-def _may_look_at_modules(original: Callable[..., Any]) -> Callable[..., Any]:
-    """A profile with stacks notes the addresses of all parameters, in C++ and without an op."""
+def _may_look_at_addresses(original: Callable[..., Any]) -> Callable[..., Any]:
+    """A profile notes addresses in C++ and without an op: with stacks those of all parameters, with
+    shapes those of the tensors that an op gets, before the op brings them in."""
 
     def prepare(self: Any) -> Any:
-        if self.with_stack:
+        if self.with_stack or self.record_shapes:
             _C.guard_quietly()
         return original(self)
 

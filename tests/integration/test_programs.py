@@ -1087,6 +1087,22 @@ def profile_with_stacks() -> Program:
 
 
 @program
+def profile_with_shapes() -> Program:
+    model = mlp()
+    usual = trained(model, lambda i: model(data(i)).square().mean())
+
+    def step(i: int) -> Any:
+        with torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True
+        ) as profile:
+            computed = usual.step(i)
+        products = [e.input_shapes for e in profile.events() if e.name == "aten::mm"]
+        return computed, sorted(products)
+
+    return Program(model, step, usual.state)
+
+
+@program
 def optimizer_of_views() -> Program:
     """It steps pieces of the model's only parameter."""
     model = nn.Module()
