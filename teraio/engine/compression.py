@@ -6,7 +6,7 @@ how a codec works, the native core.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import get_args
 
@@ -43,6 +43,13 @@ class Compression:
             if named is not None:
                 return named
         return codecs.get(storage.kind, self.default)
+
+    def missing(self, storages: Iterable[Storage]) -> tuple[list[str], list[str]]:
+        """The named states that none of ``storages`` is, and all states that some of them are."""
+        named = [kind for kind, _ in self.by_kind if kind.startswith(f"{_NAMED}:")]
+        states = {s.name.rpartition(":")[2] for s in storages if s.kind == _NAMED}
+        there = sorted(f"{_NAMED}:{state}" for state in states)
+        return [state for state in named if state not in there], there
 
     @property
     def codecs(self) -> tuple[str, ...]:

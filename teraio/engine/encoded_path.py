@@ -77,6 +77,7 @@ class EncodedPath:
                 f"than half of a budget of {format_size(budget_bytes)}; raise memory_budget, or "
                 "leave compress out."
             )
+        self._told_missing: list[str] = []
         self._coder = Coder()
         self._try_out(nbytes, piece)
         self._native = _C.Codec(self._coder.encode, self._coder.decode)
@@ -104,6 +105,7 @@ class EncodedPath:
 
         ``dtypes`` are theirs; None where a storage has several, or none that is known.
         """
+        self._tell_missing(trace)
         kinds = list(zip(self.numbers(trace), dtypes, strict=True))
         # Asked once for each, as I/O threads go on coding.
         found = {
@@ -118,6 +120,17 @@ class EncodedPath:
             for storage, kind in zip(trace.storages, kinds, strict=True)
         )
         return replace(trace, storages=storages, encodings=tuple(known.values()))
+
+    def _tell_missing(self, trace: Trace) -> None:
+        # No earlier: it is the first steps that show what states there are.
+        missing, there = self.compression.missing(trace.storages)
+        if missing and missing != self._told_missing:
+            log.warning(
+                "compress names %s, and no storage of the training is such a state; there are %s.",
+                ", ".join(missing),
+                ", ".join(there) or "none",
+            )
+        self._told_missing = missing
 
     def close(self) -> None:
         """Gives the buffers back."""

@@ -6,6 +6,7 @@ In: what the user passed as ``ssd``. Out: usable folders. Must not know: torch, 
 from __future__ import annotations
 
 import os
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ def spill_folders(
     cache.
 
     ``what`` names the setting in the ConfigurationError that anything but names of folders raises,
-    and a folder that is named twice.
+    names that no folder can have, and a folder that is named twice.
     """
     if ssd is None:
         named = os.environ.get(ENVIRONMENT)
@@ -43,7 +44,7 @@ def spill_folders(
         )
     if not ssd or "" in ssd:
         raise ConfigurationError(f"{what} is empty; pass at least one folder on an SSD.")
-    folders = [Path(folder).expanduser() for folder in ssd]
+    folders = [_folder(name, what) for name in ssd]
     places = [folder.resolve() for folder in folders]
     for place in places:
         if places.count(place) > 1:
@@ -51,6 +52,18 @@ def spill_folders(
                 f"{what} names the folder {place} more than once; pass one folder per drive."
             )
     return folders
+
+
+def _folder(name: str | os.PathLike[str], what: str) -> Path:
+    try:
+        folder = Path(name).expanduser()
+        folder.resolve().exists()  # which the system may not even be able to tell
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or str(error).rstrip(".")
+        raise ConfigurationError(
+            f"{what}={reprlib.repr(os.fspath(name))} can't be a folder: {reason}; pass another."
+        ) from None
+    return folder
 
 
 def check_folder(folder: Path, *, allow_tmpfs: bool, consent: str = "") -> None:

@@ -184,7 +184,7 @@ def test_what_the_run_has_reserved_is_room_for_its_plan(tmp_path: Path) -> None:
             teraio.restore(model)
 
 
-@pytest.mark.parametrize("budget", ["much", "-1GiB", 0, -5, "10 parsecs", 1.5])
+@pytest.mark.parametrize("budget", ["much", "-1GiB", 0, -5, "10 parsecs", 1.5, 1 << 70])
 def test_a_budget_that_is_no_size_is_refused(budget: object, spill: str) -> None:
     refused(teraio.ConfigurationError, "memory_budget", memory_budget=budget, ssd=[spill])
 
@@ -200,6 +200,13 @@ def test_something_that_is_no_module_is_refused(spill: str) -> None:
         ({"ssd": 5}, "ssd=5 names no folders"),
         ({"ssd": ""}, "ssd is empty"),
         ({"ssd": []}, "ssd is empty"),
+        ({"ssd": "a\0b"}, r"ssd='a\\x00b' can't be a folder: embedded null"),
+        ({"ssd": "~nobody-at-all/x"}, "ssd='~nobody-at-all/x' can't be a folder: Could not"),
+        ({"ssd": ["x" * 5000]}, r"ssd='x+\.\.\.x+' can't be a folder: File name too long; pass"),
+        ({"weights": 5}, "weights=5 is no path; pass a safetensors file"),
+        ({"weights": b"x"}, "weights=b'x' is no path"),
+        ({"weights": ""}, "weights='' is no path"),
+        ({"weights": "x" * 5000}, "is neither a file nor a folder"),
         ({"profile_iterations": "2"}, "profile_iterations='2'"),
         ({"profile_iterations": 2.5}, "profile_iterations=2.5"),
         ({"recompute": "yes"}, "recompute='yes'"),

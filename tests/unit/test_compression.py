@@ -52,6 +52,21 @@ def test_a_state_may_have_a_codec_of_its_own() -> None:
     assert found.codec_of(storage("gradient", "a.weight:exp_avg_sq")) == "raw"
 
 
+def test_states_that_no_storage_is_are_told_with_those_that_there_are() -> None:
+    found = compression(
+        {"optimizer_state:exp_avg": "fp8", "optimizer_state:nope": "bf16", "activation": "bf16"}
+    )
+    assert found is not None
+    storages = [
+        storage("optimizer_state", f"{layer}.weight:{state}")
+        for layer in "ab"
+        for state in ("exp_avg_sq", "exp_avg")
+    ]
+    there = ["optimizer_state:exp_avg", "optimizer_state:exp_avg_sq"]
+    assert found.missing([*storages, storage("activation")]) == (["optimizer_state:nope"], there)
+    assert found.missing([]) == (["optimizer_state:exp_avg", "optimizer_state:nope"], [])
+
+
 @pytest.mark.parametrize(
     ("compress", "words"),
     [

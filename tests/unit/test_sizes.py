@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,6 +18,7 @@ GIB = 1 << 30
     ("size", "nbytes"),
     [
         (50, 50),
+        (np.int64(50), 50),
         ("50B", 50),
         ("0", 0),
         ("1024", 1024),
@@ -26,7 +28,9 @@ GIB = 1 << 30
     ],
 )
 def test_sizes_are_bytes(size: int | str, nbytes: float) -> None:
-    assert parse_size(size, whole=GIB, what="memory_budget") == int(nbytes)
+    parsed = parse_size(size, whole=GIB, what="memory_budget")
+    assert parsed == int(nbytes)
+    assert type(parsed) is int
 
 
 @pytest.mark.parametrize(
@@ -37,6 +41,10 @@ def test_sizes_are_bytes(size: int | str, nbytes: float) -> None:
         ("much", "memory_budget='much' is no size"),
         (True, "memory_budget=True is no size"),
         (-1, "memory_budget=-1 is negative"),
+        (np.float64(50), "is no size"),
+        (np.array([50, 60]), "is no size"),
+        (1 << 70, f"memory_budget={1 << 70} is more than any machine has; pass bytes"),
+        ("9" * 400 + "GiB", "is more than any machine has"),
     ],
 )
 def test_what_is_hardly_meant_is_refused(size: int | str, sentence: str) -> None:

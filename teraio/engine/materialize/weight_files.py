@@ -100,10 +100,15 @@ def stored_tensors(weights: str | os.PathLike[str]) -> dict[str, StoredTensor]:
 
     Raises ConfigurationError where there are none, FileFormatError for damaged files.
     """
+    if not isinstance(weights, str | os.PathLike) or not os.fspath(weights):
+        raise ConfigurationError(
+            f"weights={weights!r} is no path; pass a safetensors file, or a folder of them."
+        )
     path = Path(weights)
-    if path.is_file():
+    # These are false for names that no file can have.
+    if os.path.isfile(path):
         return _tensors_of(path)
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise ConfigurationError(f"weights={str(path)!r} is neither a file nor a folder.")
     if (path / _SINGLE).is_file():
         return _tensors_of(path / _SINGLE)
