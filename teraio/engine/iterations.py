@@ -17,7 +17,7 @@ log = logging.getLogger("teraio")
 
 # So many steps of unknown optimizers, and nothing else, are worth a word.
 _STRANGE_STEPS = 3
-# And so many calls or steps within one iteration, which accumulation hardly ever makes.
+# And so many calls, or steps of one optimizer, in one iteration: accumulation hardly makes them.
 _MANY_CALLS = 100
 _MANY_STEPS = 10
 # Steps in a row outside of all marked blocks after which the user is known to mark no more.
@@ -45,6 +45,7 @@ class Iterations:
         """Iterations end with this one from now on; True if they ended with another before."""
         before = self._closing() if self._closing is not None else None
         self._closing = weakref.ref(optimizer)
+        self._steps = 0  # many optimizers may make one iteration, such as one for each parameter
         return before is not None
 
     def stepped(self, optimizer: torch.optim.Optimizer) -> None:

@@ -304,6 +304,28 @@ def test_a_loop_within_one_marked_iteration_is_warned(
     assert caplog.text.count("10 optimizer steps in one") == 1
 
 
+def test_many_optimizers_that_step_in_each_marked_iteration_are_not_warned_of(
+    spill: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = nn.ModuleList(nn.Linear(64, 64) for _ in range(8))
+    optimizers = {p: torch.optim.SGD([p], lr=0.1) for p in model.parameters()}
+
+    def step(parameter: torch.Tensor) -> None:
+        optimizers[parameter].step()
+        parameter.grad = None
+
+    for parameter in optimizers:
+        parameter.register_post_accumulate_grad_hook(step)
+    teraio.offload(model, memory_budget="1MiB", ssd=spill)
+    for _ in range(4):
+        with teraio.iteration(model):
+            sum(layer(torch.ones(4, 64)).sum() for layer in model).backward()
+    report = teraio.report(model)
+    teraio.restore(model)
+    assert caplog.text == ""
+    assert [step.phase for step in report.steps] == ["profile", "profile", "run", "run"]
+
+
 def test_steps_end_iterations_again_once_none_is_marked_any_more(spill: str) -> None:
     model = teraio.offload(SlowAtTimes(), memory_budget="1MiB", ssd=spill)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
