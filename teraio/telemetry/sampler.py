@@ -77,6 +77,9 @@ class Sampler:
         while not self._stopped:
             try:
                 self.sample()
+            except OSError as error:  # the machine has no more open files, for example
+                log.warning("teraio stops watching the machine: %s", error)
+                return
             except Exception:  # no figure is worth a training run
                 log.warning("teraio stops watching the machine", exc_info=True)
                 return

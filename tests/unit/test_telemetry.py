@@ -171,16 +171,19 @@ def test_a_new_window_is_looked_at_at_once() -> None:
     sampler.stop()
 
 
+@pytest.mark.parametrize("error", [OSError("gone"), ValueError("wrong")])
 def test_a_probe_that_fails_ends_the_watch_and_nothing_else(
-    caplog: pytest.LogCaptureFixture,
+    error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken() -> Iterator[Measure]:
-        raise OSError("gone")
+        raise error
 
     sampler = Sampler([broken])
     sampler.start()
     _until(lambda: "stops watching" in caplog.text)
     assert sampler.telemetry() == Telemetry(seconds=0.0, samples=0)
+    assert str(error) in caplog.text
+    assert ("Traceback" in caplog.text) == isinstance(error, ValueError)
     sampler.stop()
 
 
