@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -661,6 +661,46 @@ def test_forked_data_workers_work_and_their_batches_train_equally(spill: str) ->
         assert first == theirs
         # Forked once more, now that a plan runs and storages are away.
         train_with_workers(ours, 2)
+
+
+def rows_from_a_worker(remedy: str, spill: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """A dataset that ops made and that would leave memory, and what a worker gives of it."""
+
+    def made() -> torch.Tensor:
+        return torch.arange(64 * 1024.0).view(64, 1024) / 3
+
+    data = made()
+    model = teraio.offload(torch.nn.Linear(64, 64), memory_budget=NO_LIMIT, ssd=spill)
+    try:
+        if remedy != "made before":
+            data = made()
+        if remedy == "shared":
+            data.share_memory_()
+        loader = torch.utils.data.DataLoader(
+            torch.utils.data.TensorDataset(data),
+            batch_size=16,
+            num_workers=1,
+            multiprocessing_context="spawn" if remedy == "spawn" else "fork",
+            timeout=60,
+        )
+        with teraio.resident(data) if remedy == "resident" else nullcontext():
+            if testing.state(data) != "foreign":
+                testing.send_away(data)
+            return data, torch.cat([rows for (rows,) in loader])
+    finally:
+        teraio.restore(model)
+
+
+@pytest.mark.parametrize("remedy", ["made before", "shared", "resident", "spawn"])
+def test_data_workers_read_a_dataset_that_cannot_leave_or_is_handed_over(
+    remedy: str, spill: str
+) -> None:
+    assert torch.equal(*rows_from_a_worker(remedy, spill))
+
+
+def test_a_forked_data_worker_says_that_its_dataset_is_on_ssd(spill: str) -> None:
+    with pytest.raises(RuntimeError, match=r"is on SSD.*teraio\.resident before the fork"):
+        rows_from_a_worker("none", spill)
 
 
 def test_a_second_model_shares_the_budget(spill: str) -> None:
