@@ -82,9 +82,9 @@ FreshBlocks& fresh_blocks() {
 void small_released(void* memory) {
   if (memory == nullptr) return;
   const size_t nbytes = malloc_usable_size(memory);
+  tell_profiler(memory, -static_cast<int64_t>(nbytes));
   Engine::instance().small_freed(nbytes);
   std::free(memory);
-  tell_profiler(memory, -static_cast<int64_t>(nbytes));
 }
 
 void fresh_released(void* memory) {

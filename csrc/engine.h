@@ -204,7 +204,7 @@ class Engine {
   // Whether anything may have to leave; not where iterations fit the budget. Then results are not looked at.
   void expect_moves(bool any);
   // From now on somebody asks for pointers without an op, though not to read through them: PyTorch where other
-  // processes train with this one, or a profile with stacks. See [Note: loud and quiet guards].
+  // processes train with this one, or a profile with stacks or shapes. See [Note: loud and quiet guards].
   void guard_quietly();
   bool guards_quietly() const;
   void reserve_spill(uint64_t nbytes);

@@ -114,7 +114,7 @@ def test_lossy_training_stays_near_and_moves_far_fewer_bytes(
         "state; there are optimizer_state:exp_avg, optimizer_state:exp_avg_sq."
     )
     report = report_of(training)
-    assert report.steps[-1].read_bytes < 0.8 * bytes_that_come_back(report)
+    assert report.steps[-1].read_bytes < 0.85 * bytes_that_come_back(report)
     losses = [float.fromhex(loss) for loss in training.outcome.losses]
     expected = [float.fromhex(loss) for loss in plain(LLAMA).losses]
     assert losses != expected
