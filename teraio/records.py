@@ -177,6 +177,9 @@ class Move:
     ``needed_by``. ``write`` is False when the tier still holds a valid copy, so leaving costs
     nothing. ``fetch_after`` and ``needed_by`` are None for a storage that is freed without being
     used again: then its memory is free from ``gone_before`` to its death.
+
+    What is carried into the next iteration is another storage of the trace there, of equal name,
+    kind and size, and may come back as that: then ``needed_by`` is that one's first use.
     """
 
     storage: int

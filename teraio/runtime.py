@@ -49,6 +49,7 @@ from teraio.engine.revision import Revision
 from teraio.planner import ideal_s, least_budget, live_by_op, replayed
 from teraio.planner import plan as make_plan
 from teraio.planner.feasibility import PLAN_RESERVE, run_budget
+from teraio.planner.memory import carried_twins, returning_twins
 from teraio.profiler.hardware import (
     HostSpeed,
     Work,
@@ -59,9 +60,10 @@ from teraio.profiler.hardware import (
     stripe_weights,
 )
 from teraio.profiler.spill import open_spill
-from teraio.profiler.trace import Recorded, build_trace, with_durations
+from teraio.profiler.trace import Recorded, build_trace, with_blocks, with_durations
 from teraio.records import (
     Hardware,
+    Kind,
     MeasuredStall,
     Plan,
     PlanOptions,
@@ -149,6 +151,7 @@ class Runtime:
         self._module_paths: dict[str, int] = {}  # as names of parameters begin
         self._backward_step: BackwardStep | None = None
         self._live_at_start: list[tuple[int, int, bool]] = []
+        self._names_at_start: dict[int, tuple[Kind, str]] = {}
         self._module_hooks = ModuleHooks(self._module_numbers, self._iterations.model_called)
         self._compiled = CompiledGraphs(self._module_paths)
         self._progress = Progress(profile_iterations)
@@ -577,6 +580,7 @@ class Runtime:
         # What has come since from elsewhere, from a checkpoint above all, is to move as well.
         self._adopt_all(self._participants.tensors())
         self._live_at_start = _C.live_blocks()
+        self._names_at_start = self._participants.blocks()  # some may be replaced
         if self._encoded is not None:
             self._encoded.begin_measuring()
         _C.record(True)
@@ -626,7 +630,7 @@ class Runtime:
         return build_trace(
             recording,
             self._live_at_start,
-            self._participants.blocks(),
+            {**self._names_at_start, **self._participants.blocks()},
             self._places,
             self.device,
         )
@@ -672,7 +676,15 @@ class Runtime:
             codecs = (
                 self._encoded.numbers(planned) if self._encoded else [0] * len(planned.storages)
             )
-            schedule.follow(planned, plan, recorded.blocks, recorded.births, self._places, codecs)
+            schedule.follow(
+                planned,
+                plan,
+                recorded.blocks,
+                returning_twins(planned, carried_twins(planned)),
+                recorded.births,
+                self._places,
+                codecs,
+            )
             log.info(
                 "planned in %.2f s: %d moves, %d results made again, %s to write and %s to read "
                 "per iteration, spill space %s; predicted %.3f s per iteration, ideal %.3f s "
@@ -750,6 +762,7 @@ class Runtime:
             revision.record_first()
             better = self._traced(recording)
         elif _moves(plan) and step.drift_ops == 0:
+            planned = with_blocks(planned, recording)
             better = self._if_quicker(with_durations(planned, recording))
             if self._has_other_speed(step, plan):
                 better = better or planned

@@ -6,7 +6,7 @@ plans. ``teraio.planner.periods`` gives the same periods one by one, and says wh
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from teraio.planner.arrays import Flags, Floats, Ints
 from teraio.planner.copies import Copies, copies
-from teraio.planner.memory import carried_twins
+from teraio.planner.memory import carried_twins, returning_twins
 from teraio.planner.periods import BEFORE_THE_ITERATION, Period
 from teraio.records import Storage, Trace
 
@@ -136,11 +136,17 @@ def _periods(
     last = np.append(owner[1:] != owner[:-1], True) if len(owner) else np.zeros(0, np.bool_)
     first_event = event[np.flatnonzero(np.append(True, last[:-1]))] if len(owner) else event
     following = np.append(event[1:], 0) if len(event) else event
-    rank = np.cumsum(last) - last
-    wraps = last & persistent[owner]
-    before = np.where(wraps, first_event[rank], np.where(last, NONE, following))
+    twins = carried_twins(trace)
+    # By storage: the op that uses it first in the next iteration, and the one that uses it first
+    # in this one if it has come from the iteration before, as that of a twin.
+    again, arrived = np.full(len(persistent), NONE), np.full(len(persistent), NONE)
+    again[owner[last]] = np.where(persistent[owner[last]], first_event, NONE)
+    for first, second in returning_twins(trace, twins).items():
+        again[first] = arrived[second] = trace.storages[second].uses[0]
+    wraps = last & (again[owner] != NONE)
+    before = np.where(wraps, again[owner], np.where(last, NONE, following))
     tail = last & ~wraps
-    end, movable = _tail_ends(trace, n, death)
+    end, movable = _tail_ends(trace, twins, n, death)
     length = np.where(tail, end[owner] - event, (before - event - 1) % max(n, 1))
     kept = (length > 0) & (~tail | ((length <= n) & movable[owner]))
     # What is never used is away all the time.
@@ -153,7 +159,7 @@ def _periods(
     length = np.concatenate((length[kept], np.full(len(idle), n)))
     order = np.argsort(storage, kind="stable")
     storage, after, before, length = (c[order] for c in (storage, after, before, length))
-    written_at = _written_at(trace, storage, after, birth, persistent)
+    written_at = _written_at(trace, storage, after, birth, persistent, arrived)
     copy = _numbered(storage, written_at, n)
     age = np.where(written_at >= 0, (after - written_at) % max(n, 1), after)
     age = np.where(written_at == NONE, n, age)
@@ -179,17 +185,19 @@ def _events(
     return owner[order], event[order]
 
 
-def _tail_ends(trace: Trace, n: int, death: Ints) -> tuple[Ints, Flags]:
+def _tail_ends(trace: Trace, twins: Mapping[int, int], n: int, death: Ints) -> tuple[Ints, Flags]:
     """Last op at which each storage is live if it is not used again, and whether it may be away."""
     end = death.copy()
     movable = np.ones(len(end), np.bool_)
-    for first, second in carried_twins(trace).items():
+    for first, second in twins.items():
         end[first] = n + death[second]
         movable[first] = not trace.storages[second].uses
     return end, movable
 
 
-def _written_at(trace: Trace, storage: Ints, after: Ints, birth: Ints, persistent: Flags) -> Ints:
+def _written_at(
+    trace: Trace, storage: Ints, after: Ints, birth: Ints, persistent: Flags, arrived: Ints
+) -> Ints:
     storages = trace.storages
     owner, event = _events(storages, [s.writes for s in storages], birth)
     span = len(trace.ops) + 1
@@ -197,7 +205,8 @@ def _written_at(trace: Trace, storage: Ints, after: Ints, birth: Ints, persisten
     known = (found >= 0) & (owner[found] == storage) if len(owner) else found >= 0
     last_write = np.full(len(storages), NONE)
     last_write[owner] = event  # the last of each owner stays
-    otherwise = np.where(persistent[storage], last_write[storage], BEFORE_THE_ITERATION)
+    early = np.where(arrived == NONE, BEFORE_THE_ITERATION, arrived)
+    otherwise = np.where(persistent, last_write, early)[storage]
     return np.where(known, event[found], otherwise) if len(owner) else otherwise
 
 

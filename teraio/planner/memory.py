@@ -64,6 +64,20 @@ def carried_twins(trace: Trace) -> dict[int, int]:
     }
 
 
+def returning_twins(trace: Trace, twins: dict[int, int]) -> dict[int, int]:
+    """Those of ``twins`` whose second is used before its successor, the next first, is made.
+
+    Between the last use of the first and that one the data can be away. Otherwise it would be away
+    twice at once, as that of two iterations.
+    """
+    return {
+        first: second
+        for first, second in twins.items()
+        if trace.storages[second].uses
+        and trace.storages[second].uses[0] <= (trace.storages[first].birth or 0)
+    }
+
+
 def tail_end(storage: Storage, twin: Storage | None, n: int) -> int:
     """Last op at which a storage not used again is live; past ``n - 1`` in the next iteration."""
     if storage.death is not None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from teraio.planner.memory import carried_twins, tail_end
+from teraio.planner.memory import carried_twins, returning_twins, tail_end
 from teraio.records import Storage, Trace
 
 BEFORE_THE_ITERATION = -1
@@ -21,11 +21,13 @@ BEFORE_THE_ITERATION = -1
 class Period:
     """One storage may be away during the ``length`` ops that follow op ``after``, cyclically.
 
-    ``before`` is the op that uses it next; None if it is freed, or never used, instead.
+    ``before`` is the op that uses it next; None if it is freed, or never used, instead. Of a
+    storage that is carried into the next iteration it may be the first use of its twin there.
     ``written_at`` is the op that last wrote the data (-1: written before the iteration); moves of a
     storage in periods with the same ``written_at`` share one copy, so only the first of them
     writes. It is None if nothing ever writes the storage: then one copy stays valid for all
-    iterations.
+    iterations. Data that may have come from the iteration before as that of a twin counts as
+    written by its first use: until then it may have been away.
     """
 
     storage: int
@@ -39,13 +41,20 @@ def inactive_periods(trace: Trace) -> tuple[Period, ...]:
     """All inactive periods of at least one op, by storage and then in order of ``after``."""
     n = len(trace.ops)
     twins = carried_twins(trace)
+    returning = returning_twins(trace, twins)
+    arriving = set(returning.values())
     found: list[Period] = []
     for index, storage in enumerate(trace.storages):
         if storage.persistent:
             found.extend(_cyclic_periods(index, storage, n))
+            continue
+        since = storage.uses[0] if index in arriving else BEFORE_THE_ITERATION
+        found.extend(_inner_periods(index, storage, since))
+        twin = trace.storages[twins[index]] if index in twins else None
+        if twin is not None and index in returning:
+            found.extend(_carried_period(index, storage, twin, n))
         else:
-            twin = trace.storages[twins[index]] if index in twins else None
-            found.extend(_linear_periods(index, storage, twin, n))
+            found.extend(_tail(index, storage, twin, n, since))
     return tuple(found)
 
 
@@ -81,11 +90,12 @@ def _cyclic_periods(index: int, storage: Storage, n: int) -> Iterator[Period]:
             )
 
 
-def _linear_periods(index: int, storage: Storage, twin: Storage | None, n: int) -> Iterator[Period]:
+def _inner_periods(index: int, storage: Storage, since: int) -> Iterator[Period]:
+    """Those between the events of a storage that lives for a part of the iteration.
+
+    ``since`` is when its data was written, if no op of the iteration has written it.
+    """
     events = _events(storage.birth, storage.uses)
-    if not events:
-        return
-    writes = _events(storage.birth, storage.writes)
     for after, before in pairwise(events):
         if before - after > 1:
             yield Period(
@@ -93,13 +103,35 @@ def _linear_periods(index: int, storage: Storage, twin: Storage | None, n: int) 
                 after=after,
                 before=before,
                 length=before - after - 1,
-                written_at=_last_at(writes, after, (BEFORE_THE_ITERATION,)),
+                written_at=_written_at(storage, after, since),
             )
+
+
+def _carried_period(index: int, storage: Storage, twin: Storage, n: int) -> Iterator[Period]:
+    after, before = _events(storage.birth, storage.uses)[-1], twin.uses[0]
+    length = n + before - after - 1
+    if length:
+        written_at = _written_at(storage, after, BEFORE_THE_ITERATION)
+        yield Period(
+            storage=index, after=after, before=before, length=length, written_at=written_at
+        )
+
+
+def _tail(
+    index: int, storage: Storage, twin: Storage | None, n: int, since: int
+) -> Iterator[Period]:
+    events = _events(storage.birth, storage.uses)
+    if not events:
+        return
     last = events[-1]
     length = tail_end(storage, twin, n) - last
     if 0 < length <= n and not (twin and twin.uses):
-        written_at = _last_at(writes, last, (BEFORE_THE_ITERATION,))
+        written_at = _written_at(storage, last, since)
         yield Period(storage=index, after=last, before=None, length=length, written_at=written_at)
+
+
+def _written_at(storage: Storage, op: int, since: int) -> int | None:
+    return _last_at(_events(storage.birth, storage.writes), op, (since,))
 
 
 def _events(birth: int | None, ops: Sequence[int]) -> tuple[int, ...]:

@@ -161,17 +161,36 @@ class _Checker:
         if move.fetch_after is None or move.needed_by is None:
             raise self._error(index, "it comes back, but not for an op")
         left = move.offload_after
+        heir = self._heir(move.storage)
+        if heir is not None and left < (storage.birth or 0):
+            left += n  # it leaves in the next iteration
         gone = left + 1 + (move.gone_before - left - 1) % n
         last_away = gone + (move.fetch_after - move.gone_before) % n
         needed = last_away + 1 + (move.needed_by - move.fetch_after - 1) % n
         if needed > left + n:
             raise self._error(index, "offload, gone, fetch and need are not in cyclic order")
-        if not storage.persistent:
+        user = storage
+        if heir is not None and needed >= n:
+            user = heir
+            self._check_carried(index, storage, heir, needed - n)
+        elif not storage.persistent:
             self._check_live(index, storage, left, needed)
-        if move.needed_by not in storage.uses:
+        if move.needed_by not in user.uses:
             raise self._error(index, "the op it is needed by does not use it", needed)
         self._check_no_use(index, storage, left, gone, needed)
         return _Away(left, gone, last_away + 1, needed)
+
+    def _heir(self, storage: int) -> Storage | None:
+        """What a storage is in the next iteration, if it is carried there."""
+        heir = self._carried_to.get(storage)
+        return None if heir is None else self._trace.storages[heir]
+
+    def _check_carried(self, index: int, storage: Storage, heir: Storage, needed: int) -> None:
+        """It comes back before the next iteration uses it, or makes what takes its place."""
+        if heir.uses and heir.uses[0] < needed:
+            raise self._error(index, "it is used while away", heir.uses[0])
+        if needed > (storage.birth or 0):
+            raise self._error(index, "its successor is made while it is away", storage.birth)
 
     def _check_live(self, index: int, storage: Storage, left: int, end: int) -> None:
         last = self._n - 1 if storage.death is None else storage.death
@@ -215,8 +234,8 @@ class _Checker:
         last = storage.death
         if last is None:
             last = n - 1
-            if move.storage in self._carried_to:
-                heir = self._trace.storages[self._carried_to[move.storage]]
+            heir = self._heir(move.storage)
+            if heir is not None:
                 if heir.uses:
                     raise self._error(index, "it is used in the next iteration", heir.uses[0])
                 last = n + (heir.death or 0)
@@ -234,7 +253,16 @@ class _Checker:
             moves.sort(key=lambda index: away[index].left)
             self._check_apart(self._trace.storages[storage], moves, away)
             found.extend(self._copies_of(self._trace.storages[storage], moves, away))
+        for storage, heir in self._carried_to.items():
+            for one in by_storage[storage][-1:]:
+                self._check_arrived(one, by_storage[heir], away)
         return found
+
+    def _check_arrived(self, one: int, moves: list[int], away: list[_Away]) -> None:
+        """What was carried into the iteration does not leave it before it has come back."""
+        for other in moves:
+            if away[other].left < away[one].needed - self._n:
+                raise self._error(other, f"it starts before move {one} of the same data ends")
 
     def _check_apart(self, storage: Storage, moves: list[int], away: list[_Away]) -> None:
         pairs = [(one, other, 0) for one, other in pairwise(moves)]

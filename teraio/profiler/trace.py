@@ -19,8 +19,8 @@ from teraio.records import Anchor, Kind, Op, Storage, Trace
 class Recorded:
     """A Trace, and what ties it to this process.
 
-    ``blocks`` maps storages that live from iteration to iteration to block ids; ``births`` lists
-    per op the storages it makes, in order. ``dtypes`` has one per storage, such as "float32"; None
+    ``blocks`` maps storages that outlive the iteration to block ids; ``births`` lists per op the
+    storages it makes, in order. ``dtypes`` has one per storage, such as "float32"; None
     where tensors of several were on it.
     """
 
@@ -59,6 +59,7 @@ def build_trace(
     movable = {block for block, _, can_move in live_at_start if can_move}
     # What is never used leaves for good when memory is short; what can't leave is always there.
     fixed_bytes = sum(lives[block].nbytes for block in idle - movable if lives[block].death is None)
+    names = {**_carried_names(lives, names, ops), **names}
     kept = [block for block in lives if block not in idle]
     index = {block: i for i, block in enumerate(kept)}
     repeatable = set(zip(*recording["repeatables"], strict=True))
@@ -78,10 +79,10 @@ def build_trace(
         ),
         base_bytes=recording["untracked_peak_bytes"] + fixed_bytes,
     )
-    persistent = {i: block for block, i in index.items() if trace.storages[i].persistent}
+    lasting = {i: block for block, i in index.items() if lives[block].death is None}
     names_of_dtypes = recording["dtype_names"]
     dtypes = [names_of_dtypes.get(lives[block].dtype) for block in kept]
-    return Recorded(trace=trace, blocks=persistent, births=births, dtypes=dtypes)
+    return Recorded(trace=trace, blocks=lasting, births=births, dtypes=dtypes)
 
 
 def with_durations(recorded: Recorded, recording: Mapping[str, Any]) -> Recorded | None:
@@ -95,6 +96,21 @@ def with_durations(recorded: Recorded, recording: Mapping[str, Any]) -> Recorded
         for op, duration_ns in zip(ops, durations_ns, strict=True)
     )
     return replace(recorded, trace=replace(recorded.trace, ops=timed))
+
+
+def with_blocks(recorded: Recorded, recording: Mapping[str, Any]) -> Recorded:
+    """``recorded`` with the blocks that outlive a later iteration of the same ops."""
+    made: list[list[int]] = [[] for _ in recorded.births]
+    for block, _, op in zip(*recording["births"], strict=True):
+        if op < len(made):
+            made[op].append(block)
+    lasting = {
+        storage: block
+        for storages, blocks in zip(recorded.births, made, strict=True)
+        for storage, block in zip(storages, blocks, strict=False)
+        if storage in recorded.blocks
+    }
+    return replace(recorded, blocks={**recorded.blocks, **lasting})
 
 
 def _ops(recording: Mapping[str, Any], places: Places) -> tuple[Op, ...]:
@@ -154,6 +170,29 @@ def _storage(
         writes=tuple(life.writes),
         repeatable=(block, life.birth) in repeatable,
     )
+
+
+def _carried_names(
+    lives: Mapping[int, _Life], names: Mapping[int, tuple[Kind, str]], ops: tuple[Op, ...]
+) -> dict[int, tuple[Kind, str]]:
+    """Names of nameless blocks that the iteration finds and frees: those of their successors.
+
+    A program that keeps a result until the next iteration has made another one by then. Ids count
+    up, so both are in the order in which they were made; blocks of a size whose numbers differ get
+    no names.
+    """
+    found: dict[int, list[int]] = {}
+    made: dict[int, list[int]] = {}
+    for block, life in sorted(lives.items()):
+        if block in names or (life.birth is None) == (life.death is None):
+            continue
+        (found if life.birth is None else made).setdefault(life.nbytes, []).append(block)
+    return {
+        block: _unnamed(successor, lives[successor], ops)
+        for nbytes, blocks in found.items()
+        if len(blocks) == len(made.get(nbytes, ()))
+        for block, successor in zip(blocks, made[nbytes], strict=True)
+    }
 
 
 def _unnamed(block: int, life: _Life, ops: tuple[Op, ...]) -> tuple[Kind, str]:

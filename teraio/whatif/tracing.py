@@ -63,6 +63,7 @@ def trace_iteration(
     with _observed(limit), watch.hooks(optimizer_in_backward):
         iteration()
         watch.note_gradients()
+        names = watch.names()  # some may be replaced
         live_at_start = [(block, nbytes, True) for block, nbytes, _ in _C.live_blocks()]
         _C.end_iteration()
         _C.record(True)
@@ -72,7 +73,7 @@ def trace_iteration(
         recording = _C.take_recording()
         signatures, patterns = _C.take_calls()
         _C.end_iteration()
-        names = watch.names()
+        names |= watch.names()
     times = _pattern_times(signatures, patterns, accelerator, float32_matmul)
     name, module, phase, _, workspace = recording["ops"]
     durations = [times[pattern] for pattern in recording["calls"]]

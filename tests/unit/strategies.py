@@ -49,7 +49,7 @@ def storages(draw: Any, n: int, index: int) -> list[Storage]:
     if shape != "carried":
         return [made]
     end = draw(st.integers(-1, n - 1))
-    used = sorted(draw(st.sets(st.integers(0, end), max_size=1))) if end >= 0 else []
+    used = sorted(draw(st.sets(st.integers(0, end), max_size=3))) if end >= 0 else []
     twin = Storage(
         nbytes=nbytes,
         kind=made.kind,
@@ -57,7 +57,7 @@ def storages(draw: Any, n: int, index: int) -> list[Storage]:
         birth=None,
         death=end,
         uses=tuple(used),
-        writes=(),
+        writes=tuple(op for op in used if draw(st.booleans())),
     )
     return [made, twin]
 

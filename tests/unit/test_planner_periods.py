@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hypothesis import given, settings
 
+from teraio.planner.memory import carried_twins
 from teraio.planner.periods import Period, inactive_periods, writers
 from teraio.records import Storage, Trace
 from tests.unit import strategies
@@ -48,13 +49,25 @@ def test_the_tail_of_a_carried_storage_reaches_to_its_death_in_the_next_iteratio
     assert periods_of(10, *pair) == [(6, None, 6)]
 
 
-def test_a_carried_storage_that_is_used_in_the_next_iteration_stays() -> None:
-    pair = storage([6], birth=6), storage([1], death=2)
-    assert periods_of(10, *pair) == [(1, None, 1)]
+def test_a_carried_storage_is_free_until_its_twin_is_used() -> None:
+    pair = storage([6, 7], birth=6), storage([1], death=2)
+    assert periods_of(10, *pair) == [(7, 1, 3), (1, None, 1)]
+    pair = storage([6], birth=6), storage([2, 6], death=6)
+    assert periods_of(10, *pair) == [(6, 2, 5), (2, 6, 3)]
+
+
+def test_a_carried_storage_whose_successor_is_made_before_the_use_stays() -> None:
+    pair = storage([6], birth=6), storage([7], death=7)
+    assert periods_of(10, *pair) == []
 
 
 def test_data_from_before_the_iteration_stays_until_its_first_use() -> None:
     assert periods_of(10, storage([4, 8], death=8)) == [(4, 8, 3)]
+
+
+def test_data_that_has_come_from_the_iteration_before_is_written_from_its_first_use_on() -> None:
+    found = inactive_periods(trace([1] * 10, storage([6], birth=6), storage([2, 5], death=5)))
+    assert [period.written_at for period in found] == [6, 2]
 
 
 def writing(n: int, item: Storage, *afters: int) -> list[int]:
@@ -99,7 +112,10 @@ def test_no_period_holds_a_use(trace: Trace) -> None:
             # A tail may reach into the next iteration, but not to the end of this one twice.
             free = {op for op in free if op > period.after}
         assert not free & {*item.uses, item.birth}
-        assert period.before is None or period.before in item.uses
+        if period.before is not None:
+            carried = item.birth is not None and period.before <= period.after
+            user = trace.storages[carried_twins(trace)[period.storage]] if carried else item
+            assert period.before in user.uses
 
 
 @given(strategies.traces())

@@ -16,7 +16,7 @@ from tests.unit.traces import hardware, transformer_trace
 
 BIG = machine(1 << 30)
 # Ops 0..9; 0: a weight, 1 and 2: activations, 3: freed late, 4 and 5: a carried gradient,
-# 6: frozen, 7: never used, 8: changed once it is there.
+# 6: frozen, 7: never used, 8: changed once it is there, 9 and 10: a state that is replaced.
 ON = trace(
     [1] * 10,
     storage([1, 4, 8], [8], name="weight"),
@@ -28,6 +28,8 @@ ON = trace(
     storage([2, 7], name="frozen"),
     storage([], name="idle"),
     storage([1, 5], [1, 5], birth=1, death=7, name="summed"),
+    storage([6, 7], [6], birth=6, name="state"),
+    storage([3, 5], death=6, name="state"),
 )
 
 SOUND: dict[str, list[Move]] = {
@@ -43,6 +45,10 @@ SOUND: dict[str, list[Move]] = {
     "a tail": [move(3, 3, 4, None, None)],
     "a carried tail": [move(4, 6, 7, None, None)],
     "a carried tail, gone in the next iteration": [move(4, 6, 1, None, None)],
+    "carried to its use": [move(9, 7, 8, 2, 3)],
+    "carried to its use, gone in the next iteration": [move(9, 6, 1, 2, 3)],
+    "carried to its use, leaving in the next iteration": [move(9, 0, 1, 2, 3)],
+    "carried to its use, and gone again": [move(9, 7, 8, 2, 3), move(10, 3, 4, 4, 5, offset=4096)],
     "never written": [move(6, 2, 3, 6, 7, write=False), move(6, 7, 8, 1, 2, write=False)],
     "never used": [move(7, 9, 0, None, None, write=False)],
     "one extent in turn": [move(1, 0, 1, 4, 5), move(4, 6, 7, None, None, offset=4096),
@@ -80,6 +86,13 @@ BROKEN: dict[str, tuple[list[Move], str]] = {
     "a weight never back": ([move(0, 8, 9, None, None)], "used again but never comes back"),
     "tail after death": ([move(3, 3, 8, None, None)], "outside of the storage's life"),
     "carried tail after death": ([move(4, 6, 3, None, None)], "outside of the storage's life"),
+    "carried past its use": ([move(9, 7, 8, 4, 5)], "used while away"),
+    "carried to no use": ([move(9, 7, 8, 1, 2)], "does not use it"),
+    "carried and never back": ([move(9, 7, 8, None, None)], "used in the next iteration"),
+    "gone again before it is back": (
+        [move(9, 7, 8, 2, 3), move(10, 0, 4, 4, 5, offset=4096)],
+        "before move 0 of the same data ends",
+    ),
     "no copy": ([move(1, 0, 1, 4, 5, write=False)], "no move before it left a copy"),
     "a stale copy": (
         [move(0, 4, 5, 7, 8), move(0, 8, 9, 0, 1, write=False)],
@@ -129,6 +142,12 @@ def test_a_carried_gradient_that_is_used_later_may_not_stay_away() -> None:
         validate(on, BIG, plan_of(on, [move(0, 3, 4, None, None)]))
 
 
+def test_what_is_carried_may_not_stay_away_until_its_successor_is_there() -> None:
+    on = trace([1] * 6, storage([3, 4], birth=3, name="g"), storage([4], death=4, name="g"))
+    with pytest.raises(PlanError, match="its successor is made while it is away"):
+        validate(on, BIG, plan_of(on, [move(0, 4, 5, 3, 4)]))
+
+
 def test_an_extent_past_the_tier_is_refused() -> None:
     plan_on_end = plan_of(ON, [move(1, 0, 1, 4, 5, offset=1 << 30)], spill_bytes=1 << 31)
     with pytest.raises(PlanError, match="past the capacity of ssd"):
@@ -137,8 +156,8 @@ def test_an_extent_past_the_tier_is_refused() -> None:
 
 def test_memory_above_the_budget_is_refused_by_op() -> None:
     made = plan_of(ON, [move(1, 0, 1, 4, 5)])
-    with pytest.raises(PlanError, match=r"op 5 \(op5\) holds 7000 bytes"):
-        validate(ON, machine(6999), made)
+    with pytest.raises(PlanError, match=r"op 6 \(op6\) holds 9000 bytes"):
+        validate(ON, machine(8999), made)
 
 
 CHANGES: dict[str, Callable[[Plan], dict[str, Any]]] = {
