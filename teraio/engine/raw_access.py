@@ -65,6 +65,7 @@ def install() -> None:
     ):  # what a file gets is read from arrays, all of them at once
         _patches.replace(safetensors, "_to_ndarray", _window_on_tensor)
     _patches.replace(torch.autograd.profiler.profile, "_prepare_trace", _may_look_at_addresses)
+    _patches.replace(torch.profiler.ExecutionTraceObserver, "start", _looks_at_addresses)
 
 
 def uninstall() -> None:
@@ -170,6 +171,16 @@ def _may_look_at_addresses(original: Callable[..., Any]) -> Callable[..., Any]:
         return original(self)
 
     return prepare
+
+
+def _looks_at_addresses(original: Callable[..., Any]) -> Callable[..., Any]:
+    """So does an observer of executions."""
+
+    def start(self: Any) -> Any:
+        _C.guard_quietly()
+        return original(self)
+
+    return start
 
 
 # Whoever calls data_ptr() holds the data by other means.

@@ -10,9 +10,12 @@ import copy
 import functools
 import gc
 import io
+import json
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -1098,6 +1101,25 @@ def profile_with_shapes() -> Program:
             computed = usual.step(i)
         products = [e.input_shapes for e in profile.events() if e.name == "aten::mm"]
         return computed, sorted(products)
+
+    return Program(model, step, usual.state)
+
+
+@program
+def observed_executions() -> Program:
+    model = mlp()
+    usual = trained(model, lambda i: model(data(i)).square().mean())
+
+    def step(i: int) -> Any:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "trace.json"
+            observer = torch.profiler.ExecutionTraceObserver().register_callback(str(path))
+            observer.start()
+            computed = usual.step(i)
+            observer.stop()
+            observer.unregister_callback()
+            nodes = json.loads(path.read_text())["nodes"]
+        return computed, sum(node["name"] == "aten::mm" for node in nodes)
 
     return Program(model, step, usual.state)
 
