@@ -202,13 +202,14 @@ Block* block_of_meta(c10::StorageImpl* storage) {
 
 Block* block_on_device(c10::StorageImpl* storage) {
   at::DataPtr& data = storage->_mutable_data_ptr_no_checks();
-  if (Block* block = settled(data)) return block;
   Engine& engine = Engine::instance();
+  const Accelerator* accelerator = engine.accelerator();
+  if (data.device() != accelerator->device()) return nullptr;  // also what a run on the CPU has left
+  if (Block* block = settled(data)) return block;
   if (storage->nbytes() < engine.min_block()) return nullptr;
   const std::lock_guard<std::mutex> lock(first_sight_mutex());
   if (Block* block = settled(data)) return block;
-  const Accelerator* accelerator = engine.accelerator();
-  if (data.get() == nullptr || data.device() != accelerator->device() || !accelerator->owns(data)) return nullptr;
+  if (data.get() == nullptr || !accelerator->owns(data)) return nullptr;
   void* memory = data.get();
   Block* block = engine.take_over(std::exchange(data, at::DataPtr()), storage);
   return settle(data, memory, block, accelerator->device());

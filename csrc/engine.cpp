@@ -254,7 +254,7 @@ void Engine::use_on(Block* block, const c10::Stream& stream) {
 // of PyTorch's data parallelism on the program's threads (see teraio/engine/peers.py). What is born there gets its guard
 // when another op uses it.
 bool Engine::may_guard(const Block* block) const {
-  if (block->guarded || block->exempt || closing_) return false;
+  if (block->guarded || block->exempt || closing_ || is_elsewhere(block)) return false;
   const Frame& f = frame();
   return !f.unguarded && (f.training || !guard::quiet() || on_python_thread());
 }
@@ -792,7 +792,7 @@ std::vector<Engine::Live> Engine::live_blocks() {
   const Lock lock(*this);
   std::vector<Live> live;
   for (const Block* block : blocks_) {
-    if (!block->dead) live.push_back({block->id, block->nbytes, block->guarded && !block->exempt});
+    if (!block->dead && !is_elsewhere(block)) live.push_back({block->id, block->nbytes, block->guarded && !block->exempt});
   }
   return live;
 }

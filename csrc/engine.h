@@ -361,6 +361,10 @@ class Engine {
   void detach(Block* block);
   void has_left(Block* block);
   bool can_leave(const Block* block) const;
+  // In memory that the budget is not of: what a run on the CPU has left behind, in one on a device.
+  bool is_elsewhere(const Block* block) const {
+    return accelerator_ != nullptr && !block->device && block->memory != nullptr;
+  }
   Block* victim();
   void find_victims();
   void start_waiting_fetches(Lock& lock);

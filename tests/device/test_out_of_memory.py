@@ -6,6 +6,7 @@ request is served, as storages could leave. Must not know: plans.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 
 import pytest
@@ -207,3 +208,26 @@ def test_a_batch_that_is_larger_than_planned_is_served(sim: SimModule, spill: st
     assert larger_batch(ours) == expected
     assert sim.reserved() <= budget
     teraio.restore(ours.model)
+
+
+def test_what_a_run_on_the_cpu_has_left_takes_no_memory_of_a_device(
+    sim: SimModule, spill: str
+) -> None:
+    def trained(device: str) -> torch.nn.Module:
+        layers = (torch.nn.Linear(256, 256, device=device) for _ in range(8))
+        model = torch.nn.Sequential(*layers)
+        teraio.offload(model, memory_budget=2 * MIB, ssd=spill)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(4):
+            model(torch.ones(4, 256, device=device)).mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        teraio.restore(model)
+        return model
+
+    earlier = trained("cpu")
+    weights = [parameter.detach().clone() for parameter in earlier.parameters()]
+    trained("sim")
+    gc.collect()
+    assert sim.allocated() == 0
+    assert all(map(torch.equal, earlier.parameters(), weights))
