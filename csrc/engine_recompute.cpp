@@ -147,14 +147,13 @@ void Engine::take_from(Block* made, Block* block) {
 // before.
 void Engine::note_reading(const Recipe& recipe) {
   const c10::Stream stream = accelerator_->stream();
-  const std::optional<c10::Event> read = accelerator_->event(stream);
   for (const uint64_t id : recipe.operands()) {
     Block* operand = find_block(id);
     if (operand == nullptr || !operand->device) continue;
-    for (const c10::Stream& other : operand->device->streams) {
-      if (other != stream) let_wait(other, read);
-    }
     operand->ready = accelerator_->event(stream);
+    for (const c10::Stream& other : operand->device->streams) {
+      if (other != stream) let_wait(other, operand->ready);
+    }
   }
   for (const at::Tensor& copy : recipe.copies()) {
     const at::DataPtr& memory = copy.storage().data_ptr();

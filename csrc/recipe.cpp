@@ -239,8 +239,10 @@ class NoCastsKept {
   const bool kept_ = at::autocast::is_autocast_cache_enabled();
 };
 
-std::array<Precision, 2> products_of_now() {
-  return {precision_of(Float32Backend::CUDA, Float32Op::MATMUL), precision_of(Float32Backend::MKLDNN, Float32Op::MATMUL)};
+constexpr std::array kProductBackends = {Float32Backend::CUDA, Float32Backend::MKLDNN};
+
+std::array<Precision, kProductBackends.size()> products_of_now() {
+  return {precision_of(kProductBackends[0], Float32Op::MATMUL), precision_of(kProductBackends[1], Float32Op::MATMUL)};
 }
 
 // Held by those that run recipes: alone where these change settings of the process, else by several.
@@ -299,10 +301,9 @@ void Surroundings::Scope::enter() {
   here_.emplace(then_.device_);
   try {
     then_.restore();
-    constexpr std::array backends = {Float32Backend::CUDA, Float32Backend::MKLDNN};
-    for (size_t i = 0; i < backends.size(); ++i) {
+    for (size_t i = 0; i < kProductBackends.size(); ++i) {
       if (here_->products_[i] == then_.products_[i]) continue;
-      precisions_.emplace_back(std::make_unique<ProductPrecision>(backends[i]))->set(then_.products_[i]);
+      precisions_.emplace_back(std::make_unique<ProductPrecision>(kProductBackends[i]))->set(then_.products_[i]);
     }
   } catch (...) {
     leave();

@@ -6,8 +6,6 @@ import ctypes
 import gc
 import os
 import re
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +20,7 @@ from torch import nn
 import teraio
 from teraio import _C
 from teraio.engine.testing import send_away, state, stress
+from tests.integration.programs import ended
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -373,13 +372,7 @@ def test_what_dies_while_a_run_closes_keeps_nothing_else_from_coming_back(
 
 
 def test_memory_that_the_system_lacks_for_a_moment_is_asked_for_again(tmp_path: Path) -> None:
-    end = subprocess.run(
-        [sys.executable, "-c", _LACKING_MEMORY, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    end = ended(_LACKING_MEMORY, str(tmp_path))
     assert end.returncode == 0, end.stderr
     assert end.stdout.split() == ["BudgetError", "away", str(float(64 * MIB)), "resident"]
 
