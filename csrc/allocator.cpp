@@ -106,6 +106,8 @@ void uncounted_released(void* memory) { std::free(memory); }
 class BlockAllocator final : public c10::Allocator {
  public:
   at::DataPtr allocate(size_t nbytes) override {
+    // A storage of a former run on the CPU is resized with what it was made with.
+    if (Engine::instance().accelerator() != nullptr) return c10::GetDefaultCPUAllocator()->allocate(nbytes);
     const c10::Device cpu(c10::kCPU);
     if (nbytes == 0) return {nullptr, nullptr, &small_released, cpu};
     const bool uncounted = SpillSpace::on_io_thread();

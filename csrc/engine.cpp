@@ -532,6 +532,9 @@ void Engine::begin_iteration_locked() {
 }
 
 IterationStats Engine::end_iteration() {
+  // Where nothing moves, results are not looked at. The allocator's lock is never taken under the mutex.
+  const bool fits = accelerator_ != nullptr && !expects_moves_;
+  const int64_t allocated_peak = fits ? accelerator_->allocated().peak : 0;
   const Lock lock(*this);
   drain();
   const int64_t end = now_ns();
@@ -541,7 +544,7 @@ IterationStats Engine::end_iteration() {
   iteration_begin_ns_ = end;
   if (spill_) stats.spill = spill_->take_work();
   stats.stalls = longest(std::exchange(stalls_, {}));
-  stats.peak_bytes = peak_.exchange(used());
+  stats.peak_bytes = std::max(peak_.exchange(used()), static_cast<uint64_t>(allocated_peak));
   stats.live_bytes = static_cast<uint64_t>(std::exchange(logical_peak_, logical_));
   stats_ = {};
   needed_ = 0;
@@ -569,7 +572,7 @@ void Engine::mode_changed() {
   watching_ = recording_ || schedule_;
   wants_recipes_ = recording_ || (schedule_ && !schedule_->repeats.empty());
   wants_results_ = watching_ || (active_ && expects_moves_);
-  measuring_ = active_ && accelerator_ != nullptr && (recording_ || !schedule_);
+  measuring_ = active_ && accelerator_ != nullptr && expects_moves_ && (recording_ || !schedule_);
 }
 
 void Engine::record(bool on) {

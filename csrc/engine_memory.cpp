@@ -82,6 +82,7 @@ Block* Engine::take_over(at::DataPtr memory, c10::StorageImpl* storage) {
   const Lock lock(*this);
   // The allocator counts it already; now it counts as a block.
   used_ += block->nbytes;
+  note_peak();
   beside_ -= static_cast<int64_t>(block->nbytes);
   link(block.get(), storage);
   enroll(block.get(), f, true);

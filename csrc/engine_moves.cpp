@@ -143,6 +143,7 @@ void Engine::settle_waits(bool all) {
 
 void Engine::fetch_now(Block* block, Lock& lock) {
   const uint64_t id = block->id;
+  bool told = false;
   for (int tries = 0; block->state != State::kResident;) {
     if (block->state == State::kLeaving) {
       stay(block);
@@ -150,6 +151,7 @@ void Engine::fetch_now(Block* block, Lock& lock) {
     }
     if (forked_) throw SpillError("teraio: " + describe_elsewhere(block));
     if (block->state == State::kAway) {
+      told = false;
       // A fetch ahead of time may have failed for a reason that is gone; one that was asked for now is not tried on.
       if (block->dropped()) {
         if (!block->recipe) throw SpillError(block->failure);  // it was lost as a run closed
@@ -168,14 +170,15 @@ void Engine::fetch_now(Block* block, Lock& lock) {
     if (block->recipe && block->transfer == nullptr) pause.emplace();
     const int held_up = frame().entered && pause ? 1 : 0;
     waiting_threads_ += held_up;
-    if (held_up > 0) notify();  // that thread may have counted on this op to end
+    // That thread may have counted on this op to end. It is told once: two that wait would wake each other for ever.
+    if (held_up > 0 && !std::exchange(told, true)) notify();
     wait(lock, block->trace_index);
-    waiting_threads_ -= held_up;
     if (pause) {
       lock.unlock();
-      pause.reset();
+      pause.reset();  // may have to wait for a turn
       lock.lock();
     }
+    waiting_threads_ -= held_up;
     if (find_block(id) == nullptr || block->dead) return;
   }
 }

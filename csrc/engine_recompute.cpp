@@ -150,8 +150,11 @@ void Engine::note_reading(const Recipe& recipe) {
   for (const uint64_t id : recipe.operands()) {
     Block* operand = find_block(id);
     if (operand == nullptr || !operand->device) continue;
+    const auto& streams = operand->device->streams;
+    // It may have left and come back since, for another thread.
+    if (std::find(streams.begin(), streams.end(), stream) == streams.end()) continue;
     operand->ready = accelerator_->event(stream);
-    for (const c10::Stream& other : operand->device->streams) {
+    for (const c10::Stream& other : streams) {
       if (other != stream) let_wait(other, operand->ready);
     }
   }
@@ -180,6 +183,7 @@ void Engine::recompute(Block* block, Lock& lock) {
   block->state = State::kComing;
   ++block->pins;  // so that it stays what it is
   waiting_threads_ += waiting;
+  notify();  // whoever makes room may have counted on this op to end, and have the turn that this one waits for
   lock.unlock();
   at::Tensor result;
   std::exception_ptr failure;

@@ -66,8 +66,18 @@ struct OpInfo {
   std::optional<c10::OperatorHandle> measurable;  // what it makes can be known before, see [Note: what ops need]
 };
 
-// These write running statistics without saying so in their schema.
-bool writes_undeclared(std::string_view name) { return name.find("batch_norm") != std::string_view::npos; }
+// [Note: writes that a schema doesn't tell]
+// PyTorch's own ops write running statistics, and what recurrent ones of cuDNN keep, without saying so. An op of an
+// extension may have a schema that was inferred from its function, which never says it; and what returns nothing and
+// writes nothing would be of no use. Such ops are taken to write to all that they are given.
+constexpr std::array<std::string_view, 4> kWrittenUndeclared = {"running_mean", "running_var", "dropout_state", "reserve"};
+
+bool is_of_pytorch(const c10::FunctionSchema& schema) { return schema.name().rfind("aten::", 0) == 0; }
+
+bool may_write_all(const c10::FunctionSchema& schema) {
+  if (schema.aliasAnalysis() == c10::AliasAnalysisKind::CONSERVATIVE) return true;
+  return !is_of_pytorch(schema) && schema.returns().empty() && !schema.is_mutable();
+}
 
 OpInfo describe(const c10::FunctionSchema& schema) {
   OpInfo info;
@@ -84,12 +94,15 @@ OpInfo describe(const c10::FunctionSchema& schema) {
   info.packs = !info.collective && std::any_of(schema.returns().begin(), schema.returns().end(), [](const auto& made) {
     return made.type()->kind() == c10::TypeKind::ClassType;
   });
-  const bool undeclared = info.collective || writes_undeclared(schema.name());
+  const bool writes_all = info.collective || may_write_all(schema);
   const size_t described = std::min(schema.arguments().size(), kDescribed);
   for (size_t argument = 0; argument < described; ++argument) {
     const auto* alias = schema.arguments()[argument].alias_info();
-    info.written[argument] = undeclared || (alias != nullptr && alias->isWrite());
-    info.viewed[argument] = alias != nullptr && !alias->isWrite();
+    const std::string_view name = schema.arguments()[argument].name();
+    const bool undeclared = std::find(kWrittenUndeclared.begin(), kWrittenUndeclared.end(), name) != kWrittenUndeclared.end();
+    info.written[argument] = writes_all || undeclared || (alias != nullptr && alias->isWrite());
+    // What an extension calls a view it may have read.
+    info.viewed[argument] = is_of_pytorch(schema) && alias != nullptr && !alias->isWrite();
   }
   return info;
 }

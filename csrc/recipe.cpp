@@ -64,9 +64,11 @@ class ProductPrecision {
   void set(Precision value) {
     own_ = own();
     at::globalContext().setFloat32Precision(backend_, Float32Op::MATMUL, value == Precision::NONE ? Precision::IEEE : value);
+    then_ = precision_of(backend_, Float32Op::MATMUL);
   }
   ~ProductPrecision() {
-    if (own_) at::globalContext().setFloat32Precision(backend_, Float32Op::MATMUL, *own_);
+    const bool still = precision_of(backend_, Float32Op::MATMUL) == then_;  // no other thread has set it meanwhile
+    if (own_ && still) at::globalContext().setFloat32Precision(backend_, Float32Op::MATMUL, *own_);
   }
   ProductPrecision(const ProductPrecision&) = delete;
   ProductPrecision& operator=(const ProductPrecision&) = delete;
@@ -92,6 +94,7 @@ class ProductPrecision {
   const Float32Backend backend_;
   const Precision value_;
   std::optional<Precision> own_;  // once it is another
+  Precision then_ = value_;
 };
 
 namespace {
@@ -265,6 +268,16 @@ void Surroundings::restore() const {
   std::fesetenv(&floating_point_);
 }
 
+void Surroundings::restore_after(const Surroundings& then) const {
+  for (size_t i = 0; i < kSettings.size(); ++i) {
+    const int64_t now = kSettings[i].get(device_);
+    if (now != values_[i] && (i < kOfThread || now == then.values_[i])) kSettings[i].set(device_, values_[i]);
+  }
+  const caffe2::TypeMeta dtype = c10::get_default_dtype();
+  if (dtype != default_dtype_ && dtype == then.default_dtype_) c10::set_default_dtype(default_dtype_);
+  std::fesetenv(&floating_point_);
+}
+
 bool Surroundings::are_of_process() const {
   for (size_t i = kOfThread; i < kSettings.size(); ++i) {
     if (kSettings[i].get(device_) != values_[i]) return false;
@@ -312,7 +325,7 @@ void Surroundings::Scope::enter() {
 }
 
 void Surroundings::Scope::leave() {
-  here_->restore();
+  here_->restore_after(then_);
   precisions_.clear();
   alone_ ? turns.unlock() : turns.unlock_shared();
 }

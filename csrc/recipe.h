@@ -31,6 +31,8 @@ class Surroundings {
  private:
   // Changes what differs, but for the precision of products.
   void restore() const;
+  // Undoes that `then` was restored; what another thread has set meanwhile stays.
+  void restore_after(const Surroundings& then) const;
   // Whether the process has these settings now.
   bool are_of_process() const;
 

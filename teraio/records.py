@@ -323,7 +323,9 @@ class StepReport:
     did not foresee. ``stalls`` are the longest, the longest first; all of them add up to
     ``stall_s``. On an accelerator that is the time in which the device stands still, as the host
     issues ops ahead of it; ``duration_s`` is always the host's time. What the device has not got to
-    when the iteration ends for the host is in the next step.
+    when the iteration ends for the host is in the next step. ``peak_bytes`` counts storages; for an
+    accelerator, in an iteration that fits the budget, it is the most that PyTorch's allocator has
+    given out since that counter was last set back.
     """
 
     iteration: int

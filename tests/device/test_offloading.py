@@ -139,6 +139,23 @@ def test_a_stall_is_the_time_in_which_the_device_stands_still(accelerator: str, 
         assert 0 < sum(stall.seconds for stall in step.stalls) <= step.stall_s + 1e-9
 
 
+def test_a_run_that_fits_leaves_the_allocators_peak_alone(accelerator: str, spill: str) -> None:
+    """Programs read it, too; the report has the same."""
+    case = placed(Case("llama", steps=6), accelerator)
+    _, peak = plain(case)
+    start_anew(accelerator)
+    training = Training(case)
+    teraio.offload(training.model, memory_budget=2 * peak, ssd=spill)
+    try:
+        training.run()
+        step = teraio.report(training.model).steps[-1]
+        assert step.written_bytes == 0
+        assert step.peak_bytes == peak_bytes(accelerator)
+        assert step.peak_bytes == pytest.approx(peak, rel=0.05)
+    finally:
+        teraio.restore(training.model)
+
+
 def train(case: Case, share: int, spill: str, host_share: int = 0) -> teraio.RunReport:
     """Under a budget of ``share`` % of the peak, and under stress; equal to what it is without."""
     expected, peak = plain(case)

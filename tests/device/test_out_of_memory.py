@@ -231,3 +231,15 @@ def test_what_a_run_on_the_cpu_has_left_takes_no_memory_of_a_device(
     gc.collect()
     assert sim.allocated() == 0
     assert all(map(torch.equal, earlier.parameters(), weights))
+
+
+def test_a_storage_of_a_run_on_the_cpu_grows_in_host_memory(sim: SimModule, spill: str) -> None:
+    earlier = torch.nn.Linear(256, 256)
+    teraio.offload(earlier, memory_budget=16 * MIB, ssd=spill)
+    left = torch.ones(256, 256)
+    teraio.restore(earlier)
+    model = torch.nn.Linear(256, 256, device="sim")
+    teraio.offload(model, memory_budget=2 * MIB, ssd=spill)
+    left.resize_(4 * MIB)
+    assert left[:65536].eq(1).all()
+    teraio.restore(model)

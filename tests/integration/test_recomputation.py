@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -272,6 +273,132 @@ def test_threads_that_make_results_again_leave_settings_as_they_are(running: Gat
         trained(running, read)
     assert recomputed(running) > 0
     assert all(left)
+
+
+Away = dict[int, torch.Tensor]
+
+
+def when_away(model: Gated, act: Callable[[Away], None], activate: Activate = tanh) -> None:
+    """Trains, and once a plan is followed gives ``act`` the activations that are to be made again,
+    by their layers."""
+    kept: list[torch.Tensor] = []
+
+    def keeping(model: Gated, gate: torch.Tensor) -> torch.Tensor:
+        activated = activate(model, gate)
+        kept.append(activated.detach())
+        return activated
+
+    def call(step: int, model: Gated) -> None:
+        away = {i: result for i, result in enumerate(kept) if testing.state(result) == "away"}
+        kept.clear()
+        if step == STEPS - 1:
+            act(away)
+
+    model.activate = keeping
+    trained(model, call)
+    assert recomputed(model) > 0
+
+
+def readers(count: int, away: Away) -> list[threading.Thread]:
+    """Threads that all need one result made again."""
+    result = next(iter(away.values()))
+    threads = [threading.Thread(target=result.sum) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    while testing.state(result) == "away":
+        time.sleep(0.001)
+    return threads
+
+
+def test_settings_that_the_program_changes_meanwhile_stay_changed(running: Gated) -> None:
+    left: list[Any] = []
+
+    def change(away: Away) -> None:
+        testing.send_away(*running.gates)
+        testing.stress(1_000_000)
+        threads = readers(1, away)
+        torch.use_deterministic_algorithms(True)
+        torch.set_default_dtype(torch.float64)
+        torch.backends.mkldnn.set_flags(False)
+        try:
+            for thread in threads:
+                thread.join()
+            left.append(torch.are_deterministic_algorithms_enabled())
+            left.append(torch.get_default_dtype())
+            left.append(torch.backends.mkldnn.enabled)
+        finally:
+            torch.use_deterministic_algorithms(False)
+            torch.set_default_dtype(torch.float32)
+            torch.backends.mkldnn.set_flags(True)
+            testing.stress(0)
+
+    when_away(running, change)
+    assert left == [True, torch.float64, False]
+
+
+def test_threads_that_wait_for_one_result_do_not_keep_each_other_awake(running: Gated) -> None:
+    computed: list[float] = []
+
+    def wait(away: Away) -> None:
+        testing.send_away(*running.gates)
+        testing.stress(2_000_000)
+        begin = time.process_time()
+        for thread in readers(3, away):
+            thread.join()
+        testing.stress(0)
+        computed.append(time.process_time() - begin)
+
+    when_away(running, wait)
+    assert computed[0] < 0.25  # seconds, where it would be more than one
+
+
+_meanwhile: list[Callable[[], torch.Tensor]] = []
+
+
+@torch.library.custom_op("teraio_tests::holding", mutates_args=())
+def holding(held: torch.Tensor) -> torch.Tensor:
+    return _meanwhile[0]()
+
+
+def test_a_thread_that_makes_room_is_told_of_one_that_waits_for_its_turn(running: Gated) -> None:
+    """One makes a result again and lacks memory that the op of the other has, which waits for one
+    that was made with other settings. Neither can go on: one of them is told so."""
+    ends: list[str] = []
+
+    def every_other_without_mkldnn(model: Gated, gate: torch.Tensor) -> torch.Tensor:
+        with torch.backends.mkldnn.flags(enabled=len(model.gates) % 2 == 0):
+            return tanh(model, gate)
+
+    def end(work: Callable[[], object]) -> None:
+        try:
+            work()
+            ends.append("done")
+        except teraio.BudgetError:
+            ends.append("too little memory")
+
+    def both(away: Away) -> None:
+        ours = next(result for layer, result in away.items() if layer % 2 == 0)
+        theirs = next(result for layer, result in away.items() if layer % 2)
+        holds = threading.Event()
+
+        def meanwhile() -> torch.Tensor:
+            holds.set()
+            time.sleep(1)  # until the other lacks memory
+            return theirs.sum()
+
+        _meanwhile[:] = [meanwhile]
+        large = torch.zeros(5 << 19, dtype=torch.uint8)  # of 3 MiB
+        other = threading.Thread(target=end, args=(lambda: holding(large),), daemon=True)
+        other.start()
+        holds.wait()
+        first = threading.Thread(target=end, args=(ours.sum,), daemon=True)
+        first.start()
+        for thread in (other, first):
+            thread.join(60)
+
+    when_away(running, both, every_other_without_mkldnn)
+    assert len(ends) == 2
+    assert "too little memory" in ends
 
 
 def result_written_by_an_op(model: Gated, gate: torch.Tensor) -> torch.Tensor:
