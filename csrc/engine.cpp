@@ -62,6 +62,7 @@ void Engine::start(std::unique_ptr<SpillSpace> spill, std::unique_ptr<HostTier> 
   closing_ = false;
   beyond_ = needed_ = 0;
   headroom_ = 0;
+  first_stream_.reset();
   pieces_.clear();
   mode_changed();
   // States of optimizers, above all: no op uses them before the first step.

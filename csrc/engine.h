@@ -453,6 +453,7 @@ class Engine {
   uint64_t leaving_ = 0;           // bytes that running writes will free
   std::vector<Block*> leaving_to_host_;  // the first that began to leave is the first
   uint64_t leaving_natively_ = 0;  // those of them that don't need Python, see [Note: out of memory]
+  std::optional<c10::Stream> first_stream_;  // that an op of this run was on
   std::atomic<uint64_t> headroom_{0};  // the most that an op has needed beside its operands, on a device
   std::vector<uint64_t> pieces_;       // the most that an op has needed in one piece, by its name's number
   std::vector<Block*> blocks_;

@@ -357,11 +357,16 @@ void Engine::look_at_device(Frame& f) {
 
 // What was brought in for the op, or left for it, is none of its own needs.
 void Engine::begin_measuring(Frame& f) {
+  bool several_streams = false;
   {
     const Lock lock(*this);
     f.used_before = static_cast<int64_t>(used_.load());
     f.born_before = born_bytes(f);
+    if (!first_stream_) first_stream_ = f.stream;
+    several_streams = f.stream && *first_stream_ != *f.stream && !guard::quiet();
   }
+  // Autograd tells the allocator of gradients that go from one stream to another, by their pointers.
+  if (several_streams) guard_quietly();
   f.peak = 0;
   if (measuring_) accelerator_->reset_peak();
 }
