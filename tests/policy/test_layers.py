@@ -25,6 +25,8 @@ FORBIDDEN = {
         "teraio.reports",
         "teraio.runtime",
     ),
+    "teraio.files.document": ("teraio.records",),
+    "teraio.files.fields": ("teraio.records",),
     "teraio.planner": (
         "torch",
         "teraio._C",

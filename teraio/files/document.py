@@ -1,0 +1,96 @@
+"""The document that a file holds: a record as JSON values, with its kind and version, gzip'd.
+
+In: JSON values, or the path of any file. Out: a file, or JSON values of a size and version that can
+be read. Must not know: records.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import secrets
+import zlib
+from pathlib import Path
+from typing import NoReturn
+
+from teraio.files.fault import fail
+
+VERSION = 5
+_READABLE = range(1, VERSION + 1)
+MAX_BYTES = 256 << 20
+_MAX_BRACKETS = 4_000_000
+_LEVEL = 4
+
+
+def pack(kind: str, body: object) -> bytes:
+    """The content of a file. Raises ValueError for values that JSON does not have."""
+    document = {"format": "teraio", "kind": kind, "version": VERSION, "record": body}
+    text = json.dumps(document, allow_nan=False, separators=(",", ":"))
+    return gzip.compress(text.encode(), _LEVEL, mtime=0)
+
+
+def replace(target: Path, data: bytes) -> None:
+    """Writes a file, so that at any time ``target`` is either the old one or the whole new one."""
+    draft = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
+    try:
+        with open(draft, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, target)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+def read_document(path: Path) -> tuple[object, object]:
+    """The kind and the record of a file, of which only the frame around them is checked.
+
+    Raises Fault for anything but a file of teraio of a version that can be read.
+    """
+    document = _parse(_unpack(path))
+    if not isinstance(document, dict) or document.get("format") != "teraio":
+        fail("this is not a file of teraio")
+    version = document.get("version")
+    if type(version) is not int or version not in _READABLE:
+        fail(
+            f"the file has version {str(version)[:40]}; "
+            f"versions {_READABLE[0]} to {_READABLE[-1]} can be read"
+        )
+    return document.get("kind"), document.get("record")
+
+
+def _unpack(path: Path) -> bytes:
+    """The file's content, unpacked up to the limit and no further."""
+    with open(path, "rb") as file:
+        packed = file.read(MAX_BYTES + 1)
+    if len(packed) > MAX_BYTES:
+        fail(f"the file is larger than {MAX_BYTES} bytes")
+    if packed[:2] != b"\x1f\x8b":
+        fail("this is not a gzip file, so not a file of teraio")
+    unpacker = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+    try:
+        data = unpacker.decompress(packed, MAX_BYTES + 1)
+    except zlib.error as error:
+        fail(f"the file is damaged ({error})")
+    if len(data) > MAX_BYTES:
+        fail(f"the file unpacks to more than {MAX_BYTES} bytes")
+    if not unpacker.eof:
+        fail("the file is cut off")
+    if unpacker.unused_data:
+        fail("the file goes on after its end")
+    return data
+
+
+def _parse(data: bytes) -> object:
+    if data.count(b"[") + data.count(b"{") > _MAX_BRACKETS:
+        fail("the file holds more lists than a record can")
+    try:
+        return json.loads(data, parse_constant=_no_constant)
+    except (ValueError, RecursionError, MemoryError) as error:
+        fail(f"the file holds no valid JSON ({type(error).__name__}: {str(error)[:80]})")
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number here")
