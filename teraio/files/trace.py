@@ -127,7 +127,7 @@ def _split(fields: Fields, part: str, n: int) -> list[tuple[int, ...]]:
     ops = fields.integers(f"{part}s", 0, n - 1)
     ends = list(accumulate(counts, initial=0))
     if ends[-1] != len(ops):
-        fail(f"trace.storages.{part}s has {len(ops)} ops where {ends[-1]} are expected")
+        fail(f"{fields.where}.{part}s has {len(ops)} ops where {ends[-1]} are expected")
     return [tuple(ops[start:end]) for start, end in pairwise(ends)]
 
 

@@ -318,6 +318,7 @@ WRONG: list[tuple[AnyRecord, tuple[str, ...], object, str]] = [
     (STEP, ("iteration",), 1.0, "iteration is not an integer"),
     (RUN, ("steps", "0"), [], r"steps\[0\] is not an object"),
     (RUN, ("trace", "base_bytes"), "x", "base_bytes is not an integer"),
+    (RUN, ("trace", "storages", "use_counts", "0"), 0, r"run report\.trace\.storages\.uses has"),
     (RUN, ("telemetry",), [], "telemetry is not an object"),
     (RUN, ("telemetry", "samples"), -1, "samples is not an integer"),
     (RUN, ("telemetry", "missing", "0"), 5, "missing is not a list of texts"),
