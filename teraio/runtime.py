@@ -11,7 +11,7 @@ import math
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -28,11 +28,11 @@ import teraio._C as _C
 from teraio import errors, status
 from teraio.engine import list_ops, peers, raw_access, schedule
 from teraio.engine.accelerator import Accelerator, accelerator_for
+from teraio.engine.adoption import MIN_STORAGE_BYTES, Adoption
 from teraio.engine.backward_step import BackwardStep
 from teraio.engine.compiled_graphs import CompiledGraphs, explained
 from teraio.engine.compression import Compression
 from teraio.engine.encoded_path import EncodedPath
-from teraio.engine.foreign import own_memory, storages_with_hidden_owners
 from teraio.engine.iterations import Iterations
 from teraio.engine.materialize import (
     StoredTensor,
@@ -70,7 +70,7 @@ from teraio.records import (
     RunReport,
     StepReport,
 )
-from teraio.sizes import format_least, format_size
+from teraio.sizes import format_size
 from teraio.telemetry import sampler_for
 from teraio.telemetry.host import by_drive
 
@@ -80,8 +80,6 @@ _HOST_MEASURED_BYTES = 128 << 20
 _HOST_MEASURED_AT_LEAST_BYTES = 4 << 20
 # What a device's allocator can't use of the memory it holds, because it is in pieces too small.
 _FRAGMENTATION_SHARE = 1 / 16
-# Smaller storages stay in memory: too many, and too little to gain.
-MIN_STORAGE_BYTES = 16 << 10
 # A list op, or an optimizer in one group, gets at most this part of the budget at once.
 _LIST_OP_SHARE = 8
 # Of the memory that is free beside the budget, this part may be used to find out what an iteration
@@ -145,7 +143,6 @@ class Runtime:
         self._live_bytes = 0  # the most of storages in the last iteration, wherever they were
         self._places = Places()
         self._participants = Participants()
-        self._immovable: set[str] = set()  # names of what the user was told of
         self._deaths: dict[int, weakref.finalize[Any, Any]] = {}  # id(model) -> what is done then
         self._module_numbers = numbers_of_modules()
         self._module_paths: dict[str, int] = {}  # as names of parameters begin
@@ -215,6 +212,7 @@ class Runtime:
             finally:
                 self._close_spill()
             raise
+        self._adoption = Adoption(device, budget_bytes, self._counted_bytes)
         raw_access.install()
         peers.install()
         list_ops.install(budget_bytes // _LIST_OP_SHARE)
@@ -287,9 +285,13 @@ class Runtime:
         device = torch.device(self.device)
         for name, tensor in tensors_of(model, prefix).items():
             if tensor.is_meta or (to_device and tensor.device != device):
-                self._check_size(name, tensor)
+                self._adoption.check_size(name, tensor)
         if stored is not None or lacks_data(model) or (to_device and is_elsewhere(model, device)):
-            materialize(model, device, stored, lambda new, name: self._adopt({prefix + name: new}))
+
+            def hand_over(tensor: torch.Tensor, name: str) -> None:
+                self._adoption.adopt_own(prefix + name, tensor)
+
+            materialize(model, device, stored, hand_over)
         for name, module in model.named_modules():
             number = self._places.add_module(prefix + (name or _root_name(model)))
             self._module_numbers[module] = number
@@ -297,7 +299,7 @@ class Runtime:
         if optimizer_in_backward:
             self._backward_step = self._backward_step or BackwardStep()
             self._backward_step.add({id(p): prefix + name for name, p in model.named_parameters()})
-        self._adopt_all(tensors_of(model, prefix))
+        self._adoption.adopt(tensors_of(model, prefix))
         _C.release_free_pages()  # malloc keeps where the weights were
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             _C.guard_quietly()
@@ -306,65 +308,6 @@ class Runtime:
         self._deaths[id(model)].atexit = False
         _C.mark_training_thread()
         self._start_profile(self._profile_iterations)
-
-    def _check_size(self, name: str, tensor: torch.Tensor) -> None:
-        """Raises BudgetError if the tensor alone is more than the budget."""
-        if tensor.layout != torch.strided:
-            return
-        nbytes, most = tensor.untyped_storage().nbytes(), self._counted_bytes
-        if nbytes > most:
-            raise errors.BudgetError(
-                f"{name} takes {format_least(nbytes)}, more than the memory that "
-                f"memory_budget={self.budget_bytes} leaves for tensors, {format_size(most)}. Pass "
-                f"more than memory_budget={math.ceil(nbytes * self.budget_bytes / most)}: an op "
-                "needs all its operands and results at once, and the first iterations will tell "
-                "how much that is."
-            )
-
-    def _adopted(self, name: str, tensor: torch.Tensor) -> bool:
-        try:
-            return _C.adopt(tensor, name)
-        except errors.BudgetError:
-            self._check_size(name, tensor)
-            raise
-
-    def _adopt_all(self, tensors: dict[str, torch.Tensor]) -> None:
-        new = [t for t in tensors.values() if _C.block_id(t) == 0]
-        self._adopt(tensors, set() if self._accelerator else storages_with_hidden_owners(new))
-
-    def _adopt(self, tensors: dict[str, torch.Tensor], shared: Set[int] = frozenset()) -> None:
-        """Lets tensors move from now on, under names for messages; says which can't.
-
-        ``shared`` are storages (``_cdata``) that must stay where they are.
-        """
-        tensors = {n: t for n, t in tensors.items() if t.layout == torch.strided}
-        left = {
-            name: tensor
-            for name, tensor in tensors.items()
-            if shared and tensor.untyped_storage()._cdata in shared
-        }
-        foreign = {
-            name: tensor
-            for name, tensor in tensors.items()
-            if name not in left
-            and not self._adopted(name, tensor)
-            and tensor.device == torch.device(self.device)
-            and tensor.untyped_storage().nbytes() >= MIN_STORAGE_BYTES
-        }
-        if self._accelerator is None and foreign:
-            own_memory(list(foreign.values()))
-        left |= {name: tensor for name, tensor in foreign.items() if not _C.adopt(tensor, name)}
-        left = {name: tensor for name, tensor in left.items() if name not in self._immovable}
-        self._immovable.update(left)
-        if left:
-            log.warning(
-                "%s of the training can't move and are not counted, because other code shares "
-                "their memory (numpy, DLPack, shared memory, another allocator): %s%s. Replace "
-                "them by clones to let them move.",
-                format_size(sum(tensor.untyped_storage().nbytes() for tensor in left.values())),
-                ", ".join(list(left)[:3]),
-                ", ..." if len(left) > 3 else "",
-            )
 
     def has_model(self, model: torch.nn.Module) -> bool:
         """Whether the model is offloaded by this runtime."""
@@ -468,7 +411,7 @@ class Runtime:
             self._iterations.stranger_stepped()
             return
         if not participants.knows(optimizer):
-            self._adopt_all(participants.tensors_of(optimizer))  # states may have been loaded
+            self._adoption.adopt(participants.tensors_of(optimizer))  # states may have been loaded
         used: dict[int, str] = {}
         if self._backward_step is not None:
             self._backward_step.check_copies(name for name, _ in participants.named(optimizer))
@@ -578,7 +521,7 @@ class Runtime:
 
     def _record(self) -> None:
         # What has come since from elsewhere, from a checkpoint above all, is to move as well.
-        self._adopt_all(self._participants.tensors())
+        self._adoption.adopt(self._participants.tensors())
         self._live_at_start = _C.live_blocks()
         self._names_at_start = self._participants.blocks()  # some may be replaced
         if self._encoded is not None:
