@@ -80,8 +80,6 @@ _HOST_MEASURED_BYTES = 128 << 20
 _HOST_MEASURED_AT_LEAST_BYTES = 4 << 20
 # What a device's allocator can't use of the memory it holds, because it is in pieces too small.
 _FRAGMENTATION_SHARE = 1 / 16
-# A list op, or an optimizer in one group, gets at most this part of the budget at once.
-_LIST_OP_SHARE = 8
 # Of the memory that is free beside the budget, this part may be used to find out what an iteration
 # needs, before an error says so.
 _SPARE_SHARE = 0.5
@@ -215,7 +213,7 @@ class Runtime:
         self._adoption = Adoption(device, budget_bytes, self._counted_bytes)
         raw_access.install()
         peers.install()
-        list_ops.install(budget_bytes // _LIST_OP_SHARE)
+        list_ops.install(list_ops.limit_within(budget_bytes))
         self._compiled.install()
         self._optimizer_hooks = [
             register_optimizer_step_pre_hook(self._before_step),

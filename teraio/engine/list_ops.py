@@ -38,6 +38,8 @@ _TENSOR_BY_TENSOR = frozenset(
         *("nadam", "radam", "rmsprop", "rprop", "sgd"),
     )
 )
+# A list op, or an optimizer in one group, gets at most this part of the memory at once.
+_MEMORY_SHARE = 8
 
 
 class _Patch(NamedTuple):
@@ -55,6 +57,11 @@ class _Patch(NamedTuple):
 
 _patches: list[_Patch] = []
 _awaited: list[WhenLoaded] = []
+
+
+def limit_within(memory_bytes: int) -> int:
+    """The limit for a program that may take so much memory."""
+    return memory_bytes // _MEMORY_SHARE
 
 
 def install(limit_bytes: int) -> None:

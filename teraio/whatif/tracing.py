@@ -19,6 +19,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import teraio._C as _C
 from teraio.engine import list_ops
+from teraio.engine.adoption import MIN_STORAGE_BYTES
 from teraio.engine.backward_step import BackwardStep, UsedGradient
 from teraio.engine.module_hooks import ModuleHooks, numbers_of_modules
 from teraio.engine.places import Places
@@ -29,10 +30,6 @@ from teraio.whatif.costs import Float32Matmul, Kernel, TensorShape, seconds
 from teraio.whatif.meta_device import like_cuda
 from teraio.whatif.mixed_precision import MasterAdamW
 from teraio.whatif.presets import Accelerator
-
-# As in a real run: smaller storages stay in memory, and lists get at most this part of it.
-_MIN_STORAGE_BYTES = 16 << 10
-_LIST_OP_SHARE = 8
 
 
 def trace_iteration(
@@ -59,8 +56,9 @@ def trace_iteration(
     """
     _check(model)
     watch = _Watch(model, optimizer, inputs or {})
-    limit = accelerator.memory_bytes // _LIST_OP_SHARE if list_op_bytes is None else list_op_bytes
-    with _observed(limit), watch.hooks(optimizer_in_backward):
+    if list_op_bytes is None:
+        list_op_bytes = list_ops.limit_within(accelerator.memory_bytes)
+    with _observed(list_op_bytes), watch.hooks(optimizer_in_backward):
         iteration()
         watch.note_gradients()
         names = watch.names()  # some may be replaced
@@ -98,7 +96,7 @@ def _check(model: torch.nn.Module) -> None:
 
 @contextmanager
 def _observed(list_op_bytes: int) -> Iterator[None]:
-    _C.watch_meta(_MIN_STORAGE_BYTES)
+    _C.watch_meta(MIN_STORAGE_BYTES)
     list_ops.install(list_op_bytes)
     try:
         with like_cuda():
