@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 
-import teraio.runtime
 from teraio.engine.revision import Revision
 from teraio.records import Hardware
+from teraio.runtime import resources
 
 _SLOW_BYTES_PER_S = 5e6
 
 
 def pass_for_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on runs believe that their SSD tier is slow, whatever it does."""
-    measured = teraio.runtime.hardware
+    measured = resources.hardware
     rates = {f"{what}_bytes_per_s": _SLOW_BYTES_PER_S for what in ("read", "write", "mixed")}
 
     def slow(*args: Any, **kwargs: Any) -> Hardware:
@@ -28,5 +28,5 @@ def pass_for_slow(monkeypatch: pytest.MonkeyPatch) -> None:
         tiers = (replace(t, **rates) if t.name == "ssd" else t for t in found.tiers)
         return replace(found, tiers=tuple(tiers))
 
-    monkeypatch.setattr(teraio.runtime, "hardware", slow)
+    monkeypatch.setattr(resources, "hardware", slow)
     monkeypatch.setattr(Revision, "other_speed", lambda *_: False)

@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import teraio
-from teraio import runtime
 from teraio.engine.testing import stress
+from teraio.runtime import resources
 from tests.integration.conftest import ROOT
 from tests.integration.training import MODELS, digest
 
@@ -477,7 +477,7 @@ def test_what_does_not_fit_into_memory_is_not_brought_back(
 ) -> None:
     model = on_meta(lambda: nn.Sequential(*(nn.Linear(512, 512) for _ in range(8))))
     teraio.offload(model, memory_budget=3 * MIB, ssd=spill, device="cpu")
-    monkeypatch.setattr(runtime, "free_memory_bytes", lambda: 4 * MIB)
+    monkeypatch.setattr(resources, "free_memory_bytes", lambda: 4 * MIB)
     with pytest.raises(teraio.BudgetError, match=r"bring 6\.0 MiB back to cpu, .* 4\.0 MiB left"):
         teraio.restore(model)
     torch.save(model.state_dict(), tmp_path / "model.pt")

@@ -400,7 +400,7 @@ def test_a_budget_below_the_largest_op_of_the_profile_says_which_one_works(
 ) -> None:
     training = Training(Case("llama"))
     teraio.offload(training.model, memory_budget=16 << 20, ssd=[spill])
-    monkeypatch.setattr(api._runtime, "_counted_bytes", 1 << 20)
+    monkeypatch.setattr(api._runtime._resources, "counted_bytes", 1 << 20)
     with pytest.raises(teraio.BudgetError, match=r"op \d+ \(aten::.*memory_budget=\d+"):
         training.run(2)
     teraio.restore(training.model)

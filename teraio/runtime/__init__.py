@@ -27,12 +27,10 @@ from torch.optim.optimizer import (
 import teraio._C as _C
 from teraio import errors, status
 from teraio.engine import list_ops, peers, raw_access, schedule
-from teraio.engine.accelerator import Accelerator, accelerator_for
-from teraio.engine.adoption import MIN_STORAGE_BYTES, Adoption
+from teraio.engine.adoption import Adoption
 from teraio.engine.backward_step import BackwardStep
 from teraio.engine.compiled_graphs import CompiledGraphs, explained
 from teraio.engine.compression import Compression
-from teraio.engine.encoded_path import EncodedPath
 from teraio.engine.iterations import Iterations
 from teraio.engine.materialize import (
     StoredTensor,
@@ -50,19 +48,9 @@ from teraio.planner import ideal_s, least_budget, live_by_op, replayed
 from teraio.planner import plan as make_plan
 from teraio.planner.feasibility import PLAN_RESERVE, run_budget
 from teraio.planner.memory import carried_twins, returning_twins
-from teraio.profiler.hardware import (
-    HostSpeed,
-    Work,
-    at_share_of_speed,
-    free_memory_bytes,
-    hardware,
-    share_of_speed,
-    stripe_weights,
-)
-from teraio.profiler.spill import open_spill
+from teraio.profiler.hardware import Work, at_share_of_speed, share_of_speed
 from teraio.profiler.trace import Recorded, build_trace, with_blocks, with_durations
 from teraio.records import (
-    Hardware,
     Kind,
     MeasuredStall,
     Plan,
@@ -70,19 +58,11 @@ from teraio.records import (
     RunReport,
     StepReport,
 )
+from teraio.runtime.resources import Resources
 from teraio.sizes import format_size
-from teraio.telemetry import sampler_for
-from teraio.telemetry.host import by_drive
 
 log = logging.getLogger("teraio")
 
-_HOST_MEASURED_BYTES = 128 << 20
-_HOST_MEASURED_AT_LEAST_BYTES = 4 << 20
-# What a device's allocator can't use of the memory it holds, because it is in pieces too small.
-_FRAGMENTATION_SHARE = 1 / 16
-# Of the memory that is free beside the budget, this part may be used to find out what an iteration
-# needs, before an error says so.
-_SPARE_SHARE = 0.5
 # Iterations that end later, or never, are given up with what they needed until then.
 _LOOK_ON_S = 60.0
 # What planning takes at most, measured for traces of 2,000 to 100,000 ops; but no more than this
@@ -118,12 +98,16 @@ class Runtime:
         says what is encoded on its way to the SSDs. ``recompute`` is that of ``PlanOptions``.
         ``on_trace`` is called when a trace is recorded; with it the run makes no plan.
         """
-        self._accelerator = accelerator_for(torch.device(device))
-        self._spill = open_spill(
-            folders, device=device, require_gds=require_gds, budget_bytes=budget_bytes
+        self._resources = Resources(
+            budget_bytes=budget_bytes,
+            folders=folders,
+            spill_bytes=spill_bytes,
+            device=device,
+            host_bytes=host_bytes,
+            require_gds=require_gds,
+            compress=compress,
         )
-        speeds = self._spill.speeds
-        weights = stripe_weights(speeds)
+        self.hardware = self._resources.hardware
         self.budget_bytes = budget_bytes
         self.phase: Literal["profile", "run", "closed"] = "profile"
         self.recorded: Recorded | None = None
@@ -153,64 +137,7 @@ class Runtime:
         self._status = status.StatusFile()
         self._started_s = time.time()
         self._folders = tuple(str(folder) for folder in folders)
-        self._limit_bytes = budget_bytes  # for a device's allocator
-        self._counted_bytes = budget_bytes  # of the budget, what storages may take
-        if self._accelerator is None:
-            host_bytes = 0
-        else:
-            self._limit_bytes = self._accelerator.limit_for(budget_bytes)
-            self._accelerator.limit_memory(self._limit_bytes)
-            self._counted_bytes = int(self._limit_bytes * (1 - _FRAGMENTATION_SHARE))
-        self._encoded: EncodedPath | None = None
-        host: HostSpeed | None = None
-        started = False
-        try:
-            if compress is not None:
-                self._encoded = EncodedPath(
-                    compress,
-                    self._spill.space,
-                    device=device,
-                    budget_bytes=budget_bytes,
-                    kvikio=self._spill.kvikio,
-                )
-                self._counted_bytes -= self._encoded.reserved_bytes
-            _C.start(
-                self._spill.space,
-                weights,
-                spill_bytes,
-                "" if self._accelerator is None else device,
-                host_bytes,
-                self._counted_bytes,
-                self._limit_bytes,
-                MIN_STORAGE_BYTES,
-            )
-            started = True
-            _C.encode_by_default(self._encoded.default if self._encoded else 0)
-            if self._accelerator is not None:
-                self._accelerator.lock_pages(_C.staging_memory())
-                if host_bytes:
-                    host = self._measure_host(self._accelerator, host_bytes)
-            self.hardware: Hardware = hardware(
-                budget_bytes,
-                speeds,
-                weights,
-                host,
-                self._spill.file_bytes(),
-                encodes=self._encoded is not None,
-            )
-            self._telemetry = sampler_for(
-                device, self._accelerator.gpu_uuid if self._accelerator else None, self._folders
-            )
-        except BaseException:
-            if self._accelerator is not None:
-                self._accelerator.limit_memory(None)
-            try:
-                if started:
-                    _C.stop(self._accelerator.unlock_pages if self._accelerator else None)
-            finally:
-                self._close_spill()
-            raise
-        self._adoption = Adoption(device, budget_bytes, self._counted_bytes)
+        self._adoption = Adoption(device, budget_bytes, self._resources.counted_bytes)
         raw_access.install()
         peers.install()
         list_ops.install(list_ops.limit_within(budget_bytes))
@@ -219,49 +146,7 @@ class Runtime:
             register_optimizer_step_pre_hook(self._before_step),
             register_optimizer_step_post_hook(self._after_step),
         ]
-        for some in by_drive(folders):
-            if len(some) > 1:
-                log.warning(
-                    "the spill folders %s are on one drive, so they share its speed and room. One "
-                    "folder per drive is enough.",
-                    ", ".join(some),
-                )
-        for speed in speeds:
-            log.info(
-                "spill folder %s: read %.2f GB/s, write %.2f GB/s, both at once %.2f GB/s, latency "
-                "%.0f us by %s (%s)",
-                speed.folder,
-                speed.read_bytes_per_s / 1e9,
-                speed.write_bytes_per_s / 1e9,
-                speed.mixed_bytes_per_s / 1e9,
-                speed.latency_s * 1e6,
-                speed.path,
-                speed.reason,
-            )
-        self._telemetry.start()
-
-    def _measure_host(self, accelerator: Accelerator, host_bytes: int) -> HostSpeed:
-        # All of it, as what is profiled moves far more than a plan will.
-        begin = time.perf_counter()
-        accelerator.lock_pages(_C.reserve_host(host_bytes))
-        log.info(
-            "host memory: %s taken and page-locked in %.1f s",
-            format_size(host_bytes),
-            time.perf_counter() - begin,
-        )
-        # Through memory of the device that the model leaves, or a little where it leaves none.
-        room = self._counted_bytes - _C.allocated(self.device)
-        nbytes = max(_HOST_MEASURED_AT_LEAST_BYTES, min(_HOST_MEASURED_BYTES, room // 2))
-        accelerator.limit_memory(None)
-        read, write, mixed = _C.host_speeds(nbytes)
-        accelerator.limit_memory(self._limit_bytes)
-        log.info("host memory: read %.2f GB/s, write %.2f GB/s", read / 1e9, write / 1e9)
-        return HostSpeed(
-            capacity_bytes=host_bytes,
-            read_bytes_per_s=read,
-            write_bytes_per_s=write,
-            mixed_bytes_per_s=mixed,
-        )
+        self._resources.telemetry.start()
 
     # ------------------------------------------------------------ models
 
@@ -318,7 +203,7 @@ class Runtime:
     def remove_model(self, model: torch.nn.Module) -> None:
         """The last model to go closes the run. Raises BudgetError where it can't all come back."""
         if len(self._participants) == 1:
-            away, free = _C.totals()["away"], self._free_bytes()
+            away, free = _C.totals()["away"], self._resources.free_bytes()
             if away > free:
                 raise errors.BudgetError(
                     f"restore() would bring {format_size(away)} back to {self.device}, which has "
@@ -326,11 +211,6 @@ class Runtime:
                     "needs no memory there, or free memory of the device first."
                 )
         self._forget(id(model))
-
-    def _free_bytes(self) -> int:
-        if self._accelerator is None:
-            return free_memory_bytes()
-        return self._accelerator.free_and_total_bytes()[0]
 
     def _model_died(self, key: int) -> None:
         if self.phase == "closed" or _C.forked():
@@ -358,7 +238,7 @@ class Runtime:
             return
         self.phase = "closed"
         self._progress.stop()
-        self._telemetry.stop()
+        self._resources.telemetry.stop()
         for hook in self._optimizer_hooks:
             hook.remove()
         self._module_hooks.remove()
@@ -366,22 +246,15 @@ class Runtime:
             self._backward_step.close()
         list_ops.uninstall()
         self._status.close()
-        if self._accelerator is not None:
-            self._accelerator.limit_memory(None)
         try:
-            _C.stop(self._accelerator.unlock_pages if self._accelerator else None)
+            self._resources.stop()
         finally:
             # Until then other threads may meet storages that are away.
             self._compiled.uninstall()
             peers.uninstall()
             raw_access.uninstall()
-            self._close_spill()
+            self._resources.close()
         log.info("closed: everything is back in memory")
-
-    def _close_spill(self) -> None:
-        self._spill.close()
-        if self._encoded is not None:
-            self._encoded.close()
 
     def report(self) -> RunReport:
         """The state of the run."""
@@ -392,7 +265,7 @@ class Runtime:
             trace=self.recorded.trace if self.recorded else None,
             plan=self.plan,
             steps=tuple(self.steps),
-            telemetry=self._telemetry.telemetry(),
+            telemetry=self._resources.telemetry.telemetry(),
         )
 
     # ------------------------------------------------------------ iterations
@@ -491,7 +364,7 @@ class Runtime:
             predicted_s=self.plan.predicted_s if self.plan else None,
             ideal_s=self.plan.ideal_s if self.plan else None,
             steps=tuple(self.steps[-status.STEPS_TOLD :]),
-            telemetry=self._telemetry.telemetry(),
+            telemetry=self._resources.telemetry.telemetry(),
         )
 
     # ------------------------------------------------------------ profile, plan, drift
@@ -499,10 +372,10 @@ class Runtime:
     def _start_profile(self, iterations: int) -> None:
         self.phase = "profile"
         self.plan = None
-        self._telemetry.begin()
+        self._resources.telemetry.begin()
         self._profiled = self._profile_iterations - iterations
         _C.unfollow()
-        _C.look_on(self._spare_bytes(), int(_LOOK_ON_S * 1e9))
+        _C.look_on(self._resources.spare_bytes(), int(_LOOK_ON_S * 1e9))
         _C.expect_moves(True)
         _C.record(False)
         self._module_hooks.add()
@@ -510,20 +383,13 @@ class Runtime:
         if iterations == 1:
             self._record()
 
-    def _spare_bytes(self) -> int:
-        """Of the machine's memory, what may be used to find out what an iteration needs."""
-        if self._accelerator is not None:
-            return 0
-        to_come = max(0, self.budget_bytes - _C.totals()["used"])
-        return max(0, int((free_memory_bytes() - to_come) * _SPARE_SHARE))
-
     def _record(self) -> None:
         # What has come since from elsewhere, from a checkpoint above all, is to move as well.
         self._adoption.adopt(self._participants.tensors())
         self._live_at_start = _C.live_blocks()
         self._names_at_start = self._participants.blocks()  # some may be replaced
-        if self._encoded is not None:
-            self._encoded.begin_measuring()
+        if self._resources.encoded is not None:
+            self._resources.encoded.begin_measuring()
         _C.record(True)
 
     def _profiled_one(self) -> None:
@@ -550,7 +416,7 @@ class Runtime:
             len(trace.storages),
             format_size(int(live_by_op(trace).max())),
             format_size(least),
-            format_size(self._counted_bytes),
+            format_size(self._resources.counted_bytes),
         )
         self.phase = "run"
         _C.look_on(0, 0)
@@ -565,7 +431,7 @@ class Runtime:
         except BaseException:  # Ctrl-C, say; a loop that goes on shall have its plan
             self._start_profile(1)
             raise
-        self._telemetry.begin()
+        self._resources.telemetry.begin()
 
     def _traced(self, recording: dict[str, Any]) -> Recorded:
         return build_trace(
@@ -581,9 +447,9 @@ class Runtime:
 
         Raises BudgetError and SpillError where there can be no plan; the one before is followed on.
         """
-        begin, most = time.perf_counter(), self._counted_bytes
-        if self._encoded is not None:
-            trace = self._encoded.encoded(recorded.trace, recorded.dtypes)
+        begin, most = time.perf_counter(), self._resources.counted_bytes
+        if self._resources.encoded is not None:
+            trace = self._resources.encoded.encoded(recorded.trace, recorded.dtypes)
             recorded = replace(recorded, trace=trace)
         # The reserve gives way to the largest op.
         budget = max(int(most * (1 - PLAN_RESERVE)), min(least, most))
@@ -615,7 +481,9 @@ class Runtime:
         if _moves(plan):
             planned = replayed(recorded.trace, plan.recomputations)
             codecs = (
-                self._encoded.numbers(planned) if self._encoded else [0] * len(planned.storages)
+                self._resources.encoded.numbers(planned)
+                if self._resources.encoded
+                else [0] * len(planned.storages)
             )
             schedule.follow(
                 planned,
@@ -652,10 +520,10 @@ class Runtime:
 
     def _planning_bytes(self, ops: int) -> int:
         """What making a plan takes of the memory under the budget, which may be all there is."""
-        if self._accelerator is not None:
+        if not self._resources.on_host:
             return 0
         nbytes = _PLANNING_BYTES + ops * _PLANNING_BYTES_PER_OP
-        return min(nbytes, self._counted_bytes // _PLANNING_SHARE)
+        return min(nbytes, self._resources.counted_bytes // _PLANNING_SHARE)
 
     def _places_are_known(self) -> None:
         # What was compiled with hooks would be compiled anew without them.
