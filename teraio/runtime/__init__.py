@@ -50,15 +50,9 @@ from teraio.planner.feasibility import PLAN_RESERVE, run_budget
 from teraio.planner.memory import carried_twins, returning_twins
 from teraio.profiler.hardware import Work, at_share_of_speed, share_of_speed
 from teraio.profiler.trace import Recorded, build_trace, with_blocks, with_durations
-from teraio.records import (
-    Kind,
-    MeasuredStall,
-    Plan,
-    PlanOptions,
-    RunReport,
-    StepReport,
-)
+from teraio.records import Kind, Plan, PlanOptions, RunReport, StepReport
 from teraio.runtime.resources import Resources
+from teraio.runtime.steps import Steps
 from teraio.sizes import format_size
 
 log = logging.getLogger("teraio")
@@ -70,9 +64,6 @@ _LOOK_ON_S = 60.0
 _PLANNING_BYTES = 48 << 20
 _PLANNING_BYTES_PER_OP = 512
 _PLANNING_SHARE = 8
-# A long run keeps the reports of so many iterations at least, and the stalls of fewer.
-_STEPS_KEPT = 10_000
-_STEPS_WITH_STALLS = 100
 
 
 class Runtime:
@@ -112,9 +103,8 @@ class Runtime:
         self.phase: Literal["profile", "run", "closed"] = "profile"
         self.recorded: Recorded | None = None
         self.plan: Plan | None = None
-        self.steps: list[StepReport] = []  # the latest ones
+        self._steps = Steps()
         self._iterations = Iterations(_C.mark_training_thread, self._end_iteration)
-        self._ended = 0  # iterations
         self.device = device
         self._options = PlanOptions(recompute=recompute)
         self._on_trace = on_trace
@@ -264,7 +254,7 @@ class Runtime:
             hardware=self.hardware,
             trace=self.recorded.trace if self.recorded else None,
             plan=self.plan,
-            steps=tuple(self.steps),
+            steps=tuple(self._steps.latest),
             telemetry=self._resources.telemetry.telemetry(),
         )
 
@@ -304,29 +294,7 @@ class Runtime:
 
     def _end_iteration(self) -> None:
         stats = _C.end_iteration()
-        self._keep(
-            StepReport(
-                iteration=self._ended,
-                phase="profile" if self.phase == "profile" else "run",
-                duration_s=stats["duration_ns"] / 1e9,
-                stall_s=stats["stall_ns"] / 1e9,
-                peak_bytes=stats["peak_bytes"],
-                read_bytes=stats["read_bytes"],
-                written_bytes=stats["written_bytes"],
-                ops=stats["ops"],
-                drift_ops=stats["drift_ops"],
-                recomputed_bytes=stats["recomputed_bytes"],
-                stalls=tuple(
-                    MeasuredStall(
-                        op=op,
-                        storage=storage if storage >= 0 else None,
-                        waits_for="memory" if memory else "data",
-                        seconds=ns / 1e9,
-                    )
-                    for op, storage, memory, ns in stats["stalls"]
-                ),
-            )
-        )
+        step = self._steps.add(stats, "profile" if self.phase == "profile" else "run")
         self._live_bytes = stats["live_bytes"]
         self._spill_work = Work(*stats["spill"])
         if stats["over_budget"]:
@@ -335,17 +303,8 @@ class Runtime:
         if self.phase == "profile":
             self._profiled_one()
         elif self.phase == "run":
-            self._watch(self.steps[-1])
+            self._watch(step)
         self._status.update(self._status_now)
-
-    def _keep(self, step: StepReport) -> None:
-        self.steps.append(step)
-        self._ended += 1
-        if len(self.steps) > _STEPS_WITH_STALLS:
-            old = -1 - _STEPS_WITH_STALLS
-            self.steps[old] = replace(self.steps[old], stalls=())
-        if len(self.steps) == 2 * _STEPS_KEPT:
-            del self.steps[:_STEPS_KEPT]
 
     def _status_now(self) -> status.RunStatus:
         totals, tier = _C.totals(), self.hardware.tiers[0]
@@ -363,7 +322,7 @@ class Runtime:
             write_bytes_per_s=tier.write_bytes_per_s,
             predicted_s=self.plan.predicted_s if self.plan else None,
             ideal_s=self.plan.ideal_s if self.plan else None,
-            steps=tuple(self.steps[-status.STEPS_TOLD :]),
+            steps=tuple(self._steps.latest[-status.STEPS_TOLD :]),
             telemetry=self._resources.telemetry.telemetry(),
         )
 

@@ -503,8 +503,8 @@ def test_a_copy_written_while_its_data_is_read_is_not_used_once_that_has_changed
 def test_a_long_run_keeps_only_the_latest_reports(
     spill: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runtime, "_STEPS_KEPT", 5)
-    monkeypatch.setattr(runtime, "_STEPS_WITH_STALLS", 2)
+    monkeypatch.setattr("teraio.runtime.steps._KEPT", 5)
+    monkeypatch.setattr("teraio.runtime.steps._WITH_STALLS", 2)
     model = teraio.offload(nn.Linear(128, 128), memory_budget="64MiB", ssd=spill)
     for _ in range(13):
         with teraio.iteration(model):
