@@ -17,9 +17,9 @@ class Progress:
         self._iterations = iterations
         self._status: Any = None
 
-    def profiling(self, done: int) -> None:
-        """So many iterations are done."""
-        now = min(done + 1, self._iterations)
+    def profiling(self, left: int) -> None:
+        """So many iterations are left, the one that begins included."""
+        now = self._iterations - left + 1
         self._show(f"teraio: profiling, iteration {now} of {self._iterations}")
 
     def planning(self, ops: int) -> None:

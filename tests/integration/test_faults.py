@@ -23,8 +23,8 @@ import pytest
 import torch
 
 import teraio
-from teraio import runtime
 from teraio.engine import testing
+from teraio.runtime import planning
 from tests.integration.training import (
     NO_LIMIT,
     Case,
@@ -293,7 +293,7 @@ def test_a_budget_is_too_small_for_iterations_that_never_end(
             model(torch.ones(8, 1024)).sum().backward()
 
     # An op in place allocates nothing, so it can only fail with the text of the error.
-    monkeypatch.setattr(runtime, "_LOOK_ON_S", 0.0)
+    monkeypatch.setattr(planning, "_LOOK_ON_S", 0.0)
     with pytest.raises(RuntimeError, match=r"memory_budget=\d+") as raised:
         train()
     assert raised.type is teraio.BudgetError or "teraio.BudgetError: " in str(raised.value)

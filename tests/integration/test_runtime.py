@@ -12,11 +12,12 @@ import torch
 from torch import nn
 
 import teraio
-from teraio import api, runtime
+from teraio import api
 from teraio.engine import revision
 from teraio.engine.testing import stress
 from teraio.planner import replayed
 from teraio.records import Plan
+from teraio.runtime import planning
 from tests.integration.training import Case, Training, plain
 
 
@@ -145,7 +146,7 @@ def test_a_long_sequence_that_no_plan_can_be_made_for_is_trained_on_all_the_same
     def end_planning(model: nn.Module) -> None:
         plans.append(teraio.report(model).plan)
         if len(plans) == 2:
-            monkeypatch.setattr(runtime, "make_plan", failing_plan)
+            monkeypatch.setattr(planning, "make_plan", failing_plan)
 
     plans: list[Plan | None] = []
     tried: list[None] = []
@@ -163,7 +164,7 @@ def interrupt_planning(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.undo()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runtime, "make_plan", interrupted)
+    monkeypatch.setattr(planning, "make_plan", interrupted)
 
 
 def test_an_interrupt_while_planning_for_a_long_sequence_leads_to_another_plan(
@@ -385,7 +386,7 @@ def test_a_step_report_names_the_ops_that_waited_and_for_what(spill: str) -> Non
 def test_what_a_plan_keeps_free_gives_way_to_the_largest_op(
     spill: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runtime, "PLAN_RESERVE", 0.99)
+    monkeypatch.setattr(planning, "PLAN_RESERVE", 0.99)
     training = Training(Case("llama"))
     teraio.offload(training.model, memory_budget=16 << 20, ssd=[spill])
     training.run(4)
@@ -407,13 +408,13 @@ def test_a_budget_below_the_largest_op_of_the_profile_says_which_one_works(
 
 
 def test_a_step_report_does_not_count_planning(spill: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    real_plan = runtime.make_plan
+    real_plan = planning.make_plan
 
     def slow_plan(*arguments: Any) -> Plan:
         time.sleep(5)
         return real_plan(*arguments)
 
-    monkeypatch.setattr(runtime, "make_plan", slow_plan)
+    monkeypatch.setattr(planning, "make_plan", slow_plan)
     monkeypatch.setattr(revision, "_FIRST", 0)
     training = Training(Case("llama"))
     teraio.offload(training.model, memory_budget=16 << 20, ssd=[spill])

@@ -81,6 +81,8 @@ FORBIDDEN = {
     "teraio.kernels.with_triton": ("teraio.kernels.with_torch",),
     "teraio.profiler": ("teraio.api", "teraio.planner", "teraio.runtime"),
     "teraio.runtime": ("teraio.api", "teraio.watch", "teraio.whatif"),
+    "teraio.runtime.resources": ("teraio.planner",),
+    "teraio.runtime.steps": ("torch", "teraio._C", "teraio.planner"),
     "teraio.watch": ("teraio.api", "teraio.planner", "teraio.files"),
     "teraio.whatif": ("teraio.api", "teraio.planner", "teraio.reports", "teraio.runtime"),
     "teraio.whatif.presets": ("torch", "teraio._C", "teraio.engine", "teraio.profiler"),
