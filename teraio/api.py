@@ -82,9 +82,9 @@ def offload(
     way is taken, and the report's ``hardware.tiers[...].folders`` say for each folder which one
     that is and why.
 
-    Where the drives are too slow, ``recompute`` lets the plan give up results of cheap ops
-    (pointwise ones, casts, norms, softmax) and run the op again when they are needed, which gives
-    the same bits.
+    Where the drives are too slow, ``recompute`` lets the plan give up results of ops that give the
+    same bits again (pointwise ones, casts, norms, softmax, products of matrices, attention), and
+    run the op once more when they are needed.
 
     ``device`` is where the model is to be trained; by default where it is. Its tensors get there
     one after the other and within the budget, so a model on the CPU or on the meta device may be
@@ -191,8 +191,8 @@ def offload(
 
 
 def restore(model: torch.nn.Module) -> None:
-    """Ends offloading of ``model``: with the last one everything is back in memory, hooks and
-    files gone.
+    """Ends offloading of ``model``. With the last model of a run everything comes back into memory,
+    and hooks and files go.
 
     Raises BudgetError where it can't all come back, SpillError for what can't be read, and
     ConfigurationError in a process that was forked off.
@@ -206,7 +206,11 @@ def restore(model: torch.nn.Module) -> None:
 
 
 def report(model: torch.nn.Module) -> RunReport:
-    """What the run did so far, its Trace and its Plan."""
+    """What the run did so far, with its Trace and its Plan once there are any.
+
+    ``print(report(model).where_time_goes())`` says it in words. Raises ConfigurationError for a
+    model that is not offloaded.
+    """
     return _runtime_of(model).report()
 
 
@@ -247,7 +251,8 @@ def profile(
     """``with teraio.profile() as run: train()`` records what one iteration does with memory.
 
     The code inside needs no change: models are found at their first call, iterations end with the
-    optimizer's step. Enter it before the model is made, so that all of its memory is counted. The
+    optimizer's step. It watches the CPU's memory, so models must be on the CPU. Enter it before the
+    model is made, so that all of its memory is counted. The
     last of ``iterations`` (at least 2) is recorded; from then on ``run.trace`` is its Trace. With
     ``stop`` the block ends there. ``memory_budget`` and ``ssd`` are those of ``offload``; without a
     budget nothing moves.

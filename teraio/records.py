@@ -219,7 +219,7 @@ class PlanOptions:
     ``capacity_by_time``: storages that are away at different times share room on a tier; else each
     keeps its place there for the whole iteration.
     ``resident_state_share``: this share of the bytes of optimizer states never leaves.
-    ``recompute``: results of cheap ops may be made again instead of being moved.
+    ``recompute``: results may be made again by their ops instead of being moved.
     """
 
     bound: BoundKind = "relaxation"

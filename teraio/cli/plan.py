@@ -122,7 +122,7 @@ def _plan(
     ] = None,
     no_recompute: Annotated[
         bool,
-        typer.Option("--no-recompute", help="Only move: make no results of cheap ops again."),
+        typer.Option("--no-recompute", help="Only move: make no results again."),
     ] = False,
     explain_it: Annotated[
         bool, typer.Option("--explain", help="What binds, what costs most, what would help.")
