@@ -1,4 +1,5 @@
 # Needs Python 3.11 or newer, g++, make and git; everything else goes into $(VENV).
+#   make build   a virtual environment with PyTorch, teraio and its native part
 #   make demo    trains with and without a memory budget and compares
 #   make test    style, types and tests
 #   make test-kvikio    tests of spill I/O through kvikio; they need no GPU, but apt of Debian
