@@ -108,7 +108,13 @@ class Revision:
 
         A program that never repeats itself is not profiled for ever: each time it takes longer.
         """
-        drifts = _drifts(step) if moves else step.written_bytes > 0
+        return self._is_due(_drifts(step) if moves else step.written_bytes > 0)
+
+    def none_long_enough(self) -> bool:
+        """Whether one more iteration without any plan is one too many; True also starts anew."""
+        return self._is_due(True)
+
+    def _is_due(self, drifts: bool) -> bool:
         self._drifting = self._drifting + 1 if drifts else 0
         if self._drifting < self._patience:
             return False

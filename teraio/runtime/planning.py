@@ -100,7 +100,7 @@ class Planning:
         self._live_bytes = stats["live_bytes"]
         self._spill_work = Work(*stats["spill"])
         if self.phase == "profile":
-            self._profiled_one()
+            self._profiled_one(step)
         elif self.phase == "run":
             self._watch(step)
 
@@ -129,13 +129,13 @@ class Planning:
         if left == 1:
             self._recorder.begin()
 
-    def _profiled_one(self) -> None:
+    def _profiled_one(self, step: StepReport) -> None:
         if self._left > 1:
             self._profile_next(self._left - 1)
         else:
-            self._end_profile()
+            self._end_profile(step)
 
-    def _end_profile(self) -> None:
+    def _end_profile(self, step: StepReport) -> None:
         self.recorded = self._recorder.recorded(self._recorder.take())
         trace = self.recorded.trace
         if not trace.ops:
@@ -161,10 +161,26 @@ class Planning:
         self._revision.record_first()
         try:
             self._follow_plan(self.recorded, least)
+        except errors.BudgetError as error:
+            if step.peak_bytes > self._resources.counted_bytes:
+                self._profile(1)
+                raise
+            self._go_without_plan(error)
         except BaseException:  # Ctrl-C, say; a loop that goes on shall have its plan
             self._profile(1)
             raise
         self._resources.telemetry.begin()
+
+    def _go_without_plan(self, error: errors.BudgetError) -> None:
+        """A plan knows less of a program than the engine sees as it runs: iterations that could be
+        profiled within the budget can be run within it."""
+        log.warning(
+            "there is no plan for this budget, so iterations go on as the profiled ones did, and "
+            "wait for data more often: %s",
+            error,
+        )
+        self._revision.refused(self._live_bytes)
+        self._record_or_rest()
 
     def _places_are_known(self) -> None:
         # What was compiled with hooks would be compiled anew without them.
@@ -260,7 +276,7 @@ class Planning:
     # ------------------------------------------------------------ run
 
     def _record_or_rest(self) -> None:
-        moves = self.plan is not None and _moves(self.plan)
+        moves = self.plan is None or _moves(self.plan)
         if self._revision.records:
             self._module_hooks.add()
             _C.expect_moves(True)
@@ -272,7 +288,11 @@ class Planning:
             self._places_are_known()  # nothing to follow
 
     def _watch(self, step: StepReport) -> None:
-        if self.plan is not None and self.recorded is not None:
+        if self.plan is None:
+            if self._revision.none_long_enough():
+                self._profile(1)
+            return
+        if self.recorded is not None:
             self._revise(step, self.plan, self.recorded)
         if self.plan is not None and self._revision.drifted(step, moves=_moves(self.plan)):
             log.info(

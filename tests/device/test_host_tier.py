@@ -136,7 +136,7 @@ def test_a_copy_whose_data_is_back_yields_its_place(
     assert plan is not None
     by_tier = {use.tier: use.written_bytes for use in plan.tiers}
     assert by_tier["host"] > host  # its room is used more than once
-    assert sum(written[-4:]) <= 4 * by_tier["ssd"]
+    assert sum(written[-4:]) < 4 * by_tier["ssd"] + WEIGHT  # with what `teraio top` reads
     assert values(model) == [i * 3.0**8 for i in range(count)]
     assert sim.peak() <= budget
     teraio.restore(model)

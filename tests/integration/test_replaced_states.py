@@ -75,6 +75,41 @@ def functional_training() -> Program:
     return Program(model, step, lambda: [weights, first, second])
 
 
+def states_in_changing_numbers() -> Program:
+    """Every other step drops a state that the next one makes again, so that no plan can tell which
+    of them follows which."""
+    torch.manual_seed(0)
+    model = mlp(4)
+    states = [torch.zeros(256, 256) for _ in range(24)]
+
+    def step(i: int) -> Any:
+        with iteration(model):
+            means = []
+            for at in range(23):
+                states[at] = states[at] * 0.9 + i
+                means.append(states[at].mean())
+            if i % 2:
+                states.append(states[0] + 1)
+            else:
+                states.pop()
+        return means
+
+    return Program(model, step, lambda: states)
+
+
+def test_iterations_go_on_without_a_plan_where_none_keeps_the_budget(
+    spill: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected, _ = run(states_in_changing_numbers(), None, spill)
+    budget = 4 << 20  # of 6 MiB and the model
+    given, report = run(states_in_changing_numbers(), budget, spill)
+    assert given == expected
+    assert "no plan" in caplog.text
+    assert report.phase == "run" and report.plan is None
+    assert [step.peak_bytes for step in report.steps if step.peak_bytes > budget] == []
+    assert report.steps[-1].read_bytes > 0
+
+
 @pytest.mark.parametrize(
     ("build", "share"), [(replaced_states, 50), (replaced_states, 30), (functional_training, 50)]
 )
