@@ -66,6 +66,7 @@ def _native() -> Check:
             "native part",
             "fail",
             str(error),
-            "Build it for this PyTorch: pip install --no-build-isolation teraio, or make build.",
+            "Build it for this PyTorch: make build, or pip install --no-build-isolation . in the "
+            "folder of teraio's sources.",
         )
     return _check("native part", "ok", "loads")

@@ -10,12 +10,13 @@ know: plans, budgets, iterations.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import Any, NoReturn, cast
 
 import torch
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
+from torch.utils.weak import WeakTensorKeyDictionary
 
 import teraio._C as _C
 from teraio.errors import ConfigurationError
@@ -103,15 +104,15 @@ class BackwardStep:
     def __init__(self, also_separate: tuple[type[Optimizer], ...] = ()) -> None:
         """``also_separate``: further optimizers that step each parameter by itself."""
         self._separate = (*_SEPARATE, *also_separate)
-        self._names: dict[int, str] = {}  # id(parameter) -> name
+        self._names: MutableMapping[torch.Tensor, str] = WeakTensorKeyDictionary()
         self._optimizers: weakref.WeakKeyDictionary[Optimizer, _Run] = weakref.WeakKeyDictionary()
         self._gradients: dict[int, str] = {}
         self._scale = GradScaler.scale
         GradScaler.scale = _without_scaling(GradScaler.scale)  # type: ignore[method-assign]
 
-    def add(self, parameters: Mapping[int, str]) -> None:
-        """From now on these parameters, by id() and with their names, are stepped in backward."""
-        self._names.update(parameters)
+    def add(self, names: Mapping[torch.Tensor, str]) -> None:
+        """From now on these parameters, here with their names, are stepped in backward."""
+        self._names.update(names)
 
     def close(self) -> None:
         """Ordinary steps from now on."""
@@ -145,7 +146,7 @@ class BackwardStep:
 
         Raises ConfigurationError where the step would not do what an ordinary one does.
         """
-        mine = [pair for pair in _parameters(optimizer) if id(pair[1]) in self._names]
+        mine = [pair for pair in _parameters(optimizer) if pair[1] in self._names]
         if not mine:
             return
         _check_optimizer(optimizer, self._separate)
@@ -167,7 +168,7 @@ class BackwardStep:
         if step is None or step.optimizer() is not optimizer:
             if used:
                 raise ConfigurationError(
-                    f"{self._names[id(parameter)]} belongs to two optimizers, and the other one "
+                    f"{self._names[parameter]} belongs to two optimizers, and the other one "
                     f"has stepped it in the backward pass (optimizer_in_backward=True). {_REMEDY}"
                 )
         elif step.done and not used:
@@ -195,7 +196,7 @@ class BackwardStep:
     def _after_step(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
         self._optimizers[optimizer].settings.clear()
         for group, parameter in _parameters(optimizer):
-            name = self._names.get(id(parameter))
+            name = self._names.get(parameter)
             if name is None or not parameter.requires_grad:
                 continue
             step = _step_of(parameter)

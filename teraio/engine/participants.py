@@ -27,6 +27,7 @@ class Participants:
 
     def __init__(self) -> None:
         self._models: dict[int, weakref.ref[torch.nn.Module]] = {}
+        self._added = 0  # models in all
         self._prefixes: dict[int, str] = {}  # id(model) -> what names of its parameters begin with
         self._parameters: dict[int, str] = {}  # id(parameter) -> name
         self._masters: dict[int, str] = {}  # id(copy of a parameter) -> its name
@@ -43,10 +44,11 @@ class Participants:
 
     def new_prefix(self) -> str:
         """What names of the next model begin with; those of the first are its own."""
-        return "" if not self._models else f"model{len(self._models) + 1}."
+        return f"model{self._added + 1}." if self._added else ""
 
     def add_model(self, model: torch.nn.Module, prefix: str) -> None:
         """It takes part until it is forgotten."""
+        self._added += 1
         self._models[id(model)] = weakref.ref(model)
         self._prefixes[id(model)] = prefix
         self._name_parameters()

@@ -157,7 +157,7 @@ class Runtime:
             self._module_paths[(prefix + name).rstrip(".")] = number
         if optimizer_in_backward:
             self._backward_step = self._backward_step or BackwardStep()
-            self._backward_step.add({id(p): prefix + name for name, p in model.named_parameters()})
+            self._backward_step.add({p: prefix + name for name, p in model.named_parameters()})
         self._adoption.adopt(tensors_of(model, prefix))
         _C.release_free_pages()  # malloc keeps where the weights were
         if torch.distributed.is_available() and torch.distributed.is_initialized():

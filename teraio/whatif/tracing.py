@@ -169,7 +169,7 @@ class _Watch:
         ]
         if optimizer_in_backward:
             self._backward_step = BackwardStep(also_separate=(MasterAdamW,))
-            self._backward_step.add(self._parameters)
+            self._backward_step.add({p: name for name, p in self._model.named_parameters()})
             hooks.append(register_optimizer_step_pre_hook(self._backward_step.before_step))
         self._module_hooks.add()
         try:

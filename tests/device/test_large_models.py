@@ -97,7 +97,7 @@ def test_steps_on_the_thread_of_the_backward_pass_give_the_same_bits(
 
     def loop_in_backward(model: nn.Module) -> None:
         steps = BackwardStep()
-        steps.add({id(parameter): name for name, parameter in model.named_parameters()})
+        steps.add({parameter: name for name, parameter in model.named_parameters()})
         hook = register_optimizer_step_pre_hook(steps.before_step)
         try:
             loop(model)
