@@ -62,25 +62,42 @@ def own_memory(tensors: list[torch.Tensor]) -> None:
 def storages_with_hidden_owners(tensors: Iterable[torch.Tensor]) -> set[int]:
     """The storages (``_cdata``) of ``tensors`` that somebody keeps beside the tensors of Python.
 
-    An array made by DLPack keeps one, and reads the memory that it saw when it was made.
+    An array made by numpy or DLPack keeps one, and reads the memory that it saw when it was made.
     """
     own = {id(tensor): tensor for tensor in tensors if _has_plain_storage(tensor)}
     suspects = _with_more_owners(own.values())
     if not suspects:
         return suspects
     # Looking at all objects takes a tenth of a second, so only where owners are missing. A tensor
-    # that has another owner than Python may be what such an array keeps.
-    known = dict(own)
+    # that has another owner than Python may be what an array of DLPack's keeps.
+    others: list[torch.Tensor] = []
+    graphs = False
     for value in gc.get_objects():
         if not issubclass(type(value), torch.Tensor) or not _has_plain_storage(value):
             continue
-        if value.grad_fn is not None:
-            return set()  # its graph keeps views of weights, unseen as well, and reads them by ops
-        if value._use_count() == 1:
-            known[id(value)] = value
-    bases = [tensor._base for tensor in known.values() if tensor._base is not None]
-    known |= {id(base): base for base in bases}  # views keep them
-    return suspects & _with_more_owners(known.values())
+        graphs = graphs or value.grad_fn is not None
+        if value._use_count() == 1 and id(value) not in own:
+            others.append(value)
+    in_arrays = suspects & _storages_in_arrays(others)
+    if graphs:
+        return in_arrays  # graphs keep views of weights, unseen as well, and read them by ops
+    bases = [tensor._base for tensor in (*own.values(), *others) if tensor._base is not None]
+    known = own | {id(tensor): tensor for tensor in (*others, *bases)}  # views keep their bases
+    return in_arrays | suspects & _with_more_owners(known.values())
+
+
+def _storages_in_arrays(others: list[torch.Tensor]) -> set[int]:
+    """The storages of those of ``others`` that only arrays of numpy have.
+
+    An array keeps a tensor of its own, and Python's collector, which sees all owners but local
+    variables, does not see arrays. Storages are no longer resizable once there was one.
+    """
+    kept = [tensor for tensor in others if not tensor.untyped_storage().resizable()]
+    if not kept:
+        return set()
+    owners = [o for o in gc.get_referrers(*kept) if o is not kept and o is not others]
+    seen = {id(value) for value in gc.get_referents(*owners)}
+    return {tensor.untyped_storage()._cdata for tensor in kept if id(tensor) not in seen}
 
 
 def _with_more_owners(tensors: Iterable[torch.Tensor]) -> set[int]:

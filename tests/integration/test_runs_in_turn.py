@@ -55,30 +55,28 @@ def test_states_of_an_earlier_run_move_from_the_beginning_of_the_next(spill: str
     assert all(map(torch.equal, weights(ours), weights(theirs)))
 
 
-each_window = pytest.mark.parametrize(
-    "window",
-    [
-        lambda tensor: tensor.numpy(),
-        np.from_dlpack,
-        lambda tensor: torch.from_dlpack(torch.utils.dlpack.to_dlpack(tensor)).numpy(),
-    ],
-    ids=["numpy", "dlpack", "capsule"],
-)
+WINDOWS: dict[str, Callable[[torch.Tensor], np.ndarray]] = {
+    "numpy": lambda tensor: tensor.numpy(),
+    "view": lambda tensor: np.asarray(tensor.view(-1)).reshape(tensor.shape),
+    "buffer": lambda tensor: np.asarray(memoryview(tensor.numpy())),
+    "dlpack": np.from_dlpack,
+    "capsule": lambda tensor: torch.from_dlpack(torch.utils.dlpack.to_dlpack(tensor)).numpy(),
+}
+each_window = pytest.mark.parametrize("window", WINDOWS)
 
 
-@each_window
-@pytest.mark.parametrize("runs_before", [0, 1])
-def test_an_array_made_between_runs_stays_the_parameter(
-    window: Callable[[torch.Tensor], np.ndarray], runs_before: int, spill: str
+def check_that_an_array_stays_the_parameter(
+    window: str, spill: str, *, runs_before: int, graph: bool = False
 ) -> None:
     model = stack()
+    kept = model(torch.ones(4, WIDTH)) if graph else None
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for _ in range(runs_before):
         teraio.offload(model, memory_budget=6 * MIB, ssd=spill)
         train(model, optimizer, 4)
         teraio.restore(model)
     weight = next(model.parameters())
-    array = window(weight.detach())
+    array = WINDOWS[window](weight.detach())
     before = array.copy()
     teraio.offload(model, memory_budget=6 * MIB, ssd=spill)
     assert np.array_equal(array, before)
@@ -87,16 +85,38 @@ def test_an_array_made_between_runs_stays_the_parameter(
     assert np.array_equal(array, weight.detach().clone().numpy())
     teraio.restore(model)
     assert np.array_equal(array, weight.detach().numpy())
+    del kept
 
 
 @each_window
-def test_a_parameter_moves_again_when_its_last_array_is_gone(
-    window: Callable[[torch.Tensor], np.ndarray], spill: str
+def test_an_array_made_between_runs_stays_the_parameter(window: str, spill: str) -> None:
+    check_that_an_array_stays_the_parameter(window, spill, runs_before=1)
+
+
+@pytest.mark.parametrize(
+    ("window", "graph"), [*((window, False) for window in WINDOWS), ("numpy", True)]
+)
+def test_an_array_made_before_the_first_run_stays_the_parameter(
+    window: str, graph: bool, spill: str
 ) -> None:
+    """In a process of its own: arrays are watched from the first run on."""
+    end = ended(
+        "import sys, torch\n"
+        "from tests.integration import test_runs_in_turn as tests\n"
+        "torch.set_num_threads(1)\n"
+        "tests.check_that_an_array_stays_the_parameter("
+        f"{window!r}, sys.argv[1], runs_before=0, graph={graph})\n",
+        spill,
+    )
+    assert end.returncode == 0, end.stderr
+
+
+@each_window
+def test_a_parameter_moves_again_when_its_last_array_is_gone(window: str, spill: str) -> None:
     model = stack()
     weight = next(model.parameters())
     teraio.offload(model, memory_budget=BUDGET, ssd=spill)
-    array = window(weight.detach()[1:])
+    array = WINDOWS[window](weight.detach()[1:])
     assert not testing.send_away(weight)
     array[:] = 2.0
     rows = array[3:]
@@ -116,6 +136,8 @@ def test_tensors_that_share_a_parameters_memory_hold_nothing_up(graph: bool, spi
     """They read it by ops."""
     model = stack()
     views = [parameter.detach()[1:] for parameter in model.parameters()]
+    for view in views:
+        view.numpy()  # an array that is gone
     kept = model(torch.ones(4, 3, WIDTH, requires_grad=True)) if graph else None
     teraio.offload(model, memory_budget=BUDGET, ssd=spill)
     assert all(
