@@ -30,6 +30,7 @@ def install() -> None:
         return
     if not _windows:
         _windows.replace(torch.Tensor, "numpy", _shares_memory)
+        _windows.replace(torch.UntypedStorage, "__getitem__", _gives_byte_or_slice)
         for owner, name in (
             (torch._C, "_to_dlpack"),
             (torch._C, "_to_dlpack_versioned"),
@@ -43,7 +44,6 @@ def install() -> None:
     _patches.replace(
         torch.UntypedStorage, "data_ptr", functools.partial(_gives_address, lent=False)
     )
-    _patches.replace(torch.UntypedStorage, "__getitem__", _held)
     _patches.replace(torch.UntypedStorage, "__setitem__", functools.partial(_held, written=True))
     for name in ("is_shared", "_write_file"):
         _patches.replace(torch.UntypedStorage, name, _held)
@@ -104,6 +104,16 @@ def _shares_memory(original: Callable[..., Any]) -> Callable[..., Any]:
             raise
         weakref.finalize(window, hold.release).atexit = False
         return window
+
+    return method
+
+
+def _gives_byte_or_slice(original: Callable[..., Any]) -> Callable[..., Any]:
+    """A slice is another storage, at the address that the memory had as the slice was made."""
+    byte, part = _held(original), _shares_memory(original)
+
+    def method(self: Any, index: Any) -> Any:
+        return part(self, index) if isinstance(index, slice) else byte(self, index)
 
     return method
 
