@@ -7,7 +7,9 @@ what is wrapped and why.
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 from torch._compile import _disable_dynamo
@@ -29,6 +31,19 @@ class Patches:
         # Dynamo must not compile the wrapper. (What keeps it off, optimizers have loaded already.)
         method = _disable_dynamo(wrapper(original))
         setattr(owner, name, functools.wraps(original)(method))
+
+    def replace_everywhere(
+        self, function: Callable[..., Any], wrapper: Callable[..., Callable[..., Any]]
+    ) -> None:
+        """Puts ``wrapper(function)`` in its place in all modules that have it by any name."""
+        loaded: list[object] = list(sys.modules.values())  # some put other objects there
+        for module in loaded:
+            if not isinstance(module, ModuleType):
+                continue
+            # Not by getattr(), at which modules that are loaded lazily would load.
+            for name, value in list(object.__getattribute__(module, "__dict__").items()):
+                if value is function:
+                    self.replace(module, name, wrapper)
 
     def undo(self) -> None:
         """Puts the originals back."""

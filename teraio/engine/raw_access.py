@@ -31,13 +31,8 @@ def install() -> None:
     if not _windows:
         _windows.replace(torch.Tensor, "numpy", _shares_memory)
         _windows.replace(torch.UntypedStorage, "__getitem__", _gives_byte_or_slice)
-        for owner, name in (
-            (torch._C, "_to_dlpack"),
-            (torch._C, "_to_dlpack_versioned"),
-            (torch.utils.dlpack, "to_dlpack"),
-            (torch, "to_dlpack"),
-        ):
-            _windows.replace(owner, name, _gives_away)
+        for function in (torch._C._to_dlpack, torch._C._to_dlpack_versioned):
+            _windows.replace_everywhere(function, _gives_away)
     _patches.replace(torch.Tensor, "tolist", _held)
     _patches.replace(torch.Tensor, "data_ptr", functools.partial(_gives_address, lent=True))
     # Checkpoints ask a storage for its address to tell which tensors share it.

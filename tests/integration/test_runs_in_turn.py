@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.dlpack import to_dlpack
 
 import teraio
 import teraio._C as _C
@@ -67,6 +68,7 @@ WINDOWS: dict[str, Callable[[torch.Tensor], np.ndarray]] = {
     "slice": slice_of_storage,
     "dlpack": np.from_dlpack,
     "capsule": lambda tensor: torch.from_dlpack(torch.utils.dlpack.to_dlpack(tensor)).numpy(),
+    "imported": lambda tensor: torch.from_dlpack(to_dlpack(tensor)).numpy(),
 }
 each_window = pytest.mark.parametrize("window", WINDOWS)
 
