@@ -13,10 +13,12 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 _MAPS = Path("/proc/self/maps")
+_ById = dict[int, torch.Tensor]  # whose keys are id()
 
 
 class PrivateMappings:
@@ -41,22 +43,42 @@ class PrivateMappings:
 def own_memory(tensors: list[torch.Tensor]) -> None:
     """Gives those of ``tensors`` that lie in a privately mapped file memory of their own.
 
-    Tensors that share a storage share the new one too.
+    Tensors that share a storage share the new one too, also those that are not among ``tensors``.
+    No array may look at it; one that has owners beside tensors of Python stays where it is.
     """
     mappings = PrivateMappings()
+    sharing = [tensor for tensor in tensors if _is_mapped(tensor.untyped_storage(), mappings)]
+    keys = {tensor.untyped_storage()._cdata for tensor in sharing}
+    if _with_more_owners(sharing):
+        own = {id(tensor): tensor for tensor in sharing}
+        known = _known(own, _other_tensors(own))
+        sharing = [tensor for tensor in known.values() if tensor.untyped_storage()._cdata in keys]
+    left = _with_more_owners(sharing) | {
+        tensor.untyped_storage()._cdata for tensor in sharing if not _is_plain(tensor)
+    }
     copies: dict[int, torch.UntypedStorage] = {}
-    for tensor in tensors:
+    for tensor in sharing:
         storage = tensor.untyped_storage()
-        address = storage.data_ptr()
-        if storage.is_shared() or not mappings.hold(address):
+        if storage._cdata in left:
             continue
+        address = storage.data_ptr()
         if address not in copies:
-            own = torch.empty(storage.nbytes(), dtype=torch.uint8).untyped_storage()
-            copies[address] = own.copy_(storage)
+            own_storage = torch.empty(storage.nbytes(), dtype=torch.uint8).untyped_storage()
+            copies[address] = own_storage.copy_(storage)
         data = torch.empty(0, dtype=tensor.dtype)
         tensor.data = data.set_(
             copies[address], tensor.storage_offset(), tensor.size(), tensor.stride()
         )
+
+
+def _is_mapped(storage: torch.UntypedStorage, mappings: PrivateMappings) -> bool:
+    return not storage.is_shared() and mappings.hold(storage.data_ptr())
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether it is no more than a place in memory, and so can be given another."""
+    special = tensor.is_conj() or tensor.is_neg() or tensor.is_quantized
+    return tensor.grad_fn is None and not special
 
 
 def storages_with_hidden_owners(tensors: Iterable[torch.Tensor]) -> set[int]:
@@ -68,34 +90,55 @@ def storages_with_hidden_owners(tensors: Iterable[torch.Tensor]) -> set[int]:
     suspects = _with_more_owners(own.values())
     if not suspects:
         return suspects
-    # Looking at all objects takes a tenth of a second, so only where owners are missing. A tensor
-    # that has another owner than Python may be what an array of DLPack's keeps.
-    others: list[torch.Tensor] = []
-    graphs = False
-    for value in gc.get_objects():
-        if not issubclass(type(value), torch.Tensor) or not _has_plain_storage(value):
-            continue
-        graphs = graphs or value.grad_fn is not None
-        if value._use_count() == 1 and id(value) not in own:
-            others.append(value)
-    in_arrays = suspects & _storages_in_arrays(others)
-    if graphs:
+    others = _other_tensors(own)
+    known = _known(own, others)
+    in_arrays = suspects & _storages_in_arrays(known, others)
+    if any(tensor.grad_fn is not None for tensor in (*own.values(), *others)):
         return in_arrays  # graphs keep views of weights, unseen as well, and read them by ops
-    bases = [tensor._base for tensor in (*own.values(), *others) if tensor._base is not None]
-    known = own | {id(tensor): tensor for tensor in (*others, *bases)}  # views keep their bases
     return in_arrays | suspects & _with_more_owners(known.values())
 
 
-def _storages_in_arrays(others: list[torch.Tensor]) -> set[int]:
+def _other_tensors(own: _ById) -> list[torch.Tensor]:
+    """All tensors of Python but ``own``. Takes a tenth of a second."""
+    return [
+        value
+        for value in gc.get_objects()
+        if issubclass(type(value), torch.Tensor)
+        and _has_plain_storage(value)
+        and id(value) not in own
+    ]
+
+
+def _known(own: _ById, others: Iterable[torch.Tensor]) -> _ById:
+    """Those that nobody keeps unseen: one that has another owner than Python may be what an array
+    of DLPack's keeps."""
+    known = own | {id(tensor): tensor for tensor in others if _use_count(tensor) == 1}
+    return known | _bases(known)  # views keep them
+
+
+def _bases(tensors: _ById) -> _ById:
+    bases = [tensor._base for tensor in tensors.values()]
+    return {id(base): base for base in bases if base is not None}
+
+
+def _storages_in_arrays(known: _ById, others: list[torch.Tensor]) -> set[int]:
     """The storages of those of ``others`` that only arrays of numpy have.
 
     An array keeps a tensor of its own, and Python's collector, which sees all owners but local
-    variables, does not see arrays. Storages are no longer resizable once there was one.
+    variables and views, does not see arrays. Storages are no longer resizable once there was one.
     """
-    kept = [tensor for tensor in others if not tensor.untyped_storage().resizable()]
+    bases = _bases(known)
+    kept = [
+        tensor
+        for tensor in others
+        if id(tensor) in known
+        and id(tensor) not in bases
+        and not tensor.untyped_storage().resizable()
+    ]
     if not kept:
         return set()
-    owners = [o for o in gc.get_referrers(*kept) if o is not kept and o is not others]
+    ours = (known, others, kept)
+    owners = [owner for owner in gc.get_referrers(*kept) if all(owner is not own for own in ours)]
     seen = {id(value) for value in gc.get_referents(*owners)}
     return {tensor.untyped_storage()._cdata for tensor in kept if id(tensor) not in seen}
 
@@ -106,6 +149,11 @@ def _with_more_owners(tensors: Iterable[torch.Tensor]) -> set[int]:
     seen = Counter(storage._cdata for storage in storages)
     # One owner more is Python's object of the storage.
     return {key for key, count in seen.items() if torch._C._storage_Use_Count(key) > count + 1}
+
+
+def _use_count(tensor: Any) -> int:
+    count: int = tensor._use_count()
+    return count
 
 
 def _has_plain_storage(tensor: torch.Tensor) -> bool:

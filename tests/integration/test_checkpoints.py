@@ -344,6 +344,26 @@ def test_weights_mapped_from_a_checkpoint_move_like_any_others(
     teraio.restore(mapped)
 
 
+@pytest.mark.parametrize("alias", ["tensor", "view", "array"])
+def test_what_shares_mapped_weights_goes_on_sharing_them(
+    alias: str, tmp_path: Path, spill: str
+) -> None:
+    torch.save(nn.Linear(256, 256).state_dict(), tmp_path / "model.pt")
+    states = torch.load(tmp_path / "model.pt", mmap=True)
+    model = nn.Linear(256, 256)
+    model.load_state_dict(states, assign=True)
+    weight = model.weight.detach()
+    kept = [{"tensor": weight, "view": weight[1:], "array": weight.numpy()}[alias]]
+    del weight
+    teraio.offload(model, memory_budget="64MiB", ssd=[spill])
+    assert send_away(model.weight) == (alias != "array")  # whose address can't be changed
+    with torch.no_grad():
+        model.weight.fill_(2.0)
+    teraio.restore(model)
+    assert (kept[0] == 2.0).all()
+    assert (states["weight"] == 2.0).all()
+
+
 def layers_and_adam() -> tuple[nn.Sequential, torch.optim.AdamW]:
     torch.manual_seed(0)
     model = nn.Sequential(*(nn.Linear(256, 256) for _ in range(6)))
