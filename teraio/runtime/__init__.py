@@ -27,6 +27,7 @@ from teraio import errors, status
 from teraio.engine import list_ops, peers, raw_access
 from teraio.engine.adoption import Adoption
 from teraio.engine.backward_step import BackwardStep
+from teraio.engine.captured_graphs import captured_graphs
 from teraio.engine.compiled_graphs import CompiledGraphs, explained
 from teraio.engine.compression import Compression
 from teraio.engine.iterations import Iterations
@@ -113,6 +114,8 @@ class Runtime:
         peers.install()
         list_ops.install(list_ops.limit_within(budget_bytes))
         self._compiled.install()
+        if not self._resources.on_host:
+            captured_graphs.run_begins()
         self._optimizer_hooks = [
             register_optimizer_step_pre_hook(self._before_step),
             register_optimizer_step_post_hook(self._after_step),
@@ -225,6 +228,7 @@ class Runtime:
             self._resources.stop()
         finally:
             # Until then other threads may meet storages that are away.
+            captured_graphs.run_ends()
             self._compiled.uninstall()
             peers.uninstall()
             raw_access.uninstall()
