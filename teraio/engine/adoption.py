@@ -53,7 +53,11 @@ class Adoption:
         """
         shared: set[int] = set()
         if self._device.type == "cpu":
-            new = [tensor for tensor in tensors.values() if _C.block_id(tensor) == 0]
+            new = [
+                tensor
+                for tensor in tensors.values()
+                if _C.block_id(tensor) == 0 and _is_large(tensor)
+            ]
             shared = storages_with_hidden_owners(new)
         self._adopt(tensors, shared)
 
@@ -75,7 +79,7 @@ class Adoption:
             if name not in left
             and not self._adopted(name, tensor)
             and tensor.device == self._device
-            and tensor.untyped_storage().nbytes() >= MIN_STORAGE_BYTES
+            and _is_large(tensor)
         }
         if self._device.type == "cpu" and foreign:
             own_memory(list(foreign.values()))
@@ -101,3 +105,7 @@ class Adoption:
                 ", ".join(list(left)[:3]),
                 ", ..." if len(left) > 3 else "",
             )
+
+
+def _is_large(tensor: torch.Tensor) -> bool:
+    return tensor.layout == torch.strided and tensor.untyped_storage().nbytes() >= MIN_STORAGE_BYTES

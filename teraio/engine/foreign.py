@@ -1,9 +1,10 @@
 """Memory that others may use as well, and memory that PyTorch's allocator did not give: what of the
 latter can be copied into memory of its own.
 
-Weights that a checkpoint maps into memory (``torch.load(mmap=True)``, safetensors) belong to nobody
-else and may be copied. Memory shared with other processes or with numpy may not: somebody might
-write to it from the other side. In: tensors. Out: the same tensors. Must not know: plans, budgets.
+Weights that a checkpoint maps into memory (``torch.load(mmap=True)``, safetensors) belong to this
+process and may be copied, for all tensors that share them. Memory shared with other processes or
+with numpy may not: somebody might write to it from the other side. In: tensors. Out: the same
+tensors. Must not know: plans, budgets.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from __future__ import annotations
 import gc
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -87,15 +89,19 @@ def storages_with_hidden_owners(tensors: Iterable[torch.Tensor]) -> set[int]:
     An array made by numpy or DLPack keeps one, and reads the memory that it saw when it was made.
     """
     own = {id(tensor): tensor for tensor in tensors if _has_plain_storage(tensor)}
-    suspects = _with_more_owners(own.values())
+    suspects = _with_more_owners(own.values()) | _kept_whole(own.values())
     if not suspects:
         return suspects
     others = _other_tensors(own)
     known = _known(own, others)
     in_arrays = suspects & _storages_in_arrays(known, others)
-    if any(tensor.grad_fn is not None for tensor in (*own.values(), *others)):
-        return in_arrays  # graphs keep views of weights, unseen as well, and read them by ops
-    return in_arrays | suspects & _with_more_owners(known.values())
+    tensors = (*own.values(), *others)
+    if any(tensor.grad_fn is not None for tensor in tensors):
+        return in_arrays  # graphs keep weights and views of them, and read them by ops
+    parents = (tensor for tensor in tensors if tensor.requires_grad)
+    gradients = Counter(id(tensor.grad) for tensor in parents if tensor.grad is not None)
+    kept = _kept_whole(own.values(), gradients)
+    return in_arrays | kept | suspects & _with_more_owners(known.values())
 
 
 def _other_tensors(own: _ById) -> list[torch.Tensor]:
@@ -141,6 +147,18 @@ def _storages_in_arrays(known: _ById, others: list[torch.Tensor]) -> set[int]:
     owners = [owner for owner in gc.get_referrers(*kept) if all(owner is not own for own in ours)]
     seen = {id(value) for value in gc.get_referents(*owners)}
     return {tensor.untyped_storage()._cdata for tensor in kept if id(tensor) not in seen}
+
+
+def _kept_whole(
+    tensors: Iterable[torch.Tensor], gradients: Mapping[int, int] = MappingProxyType({})
+) -> set[int]:
+    """The storages of those that have more owners than Python and, of ``gradients`` (by ``id``),
+    their parameters. DLPack gives a tensor away as it is, but none that requires gradients."""
+    return {
+        tensor.untyped_storage()._cdata
+        for tensor in tensors
+        if not tensor.requires_grad and _use_count(tensor) > 1 + gradients.get(id(tensor), 0)
+    }
 
 
 def _with_more_owners(tensors: Iterable[torch.Tensor]) -> set[int]:

@@ -119,6 +119,25 @@ def test_an_array_made_before_the_first_run_stays_the_parameter(
     assert end.returncode == 0, end.stderr
 
 
+def test_a_buffer_and_a_gradient_given_away_before_the_first_run_stay_in_place(spill: str) -> None:
+    """DLPack gives away the tensor itself where that needs no gradients."""
+    end = ended(
+        "import sys, numpy, torch, teraio\n"
+        "from teraio.engine.testing import state\n"
+        "model = torch.nn.Linear(256, 256)\n"
+        "for name in ('given', 'own'): model.register_buffer(name, torch.ones(256, 256))\n"
+        "model(torch.ones(4, 256)).sum().backward()\n"
+        "given = [model.given, model.weight.grad]\n"
+        "arrays = [numpy.from_dlpack(tensor) for tensor in given]\n"
+        "teraio.offload(model, memory_budget='64MiB', ssd=sys.argv[1])\n"
+        "for tensor in given: tensor.fill_(2.0)\n"
+        "assert all((array == 2.0).all() for array in arrays)\n"
+        "print(*map(state, (*given, model.own, model.weight)))\n",
+        spill,
+    )
+    assert end.stdout == "foreign foreign resident resident\n", end.stderr
+
+
 @each_window
 def test_a_parameter_moves_again_when_its_last_array_is_gone(window: str, spill: str) -> None:
     model = stack()
