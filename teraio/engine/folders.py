@@ -27,14 +27,13 @@ def spill_folders(
     cache.
 
     ``what`` names the setting in the ConfigurationError that anything but names of folders raises,
-    names that no folder can have, and a folder that is named twice.
+    names that no folder can have, and a folder that is named twice. Raises SpillError where the
+    user's cache can't be made.
     """
     if ssd is None:
         named = os.environ.get(ENVIRONMENT)
         if not named:
-            cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "teraio"
-            cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-            return [cache]
+            return [_cache()]
         ssd = [name for name in named.split(":") if name]
     if isinstance(ssd, str | os.PathLike):
         ssd = [ssd]
@@ -52,6 +51,18 @@ def spill_folders(
                 f"{what} names the folder {place} more than once; pass one folder per drive."
             )
     return folders
+
+
+def _cache() -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "teraio"
+    try:
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise SpillError(
+            f"the default spill folder {cache} can't be made: {error.strerror}; pass ssd=, or set "
+            f"${ENVIRONMENT}, to a folder on an SSD."
+        ) from None
+    return cache
 
 
 def _folder(name: str | os.PathLike[str], what: str) -> Path:

@@ -233,6 +233,19 @@ def test_a_home_folder_is_found(spill: str, monkeypatch: pytest.MonkeyPatch) -> 
         teraio.restore(model)
 
 
+def test_a_default_folder_that_can_not_be_made_is_named_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TERAIO_SSD", raising=False)
+    (tmp_path / "cache").touch()  # root may write to any folder, but not below a file
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    refused(
+        teraio.SpillError,
+        rf"{tmp_path}/cache/teraio can't be made: .*; pass ssd=, or set \$TERAIO_SSD",
+        memory_budget=NO_LIMIT,
+    )
+
+
 def test_folders_on_one_drive_share_its_speed_and_room(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
