@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import inspect
 import logging
+import operator
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TypedDict, TypeVar
+from typing import SupportsIndex, TypedDict, TypeVar
 
 import torch
 
@@ -110,7 +111,7 @@ def offload(
     global _runtime, _settings
     if not isinstance(model, torch.nn.Module):
         raise ConfigurationError(f"offload() takes a torch.nn.Module, not {type(model).__name__}.")
-    _check_iterations("profile_iterations", profile_iterations)
+    profile_iterations = _iterations("profile_iterations", profile_iterations)
     for name, value in (
         ("allow_tmpfs", allow_tmpfs),
         ("require_gds", require_gds),
@@ -262,7 +263,7 @@ def profile(
     global _runtime, _watch
     if _runtime is not None and _runtime.phase != "closed":
         raise ConfigurationError("a model is offloaded in this process; restore it first.")
-    _check_iterations("iterations", iterations)
+    iterations = _iterations("iterations", iterations)
     budget = _budget(memory_budget, memory_bytes())
     folders = spill_folders(ssd)
     for folder in folders:
@@ -298,12 +299,18 @@ def _check_shared(asked: dict[str, object]) -> None:
             )
 
 
-def _check_iterations(what: str, iterations: int) -> None:
-    if not isinstance(iterations, int) or iterations < 2:
+def _iterations(what: str, iterations: SupportsIndex) -> int:
+    """The integer that ``iterations`` is, such as one of numpy."""
+    try:
+        count = operator.index(iterations)
+    except TypeError:
+        count = 0
+    if count < 2:
         raise ConfigurationError(
             f"{what}={iterations!r}: pass 2 or more; the first iteration makes "
             "the optimizer's states, so it is not like the others."
         )
+    return count
 
 
 def _check_host(nbytes: int, device: torch.device) -> None:

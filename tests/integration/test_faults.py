@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -244,6 +245,16 @@ def test_a_default_folder_that_can_not_be_made_is_named_with_the_remedy(
         rf"{tmp_path}/cache/teraio can't be made: .*; pass ssd=, or set \$TERAIO_SSD",
         memory_budget=NO_LIMIT,
     )
+
+
+def test_an_integer_of_numpy_is_a_number_of_iterations(spill: str) -> None:
+    model = teraio.offload(
+        torch.nn.Linear(64, 64),
+        memory_budget=NO_LIMIT,
+        ssd=spill,
+        profile_iterations=np.int64(3),  # type: ignore[arg-type]
+    )
+    teraio.restore(model)
 
 
 def test_folders_on_one_drive_share_its_speed_and_room(
