@@ -34,6 +34,11 @@ def install() -> None:
         for function in (torch._C._to_dlpack, torch._C._to_dlpack_versioned):
             _windows.replace_everywhere(function, _gives_away)
     _patches.replace(torch.Tensor, "tolist", _held)
+    # They call a function of Python's for each element of tensors of one size.
+    for name, operands in (("apply_", 0), ("map_", 1), ("map2_", 2)):
+        _patches.replace(torch.Tensor, name, functools.partial(_held, written=True))
+        for operand in range(1, operands + 1):
+            _patches.replace(torch.Tensor, name, functools.partial(_held, argument=operand))
     _patches.replace(torch.Tensor, "data_ptr", functools.partial(_gives_address, lent=True))
     # Checkpoints ask a storage for its address to tell which tensors share it.
     _patches.replace(

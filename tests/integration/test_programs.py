@@ -914,6 +914,22 @@ def arrays_of_numpy() -> Program:
 
 
 @program
+def functions_of_python_on_each_element() -> Program:
+    model = mlp()
+    for name in "abc":
+        model.register_buffer(name, torch.randn(96, WIDTH))
+
+    def loss(i: int) -> torch.Tensor:
+        a, b, c = model.a, model.b, model.c
+        a.apply_(lambda x: x * 0.5)
+        b.map_(a, lambda x, y: x - y)
+        c.map2_(a, b, lambda x, y, z: x * 0.5 + y * z)
+        return model(data(i) + c).square().mean()
+
+    return trained(model, loss)
+
+
+@program
 def copies_and_pickles() -> Program:
     model = mlp()
     usual = trained(model, lambda i: model(data(i)).square().mean())
