@@ -303,7 +303,8 @@ def in_processes(what: Callable[..., None], meeting: Path, *arguments: Any) -> N
 
 
 def prove(name: str, spill: str) -> None:
-    same_bits_under_a_budget(lambda: program.new(name), spill)
+    report = same_bits_under_a_budget(lambda: program.new(name), spill)
+    assert report.steps[-1].read_bytes > 0
 
 
 @pytest.mark.parametrize("name", program)
