@@ -77,5 +77,5 @@ def _settings(place: Place) -> tuple[str, ...]:
         + ", ".join(f"{value:.0e} ({dtype})" for dtype, value in TOLERANCES.items())
         + "; not at all for teraio and kernel swap",
         f"at least {LEAST_STEPS} timed steps",
-        "OMP_WAIT_POLICY=PASSIVE for all",
+        "OMP_WAIT_POLICY=PASSIVE and THP_MEM_ALLOC_ENABLE=1 for all",
     )

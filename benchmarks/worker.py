@@ -174,7 +174,9 @@ def _check(job: Job) -> None:
 
 
 def _environment(job: Job) -> dict[str, str]:
-    """Alike for all. Waiting threads of OpenMP must not spin: other runs have the turn."""
+    """Alike for all. Waiting threads of OpenMP must not spin: other runs have the turn. And tensors
+    are in huge pages, as teraio's always are: plain PyTorch would be no ideal without.
+    """
     on_gpu = {
         # Equal bits need it; and an allocator that can divide its memory holds less of it.
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
@@ -186,5 +188,6 @@ def _environment(job: Job) -> dict[str, str]:
         "OMP_NUM_THREADS": str(job.threads),
         "OMP_WAIT_POLICY": "PASSIVE",
         "KMP_BLOCKTIME": "0",
+        "THP_MEM_ALLOC_ENABLE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
