@@ -26,6 +26,7 @@ _PHASES = {
 }
 _OLD_S = 10.0
 _LATEST = 20
+_COMMAND_WIDTH = 80
 
 
 def live_text(status: RunStatus) -> RenderableType:
@@ -42,19 +43,25 @@ def runs_text(runs: Sequence[RunStatus]) -> RenderableType:
     """One line for each of several runs."""
     return table(
         "Runs; pass the PID of one, or one of its folders",
-        ("pid", "phase", "iteration", "budget", "folder", "command"),
+        ("pid", "phase", "iterations", "last", "memory", "budget", "folder", "command"),
         (
             (
                 str(run.pid),
                 run.phase,
-                str(run.steps[-1].iteration) if run.steps else "",
+                count(run.steps[-1].iteration + 1) if run.steps else "0",
+                seconds(run.steps[-1].duration_s) if run.steps else "",
+                format_size(run.used_bytes),
                 format_size(run.budget_bytes),
                 ", ".join(run.folders),
-                run.command,
+                _shortened(run.command),
             )
             for run in runs
         ),
     )
+
+
+def _shortened(command: str) -> str:
+    return command if len(command) <= _COMMAND_WIDTH else f"{command[: _COMMAND_WIDTH - 3]}..."
 
 
 def _head(status: RunStatus) -> Text:
