@@ -363,7 +363,7 @@ void Engine::begin_measuring(Frame& f) {
     f.used_before = static_cast<int64_t>(used_.load());
     f.born_before = born_bytes(f);
     if (!first_stream_) first_stream_ = f.stream;
-    several_streams = f.stream && *first_stream_ != *f.stream && !guard::quiet();
+    several_streams = first_stream_ != f.stream && !guard::quiet();
   }
   // Autograd tells the allocator of gradients that go from one stream to another, by their pointers.
   if (several_streams) guard_quietly();

@@ -4,8 +4,8 @@
 // [Note: loud and quiet guards]
 // A loud guard raises, with a text of ours, whenever anything of the storage's data pointer is asked for. PyTorch's data
 // parallelism asks in each backward pass whether two gradients share a pointer, a profile with stacks notes those of
-// parameters, and autograd notes on which streams gradients are used, though they don't read through them. A quiet guard stands that: the pointer is null. Who reads through it
-// gets PyTorch's own error or a segmentation fault.
+// parameters, and autograd notes on which streams gradients are used, though they don't read through them. A quiet guard
+// stands that: the pointer is null. Who reads through it gets PyTorch's own error or a segmentation fault.
 #pragma once
 #include <c10/core/StorageImpl.h>
 

@@ -260,21 +260,14 @@ Surroundings::Surroundings(c10::DeviceType device) : device_(device), default_dt
   std::fegetenv(&floating_point_);
 }
 
-void Surroundings::restore() const {
-  for (size_t i = 0; i < kSettings.size(); ++i) {
-    if (kSettings[i].get(device_) != values_[i]) kSettings[i].set(device_, values_[i]);
-  }
-  if (c10::get_default_dtype() != default_dtype_) c10::set_default_dtype(default_dtype_);
-  std::fesetenv(&floating_point_);
-}
-
-void Surroundings::restore_after(const Surroundings& then) const {
+void Surroundings::restore(const Surroundings* then) const {
   for (size_t i = 0; i < kSettings.size(); ++i) {
     const int64_t now = kSettings[i].get(device_);
-    if (now != values_[i] && (i < kOfThread || now == then.values_[i])) kSettings[i].set(device_, values_[i]);
+    const bool ours = then == nullptr || i < kOfThread || now == then->values_[i];
+    if (now != values_[i] && ours) kSettings[i].set(device_, values_[i]);
   }
   const caffe2::TypeMeta dtype = c10::get_default_dtype();
-  if (dtype != default_dtype_ && dtype == then.default_dtype_) c10::set_default_dtype(default_dtype_);
+  if (dtype != default_dtype_ && (then == nullptr || dtype == then->default_dtype_)) c10::set_default_dtype(default_dtype_);
   std::fesetenv(&floating_point_);
 }
 
@@ -325,7 +318,7 @@ void Surroundings::Scope::enter() {
 }
 
 void Surroundings::Scope::leave() {
-  here_->restore_after(then_);
+  here_->restore(&then_);
   precisions_.clear();
   alone_ ? turns.unlock() : turns.unlock_shared();
 }

@@ -29,10 +29,9 @@ class Surroundings {
   class Scope;
 
  private:
-  // Changes what differs, but for the precision of products.
-  void restore() const;
-  // Undoes that `then` was restored; what another thread has set meanwhile stays.
-  void restore_after(const Surroundings& then) const;
+  // Changes what differs, but for the precision of products. After `then` was restored, what another thread has set
+  // meanwhile stays.
+  void restore(const Surroundings* then = nullptr) const;
   // Whether the process has these settings now.
   bool are_of_process() const;
 

@@ -59,7 +59,7 @@ class Watch:
     @property
     def trace(self) -> Trace | None:
         """What one iteration does with memory; None until it is recorded."""
-        return self.runtime.report().trace
+        return self.runtime.trace
 
     def report(self) -> RunReport:
         """The iterations so far."""

@@ -42,7 +42,7 @@ from teraio.engine.module_hooks import ModuleHooks, numbers_of_modules
 from teraio.engine.participants import Participants, tensors_of
 from teraio.engine.places import Places
 from teraio.profiler.recorder import Recorder
-from teraio.records import PlanOptions, RunReport
+from teraio.records import PlanOptions, RunReport, Trace
 from teraio.runtime.planning import Planning
 from teraio.runtime.resources import Resources
 from teraio.runtime.steps import Steps
@@ -126,6 +126,12 @@ class Runtime:
     def phase(self) -> Literal["profile", "run", "closed"]:
         """A run that is closed is over."""
         return self._planning.phase
+
+    @property
+    def trace(self) -> Trace | None:
+        """What the last plan was made for, or is to be; None until an iteration is recorded."""
+        recorded = self._planning.recorded
+        return recorded.trace if recorded else None
 
     # ------------------------------------------------------------ models
 
@@ -242,7 +248,7 @@ class Runtime:
             budget_bytes=self._resources.budget_bytes,
             phase=planning.phase,
             hardware=planning.hardware,
-            trace=planning.recorded.trace if planning.recorded else None,
+            trace=self.trace,
             plan=planning.plan,
             steps=tuple(self._steps.latest),
             telemetry=self._resources.telemetry.telemetry(),

@@ -160,27 +160,27 @@ class Planning:
             return
         self._revision.record_first()
         try:
-            self._follow_plan(self.recorded, least)
-        except errors.BudgetError as error:
-            if step.peak_bytes > self._resources.counted_bytes:
-                self._profile(1)
-                raise
-            self._go_without_plan(error)
+            self._follow_plan_if_any(self.recorded, least, step.peak_bytes)
         except BaseException:  # Ctrl-C, say; a loop that goes on shall have its plan
             self._profile(1)
             raise
         self._resources.telemetry.begin()
 
-    def _go_without_plan(self, error: errors.BudgetError) -> None:
+    def _follow_plan_if_any(self, recorded: Recorded, least: int, profiled_bytes: int) -> None:
         """A plan knows less of a program than the engine sees as it runs: iterations that could be
-        profiled within the budget can be run within it."""
-        log.warning(
-            "there is no plan for this budget, so iterations go on as the profiled ones did, and "
-            "wait for data more often: %s",
-            error,
-        )
-        self._revision.refused(self._live_bytes)
-        self._record_or_rest()
+        profiled within the budget can be run within it, without any."""
+        try:
+            self._follow_plan(recorded, least)
+        except errors.BudgetError as error:
+            if profiled_bytes > self._resources.counted_bytes:
+                raise
+            log.warning(
+                "there is no plan for this budget, so iterations go on as the profiled ones did, "
+                "and wait for data more often: %s",
+                error,
+            )
+            self._revision.refused(self._live_bytes)
+            self._record_or_rest()
 
     def _places_are_known(self) -> None:
         # What was compiled with hooks would be compiled anew without them.

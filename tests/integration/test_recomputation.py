@@ -102,6 +102,17 @@ def tanh(model: Gated, gate: torch.Tensor) -> torch.Tensor:
     return Saved.apply(gate)
 
 
+def keeping(kept: list[torch.Tensor], activate: Activate = tanh) -> Activate:
+    """``activate``, whose results are added to ``kept``."""
+
+    def activate_and_keep(model: Gated, gate: torch.Tensor) -> torch.Tensor:
+        activated = activate(model, gate)
+        kept.append(activated.detach())
+        return activated
+
+    return activate_and_keep
+
+
 STEPS = 8
 
 
@@ -242,11 +253,6 @@ def test_threads_that_make_results_again_leave_settings_as_they_are(running: Gat
     """Of the process, where the forward pass had others."""
     kept: list[torch.Tensor] = []
 
-    def keeping(model: Gated, gate: torch.Tensor) -> torch.Tensor:
-        activated = tanh(model, gate)
-        kept.append(activated.detach())
-        return activated
-
     def read(step: int, model: Gated) -> None:
         assert torch.backends.mkldnn.enabled
         halves = (kept[::2], kept[1::2])
@@ -261,7 +267,7 @@ def test_threads_that_make_results_again_leave_settings_as_they_are(running: Gat
         left.append(torch.backends.mkldnn.enabled)
 
     left: list[bool] = []
-    running.activate = keeping
+    running.activate = keeping(kept)
     forward = running.forward
 
     def without_mkldnn(x: torch.Tensor) -> torch.Tensor:
@@ -283,18 +289,13 @@ def when_away(model: Gated, act: Callable[[Away], None], activate: Activate = ta
     by their layers."""
     kept: list[torch.Tensor] = []
 
-    def keeping(model: Gated, gate: torch.Tensor) -> torch.Tensor:
-        activated = activate(model, gate)
-        kept.append(activated.detach())
-        return activated
-
     def call(step: int, model: Gated) -> None:
         away = {i: result for i, result in enumerate(kept) if testing.state(result) == "away"}
         kept.clear()
         if step == STEPS - 1:
             act(away)
 
-    model.activate = keeping
+    model.activate = keeping(kept, activate)
     trained(model, call)
     assert recomputed(model) > 0
 
