@@ -9,9 +9,6 @@ import torch
 
 import teraio._C as _C
 
-# Ops whose schema doesn't say that they write an input, though they do (running statistics).
-UNDECLARED_WRITES = ("batch_norm",)
-
 
 def send_away(*tensors: torch.Tensor) -> int:
     """Sends the tensors' storages to the SSD tier now, whatever their size; gives how many went.

@@ -11,12 +11,8 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import fcntl
 import functools
-import hashlib
 import os
-import shutil
-import sys
 import threading
 import types
 from collections.abc import Iterator
@@ -24,21 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils import cpp_extension
+
+from tests import cpp_sources
 
 SOURCES = Path(__file__).parent / "csrc"
-BUILDS = Path(__file__).resolve().parents[2] / "build" / "device"
-
-FLAGS = [
-    "-O1",
-    # torch is built with it; without it some of its classes have another layout.
-    "-DNDEBUG",
-    "-Wall",
-    "-Wextra",
-    "-Wshadow",
-    *os.environ.get("TERAIO_CXXFLAGS", "").split(),
-]
-
+FLAGS = ["-O1", *os.environ.get("TERAIO_CXXFLAGS", "").split()]
 
 _MEMORY_BYTES = 4 << 30
 
@@ -198,40 +184,9 @@ def _id_of(stream: torch.Stream | None) -> int:
 @functools.cache
 def load() -> SimModule:
     """Builds the device if this was not done before, and registers it. Raises: RuntimeError."""
-    module = SimModule(_build())
+    module = SimModule(cpp_sources.load("teraio_sim_device", SOURCES, FLAGS))
     torch.utils.rename_privateuse1_backend("sim")
     torch._register_device_module("sim", module)
     torch.utils.generate_methods_for_privateuse1_backend()
     atexit.register(module.synchronize)
     return module
-
-
-def _build() -> Any:
-    if shutil.which("g++") is None or shutil.which("ninja") is None:
-        raise RuntimeError(
-            "the simulated device of the tests needs g++ and ninja to be built; "
-            "install them (Debian: apt install g++ ninja-build)"
-        )
-    sources = sorted(SOURCES.glob("*.cpp"))
-    folder = BUILDS / _key()
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "building").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        # PyTorch's own lock is a file that a killed build leaves behind.
-        (folder / "lock").unlink(missing_ok=True)
-        return cpp_extension.load(
-            name="teraio_sim_device",
-            sources=[str(path) for path in sources],
-            extra_cflags=FLAGS,
-            build_directory=str(folder),
-            with_cuda=False,
-        )
-
-
-def _key() -> str:
-    """Another one for other sources, flags, PyTorch or Python."""
-    digest = hashlib.sha256()
-    for path in sorted(SOURCES.iterdir()):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    digest.update(" ".join([*FLAGS, torch.__version__, sys.version]).encode())
-    return digest.hexdigest()[:16]

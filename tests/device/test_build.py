@@ -6,10 +6,11 @@ import shutil
 
 import pytest
 
+from tests import cpp_sources
 from tests.device import sim
 
 
 def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(RuntimeError, match="needs g\\+\\+ and ninja"):
-        sim._build()
+        cpp_sources.load("teraio_sim_device", sim.SOURCES, sim.FLAGS)

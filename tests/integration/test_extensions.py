@@ -11,28 +11,18 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils import cpp_extension
 
 import teraio
 from teraio.engine.testing import send_away, state
-from tests.integration.conftest import ROOT
+from tests import cpp_sources
 from tests.integration.training import NO_LIMIT
 
-SOURCE = Path(__file__).parent / "extension" / "ops.cpp"
+SOURCES = Path(__file__).parent / "extension"
 
 
 @pytest.fixture(scope="module")
 def ops() -> Any:
-    folder = ROOT / "build" / "extension"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "lock").unlink(missing_ok=True)  # of a build that was killed
-    cpp_extension.load(
-        name="teraio_extension",
-        sources=[str(SOURCE)],
-        build_directory=str(folder),
-        extra_cflags=["-O0", "-DNDEBUG"],
-        is_python_module=False,
-    )
+    cpp_sources.load("teraio_extension", SOURCES, ["-O0"], is_module=False)
     return torch.ops.teraio_extension
 
 
