@@ -11,16 +11,10 @@
 #include "errors.h"
 #include "gil.h"
 #include "guard.h"
+#include "sizes.h"
 
 namespace teraio {
 namespace {
-
-std::string mib(uint64_t nbytes) {
-  char text[64];
-  std::snprintf(text, sizeof text, "%llu bytes (%.1f MiB)", static_cast<unsigned long long>(nbytes),
-                static_cast<double>(nbytes) / 1048576.0);
-  return text;
-}
 
 constexpr size_t kStallsKept = 32;
 // A budget that an error names is above what was lacking by this part of it: small allocations differ each time.
@@ -814,7 +808,7 @@ std::vector<std::string> Engine::op_names() {
 }
 
 std::string Engine::describe(const Block* block) const {
-  return (block->name.empty() ? "a storage" : "the storage " + block->name) + " of " + mib(block->nbytes);
+  return (block->name.empty() ? "a storage" : "the storage " + block->name) + " of " + format_size(block->nbytes);
 }
 
 std::string Engine::describe_elsewhere(const Block* block) const {
@@ -862,10 +856,10 @@ std::string Engine::over_budget(uint64_t nbytes, bool looking_on) const {
   for (const Block* block : blocks_) {
     if (!block->storage && !block->dead && block->pins == 0) unused += block->nbytes;
   }
-  const std::string of_it = unused == 0 ? "" : " (of it " + mib(unused) + " are results that no op has used yet)";
+  const std::string of_it = unused == 0 ? "" : " (of it " + format_size(unused) + " are results that no op has used yet)";
   const std::string op = f.depth > 0 && f.name < op_names_.size() ? "op " + op_names_[f.name] : "an allocation";
-  return op + " needs " + mib(least - used()) + " more, holds " + mib(pinned) + " of operands and results, and " +
-         mib(used() - pinned) + " beside it can't leave memory now" + of_it + "; the budget is " + mib(budget_) +
+  return op + " needs " + format_size(least - used()) + " more, holds " + format_size(pinned) + " of operands and results, and " +
+         format_size(used() - pinned) + " beside it can't leave memory now" + of_it + "; the budget is " + format_size(budget_) +
          ". Pass memory_budget=" + std::to_string(least + least / kSlackShare) +
          " or more, which is a little above what " +
          (looking_on ? "this iteration needed at most" : "the op has asked for so far") +

@@ -15,6 +15,7 @@
 
 #include "errors.h"
 #include "pages.h"
+#include "sizes.h"
 
 namespace teraio {
 namespace {
@@ -87,8 +88,7 @@ void SpillSpace::reserve_file(File& file, uint64_t nbytes) {
   if (error != 0) {
     struct statvfs fs {};
     const uint64_t available = ::fstatvfs(file.fd, &fs) == 0 ? uint64_t{fs.f_bavail} * fs.f_frsize : 0;
-    fail("can't reserve " + std::to_string(nbytes) + " bytes of spill space (" + std::to_string(available) +
-             " bytes are free) in",
+    fail("can't reserve " + format_size(nbytes) + " of spill space (" + format_size(available) + " are free) in",
          file.path, error, "Free space there, or pass another or a further folder as `ssd`.");
   }
   file.reserved = nbytes;

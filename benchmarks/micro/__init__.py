@@ -41,6 +41,7 @@ MICRO = {
             name="planning", line="how long planning takes as traces grow, and how good plans are"
         ),
         Micro(name="prediction", line="times and memory that plans predict, beside measured ones"),
+        Micro(name="endurance", line="thousands of steps under a budget: bits, memory and speed"),
         Micro(name="backward-step", line="the optimizer's step after and in the backward pass"),
         Micro(name="compression", line="what codecs make of a training run's storages"),
         Micro(name="tool", line="how quickly the commands of teraio answer"),

@@ -62,6 +62,6 @@ def check_budget(trace: Trace, on: Columns, allowed: Flags, budget_bytes: int) -
         needed, budget = f"{needed} ({nbytes} bytes)", f"{budget} ({budget_bytes} bytes)"
     raise BudgetError(
         f"op {index} ({op.name} in {op.module or 'the model'}) needs {needed} of memory at once, "
-        f"more than the budget of {budget}; the least budget for this iteration is {nbytes} "
-        f"bytes{kept}"
+        f"more than the budget of {budget}; the least budget for this iteration is "
+        f"{format_least(nbytes)}{kept}"
     )

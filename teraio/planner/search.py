@@ -6,6 +6,7 @@ bounds other than as a number to stop at.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -23,6 +24,7 @@ from teraio.planner.simulate import Simulation, simulate
 from teraio.planner.timing import Timing, Tuning, timed
 from teraio.planner.wear import DAY_S
 from teraio.records import Hardware, Move, PlanOptions, Trace
+from teraio.sizes import format_least, format_size
 
 # A plan this close to the bound is not worth another try.
 _GOOD_ENOUGH = 1.002
@@ -250,6 +252,7 @@ class Search:
         return written * DAY_S > limit * found.simulation.iteration_s
 
     def _too_much_writing(self) -> BudgetError:
+        limit = self._hardware.max_write_bytes_per_day or 0
         least = min(
             (
                 _written_to_rated(self._hardware, found) * DAY_S / found.simulation.iteration_s
@@ -259,9 +262,9 @@ class Search:
             default=0.0,
         )
         return BudgetError(
-            f"every plan found writes more than {self._hardware.max_write_bytes_per_day:.0f} bytes "
-            f"per day to drives of limited endurance, {least:.0f} bytes at least: raise the limit, "
-            f"or the budget of {self._hardware.budget_bytes} bytes, or give host memory as a tier"
+            f"every plan found writes more than {format_size(limit)} per day to drives of limited "
+            f"endurance, {format_least(math.ceil(least))} at least: raise the limit, or the budget "
+            f"of {format_size(self._hardware.budget_bytes)}, or give host memory as a tier"
         )
 
 

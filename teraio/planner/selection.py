@@ -24,6 +24,7 @@ from teraio.planner.feasibility import held_by_op
 from teraio.planner.memory import pieces
 from teraio.planner.rounding import NOWHERE
 from teraio.records import Hardware, Tier
+from teraio.sizes import format_size
 
 _CELLS = 4096
 _ALIGNMENT = 4096
@@ -96,11 +97,13 @@ class Selection:
                     return
                 _Cover(self, ring, by_op - target_bytes, most_cells).run()
         if held_by_op(self._on, self.tier_of != NOWHERE).max() > self._hardware.budget_bytes:
-            tiers = ", ".join(f"{t.name} {t.capacity_bytes}" for t in self._hardware.tiers)
+            tiers = ", ".join(
+                f"{tier.name} {format_size(tier.capacity_bytes)}" for tier in self._hardware.tiers
+            )
             raise BudgetError(
-                f"the tiers have too little capacity ({tiers or 'there are none'}, in bytes) to "
-                f"keep memory within {self._hardware.budget_bytes} bytes: "
-                "give a larger budget or more room to move to"
+                f"the tiers have too little capacity ({tiers or 'there are none'}) to keep memory "
+                f"within {format_size(self._hardware.budget_bytes)}: give a larger budget or more "
+                "room to move to"
             )
 
     def cost_s(self, index: int, tier: int) -> float:

@@ -47,7 +47,7 @@ def test_a_limit_is_kept_or_refused(on: Trace) -> None:
     per_day = wear(plan(on, machine), machine)[0].bytes_per_day
     roomy = limited(on, per_day * 1.01)
     assert wear(plan(on, roomy), roomy)[0].bytes_per_day <= per_day * 1.01
-    with pytest.raises(BudgetError, match="writes more than 1000 bytes per day"):
+    with pytest.raises(BudgetError, match="writes more than 1000 B per day"):
         plan(on, limited(on, 1000.0))
 
 
