@@ -19,12 +19,13 @@ def outcome(
     *,
     losses: Sequence[float] = LOSSES,
     wall_s: Sequence[float] | float = 1.0,
-    peak_bytes: int = 1_000,
+    peak_bytes: Sequence[int] | int = 1_000,
     parameters: int = 100,
     sha256: str | None = "a",
     teraio: TeraioFigures | None = None,
 ) -> Outcome:
-    """``wall_s`` for all steps alike, or one by one."""
+    """``wall_s`` and ``peak_bytes`` for all steps alike, or one by one."""
+    peaks = [peak_bytes] * len(losses) if isinstance(peak_bytes, int) else list(peak_bytes)
     times = [wall_s] * len(losses) if isinstance(wall_s, float) else list(wall_s)
     return Outcome(
         parameters=parameters,
@@ -37,7 +38,7 @@ def outcome(
                 loss=loss,
                 wall_s=seconds,
                 cpu_s=seconds,
-                host_peak_bytes=peak_bytes,
+                host_peak_bytes=peak,
                 device_peak_bytes=None,
                 read_bytes=3,
                 written_bytes=4,
@@ -45,7 +46,7 @@ def outcome(
                 drive_written_bytes=None,
                 energy_j=None,
             )
-            for number, (loss, seconds) in enumerate(zip(losses, times, strict=True))
+            for number, (loss, seconds, peak) in enumerate(zip(losses, times, peaks, strict=True))
         ),
         teraio=teraio,
     )

@@ -5,40 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 from benchmarks.demo import Run
-from benchmarks.job import Job, Outcome, Step
+from benchmarks.job import Job
 from benchmarks.micro.endurance import grew, parts
+from tests.unit.bench_records import outcome
 
 JOB = Job(name="any", system="ideal", shape="llama-3m", dtype="fp32", threads=1)
 
 
 def steps_of(seconds: list[float], peaks: list[int]) -> Run:
-    steps = tuple(
-        Step(
-            turn=turn,
-            loss=float(turn),
-            wall_s=wall_s,
-            cpu_s=wall_s,
-            host_peak_bytes=peak,
-            device_peak_bytes=None,
-            read_bytes=0,
-            written_bytes=0,
-            drive_read_bytes=None,
-            drive_written_bytes=None,
-            energy_j=None,
-        )
-        for turn, (wall_s, peak) in enumerate(zip(seconds, peaks, strict=True))
-    )
-    return Run(
-        JOB,
-        Outcome(
-            parameters=1,
-            parameters_sha256=None,
-            base_bytes=0,
-            build_peak_bytes=0,
-            steps=steps,
-            teraio=None,
-        ),
-    )
+    losses = [float(step) for step in range(len(seconds))]
+    return Run(JOB, outcome(losses=losses, wall_s=seconds, peak_bytes=peaks))
 
 
 def test_fifths_have_all_steps_and_compare_those_of_one_turn() -> None:
