@@ -24,6 +24,9 @@ from benchmarks.systems import Unavailable, system_of
 
 ROOT = Path(__file__).resolve().parents[1]
 ANSWER_S = 600.0
+# PyTorch's option for large tensors in huge pages. teraio's always are, so plain PyTorch would be
+# no ideal without.
+HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
 _SHOWN_CHARACTERS = 2000
 
 
@@ -174,9 +177,7 @@ def _check(job: Job) -> None:
 
 
 def _environment(job: Job) -> dict[str, str]:
-    """Alike for all. Waiting threads of OpenMP must not spin: other runs have the turn. And tensors
-    are in huge pages, as teraio's always are: plain PyTorch would be no ideal without.
-    """
+    """Alike for all. Waiting threads of OpenMP must not spin: other runs have the turn."""
     on_gpu = {
         # Equal bits need it; and an allocator that can divide its memory holds less of it.
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
@@ -188,6 +189,6 @@ def _environment(job: Job) -> dict[str, str]:
         "OMP_NUM_THREADS": str(job.threads),
         "OMP_WAIT_POLICY": "PASSIVE",
         "KMP_BLOCKTIME": "0",
-        "THP_MEM_ALLOC_ENABLE": "1",
+        **HUGE_PAGES,
         "TOKENIZERS_PARALLELISM": "false",
     }

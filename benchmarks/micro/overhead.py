@@ -24,6 +24,7 @@ import torch
 
 from benchmarks.micro.findings import Findings
 from benchmarks.table import table
+from benchmarks.worker import HUGE_PAGES
 
 # Above any machine's memory, so nothing moves.
 NO_LIMIT = 1 << 46
@@ -198,6 +199,7 @@ def run(options: argparse.Namespace) -> Findings:
         raise SystemExit(f"--rounds {options.rounds}: a spread takes two at least")
     # Threads that wait for work must not compute in the other's turn.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.update(HUGE_PAGES)
     names = options.model or sorted(WORKS)
     results = [measure(name, options.rounds, options.threads) for name in names]
     shown = table(
