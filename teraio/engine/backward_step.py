@@ -114,17 +114,22 @@ class BackwardStep:
         """From now on these parameters, here with their names, are stepped in backward."""
         self._names.update(names)
 
+    def forget(self, parameters: Iterable[torch.Tensor]) -> None:
+        """Ordinary steps of these from now on."""
+        for parameter in parameters:
+            self._names.pop(parameter, None)
+            step = _step_of(parameter)
+            if step is not None:
+                step.handle.remove()
+            if isinstance(parameter.grad, UsedGradient):
+                parameter.grad = None
+
     def close(self) -> None:
         """Ordinary steps from now on."""
         GradScaler.scale = self._scale  # type: ignore[method-assign]
         for optimizer, run in self._optimizers.items():
             run.forget_hooks()
-            for _, parameter in _parameters(optimizer):
-                step = _step_of(parameter)
-                if step is not None:
-                    step.handle.remove()
-                if isinstance(parameter.grad, UsedGradient):
-                    parameter.grad = None
+            self.forget(parameter for _, parameter in _parameters(optimizer))
 
     def take_gradients(self) -> dict[int, str]:
         """The block ids of the gradients that were used up since the last call, and whose."""

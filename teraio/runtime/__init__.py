@@ -11,7 +11,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
@@ -195,6 +195,8 @@ class Runtime:
                     f"{format_size(free)} left. Nothing has changed. Save a checkpoint, which "
                     "needs no memory there, or free memory of the device first."
                 )
+        elif self._backward_step is not None:
+            self._backward_step.forget(model.parameters())
         self._forget(id(model))
 
     def _model_died(self, key: int) -> None:
@@ -222,23 +224,25 @@ class Runtime:
         if self.phase == "closed":
             return
         self._planning.close()
-        self._resources.telemetry.stop()
-        for hook in self._optimizer_hooks:
-            hook.remove()
-        self._module_hooks.remove()
-        if self._backward_step is not None:
-            self._backward_step.close()
-        list_ops.uninstall()
-        self._status.close()
-        try:
-            self._resources.stop()
-        finally:
+        steps: list[Callable[[], None]] = [
+            self._resources.telemetry.stop,
+            *(hook.remove for hook in self._optimizer_hooks),
+            self._module_hooks.remove,
+            list_ops.uninstall,
+            self._status.close,
+            self._resources.stop,
             # Until then other threads may meet storages that are away.
-            captured_graphs.run_ends()
-            self._compiled.uninstall()
-            peers.uninstall()
-            raw_access.uninstall()
-            self._resources.close()
+            captured_graphs.run_ends,
+            self._compiled.uninstall,
+            peers.uninstall,
+            raw_access.uninstall,
+            self._resources.close,
+        ]
+        if self._backward_step is not None:
+            steps.insert(0, self._backward_step.close)
+        with ExitStack() as closing:  # where one raises, by Ctrl-C say, the others go on
+            for step in reversed(steps):
+                closing.callback(step)
         log.info("closed: everything is back in memory")
 
     def report(self) -> RunReport:

@@ -462,3 +462,20 @@ def test_a_model_without_the_argument_keeps_ordinary_steps_beside_one_with_it(sp
     for parameters in zip(*(m.parameters() for m in (fast, ordinary, reference)), strict=True):
         assert torch.equal(parameters[0], parameters[2])
         assert torch.equal(parameters[1], parameters[2])
+
+
+def test_a_model_that_is_restored_before_another_takes_ordinary_steps(spill: str) -> None:
+    first, other, reference = offloaded(layers(), spill), offloaded(layers(), spill), layers()
+    optimizers = [torch.optim.AdamW(model.parameters()) for model in (first, reference)]
+    for step in range(4):
+        for model, optimizer in zip((first, reference), optimizers, strict=True):
+            torch.manual_seed(step)
+            backward(model)
+            if step == 2 and model is first:
+                teraio.restore(first)  # its parameters are stepped already
+            elif step == 3:
+                nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+            optimizer.step()
+            optimizer.zero_grad()
+    teraio.restore(other)
+    assert all(map(torch.equal, first.parameters(), reference.parameters()))

@@ -21,6 +21,7 @@ import teraio
 import teraio._C as _C
 from teraio import api
 from teraio.engine import testing
+from teraio.telemetry import Sampler
 from tests.integration.programs import ended
 
 WIDTH = 512
@@ -185,6 +186,27 @@ def test_a_closed_run_is_forgotten_while_its_model_lives(spill: str) -> None:
     gc.collect()
     assert closed() is None
     teraio.restore(model)
+
+
+def test_an_interrupt_while_a_run_is_closed_loses_nothing(
+    spill: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: Sampler) -> None:
+        raise KeyboardInterrupt
+
+    ours, theirs = stack(), stack()
+    optimizers = [torch.optim.AdamW(model.parameters()) for model in (ours, theirs)]
+    teraio.offload(ours, memory_budget=BUDGET, ssd=spill)
+    train(ours, optimizers[0], 4)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Sampler, "stop", interrupted)
+        teraio.restore(ours)
+    assert _C.totals()["away"] == 0 and not _C.active()
+    teraio.offload(ours, memory_budget=BUDGET, ssd=spill)
+    train(ours, optimizers[0], 2)
+    teraio.restore(ours)
+    train(theirs, optimizers[1], 6)
+    assert all(map(torch.equal, weights(ours), weights(theirs)))
 
 
 def test_a_run_that_ended_within_a_module_leaves_no_trace_in_the_next(spill: str) -> None:
