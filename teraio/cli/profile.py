@@ -5,6 +5,7 @@ In: a script and its arguments. Out: a trace file and a summary. Must not know: 
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -86,7 +87,7 @@ def _profile(
     import teraio
     from teraio.files import save
 
-    code = 0
+    code, process = 0, os.getpid()
     with teraio.profile(
         memory_budget=budget_bytes,
         ssd=folders,
@@ -94,6 +95,8 @@ def _profile(
         stop=not to_end,
     ) as run:
         code = target.run()
+    if os.getpid() != process:  # forked off by the script, whose end this is
+        raise typer.Exit(code)
     if run.trace is None:
         notes().print(_nothing_recorded(len(run.report().steps), iterations, code), markup=False)
         raise typer.Exit(code or 1)

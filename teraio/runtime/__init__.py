@@ -220,8 +220,11 @@ class Runtime:
             self.close()
 
     def close(self) -> None:
-        """Brings everything back into memory and removes every hook."""
-        if self.phase == "closed":
+        """Brings everything back into memory and removes every hook.
+
+        In a process that was forked off it does nothing: the run is the other one's.
+        """
+        if self.phase == "closed" or _C.forked():
             return
         self._planning.close()
         steps: list[Callable[[], None]] = [

@@ -178,6 +178,27 @@ def test_without_a_trace_the_reason_is_told(
     assert reason in " ".join(done.stderr.split())
 
 
+@pytest.mark.parametrize(
+    ("end", "code"), [("sys.exit(3)", 3), ("raise ValueError", 1)], ids=["exit", "error"]
+)
+def test_a_process_that_the_script_forks_off_ends_as_it_says(
+    end: str, code: int, script: Path, spill: str
+) -> None:
+    forking = (
+        "    import os\n"
+        "    child = os.fork() if step == 1 else 1\n"
+        f"    if child == 0: {end}\n"
+        "    if step == 1: print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)\n"
+    )
+    script.write_text(SCRIPT.replace("    x = ", forking + "    x = "))
+    given = tool("profile", "--to-end", script, 64, 5, cwd=script.parent, spill=spill)
+    assert given.returncode == 0, given.stderr
+    lines = given.stdout.splitlines()
+    assert lines[1:3] == [str(code), lines[2]] and lines[2].startswith("1 ")
+    assert "no trace" not in given.stderr
+    assert isinstance(load(script.with_suffix(".trace"), Trace), Trace)
+
+
 def test_a_script_that_offloads_by_itself_is_recorded(script: Path, spill: str) -> None:
     text = SCRIPT.replace(
         "optimizer =", "import teraio; teraio.offload(model, memory_budget='1GiB')\noptimizer ="
