@@ -378,7 +378,8 @@ void note_result(const at::RecordFunction& op, Frame& frame) {
   const bool born = std::any_of(frame.pinned.begin(), frame.pinned.end(), [block](const Frame::Pinned& pinned) {
     return pinned.born && pinned.block == block;
   });
-  if (born) frame.made = block;
+  // One without a guard may be filled by foreign code before the next op uses it, see [Note: results that autograd keeps].
+  if (born && block->guarded) frame.made = block;
 }
 
 std::unique_ptr<at::ObserverContext> on_start(const at::RecordFunction& op) {

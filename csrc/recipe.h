@@ -81,7 +81,8 @@ class Surroundings::Scope {
 // An op may be run again in place of keeping its result if it is a pure function of its operands. That is so for what
 // PyTorch tags as pointwise and not as random, and for a few others, products of matrices among them. The recipe keeps
 // the op's arguments. Operands that are blocks are shared, for they leave and come back as others do: so the result must
-// be made again before one of them is written to (Engine::settle). Small operands are copied.
+// be made again before one of them is written to (Engine::settle). Small operands are copied. The result has its guard
+// from the op's end on, as those have that autograd has recorded: nobody writes to it unseen.
 // PyTorch's vectorised loops round a value differently in a vector and at the end of a thread's part of the work, so
 // as many threads run the op as did at first; other settings are what they were then, too (Surroundings). Products and
 // attention choose their kernels by whether gradients are wanted, of what they make on their way as well. So operands

@@ -1,6 +1,6 @@
 """C++ sources of tests, compiled once for each state of sources, flags, PyTorch and Python.
 
-In: a folder of sources, a C++ compiler. Out: the loaded module, under build/. Must not know: what
+In: a folder of sources, a C++ compiler. Out: what was built, loaded, under build/. Must not know: what
 the sources are for.
 """
 
@@ -22,8 +22,8 @@ _FLAGS = ["-DNDEBUG", "-Wall", "-Wextra", "-Wshadow"]
 
 
 def load(name: str, folder: Path, flags: list[str], *, is_module: bool = True) -> Any:
-    """The module ``name`` of all sources in ``folder``; without ``is_module`` a library that only
-    registers ops, and None.
+    """The module ``name`` of all sources in ``folder``; without ``is_module`` the path of a library
+    that only registers ops.
 
     Processes that want it at the same time wait for one of them to build it. Raises: RuntimeError.
     """

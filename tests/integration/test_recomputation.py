@@ -61,7 +61,8 @@ class Saved(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, op: Op = torch.tanh) -> torch.Tensor:
-        y = op(x)
+        with torch.enable_grad():  # only what autograd records is made again
+            y = op(x).detach()
         ctx.save_for_backward(y)
         return y
 

@@ -1,4 +1,4 @@
-// Ops as extensions have them, whose schemas don't say that they write an operand.
+// Ops as extensions have them, whose schemas don't say that they write an operand, and a function that is no op.
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
@@ -23,6 +23,12 @@ at::Tensor checked(at::Tensor x) {
 }
 
 }  // namespace
+
+// As functions have it that are no ops at all.
+extern "C" void write_unseen(c10::StorageImpl* storage, float value) {
+  auto* values = static_cast<float*>(storage->mutable_data());
+  std::fill(values, values + storage->nbytes() / sizeof(float), value);
+}
 
 TORCH_LIBRARY(teraio_extension, library) {
   library.def("inferred_fill", &fill);
