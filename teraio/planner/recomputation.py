@@ -27,6 +27,8 @@ from teraio.records import Hardware, Plan, Recomputation, Trace
 WORTH = (16.0, 2.0)
 # What is made again at once, each from the one before, may take so much of the budget.
 _CHAIN_SHARE = 1 / 4
+# Whose results may be made again: a forward pass outside of modules counts as the other one.
+_PHASES = frozenset(("forward", "other"))
 # How much of the stalls is to be saved, one try for each.
 _SHARES = (1.0, 1.5, 2.0, float("inf"))
 
@@ -255,7 +257,7 @@ def possible(trace: Trace, again: Recomputation, operands: Iterable[int]) -> boo
     birth, need = storage.birth, again.needed_by
     if not storage.repeatable or birth is None or not birth < again.drop_after < need:
         return False
-    if trace.ops[birth].phase != "forward" or any(op != birth for op in storage.writes):
+    if trace.ops[birth].phase not in _PHASES or any(op != birth for op in storage.writes):
         return False
     return all(_unchanged(trace, operand, birth, need) for operand in operands)
 

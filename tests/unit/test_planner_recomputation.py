@@ -112,6 +112,13 @@ def test_on_a_slow_drive_it_is_faster_and_moves_less() -> None:
     assert made.unlimited_peak_bytes == without.unlimited_peak_bytes
 
 
+def test_a_forward_pass_outside_of_modules_counts_as_one() -> None:
+    on = pointwise(transformer_trace(layers=6, tokens=6144))
+    ops = (replace(op, phase="other") if op.phase == "forward" else op for op in on.ops)
+    slow = hardware(int(live_by_op(on).max()) // 2, SLOW)
+    assert plan(replace(on, ops=tuple(ops)), slow).recomputations == plan(on, slow).recomputations
+
+
 def chain_of(length: int) -> Trace:
     """Each result is made from the one before; the second half of the ops needs them in turn."""
     ops = 2 * length
