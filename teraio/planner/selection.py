@@ -62,27 +62,46 @@ class Selection:
         self._rooms = [_Room(on, tier, shared_room) for tier in hardware.tiers]
         copies = int(on.periods.copy.max(initial=-1)) + 1
         self._tier_of_copy = np.full(copies, NOWHERE, np.int64)
+        # The period in use for which a copy is kept longest.
+        self._last_of_copy = np.full(copies, NONE, np.int64)
         self.tier_of = np.full(len(on.periods), NOWHERE, np.int64)
 
     def seed(self, tier_of: Ints) -> None:
         """Use these periods as far as the tiers have room."""
         for index in np.flatnonzero((tier_of != NOWHERE) & self._rings[-1]).tolist():
-            known = self._tiers_for(index)
-            for tier in (int(tier_of[index]), *known):
-                if tier in known and self._take(index, tier):
-                    break
+            wanted, found = int(tier_of[index]), self._tiers_with_room(index)
+            if found:
+                self._take(index, wanted if wanted in found else found[0])
 
-    def _tiers_for(self, index: int) -> Sequence[int]:
-        """Tiers that a period may use: that of its copy, if there is one."""
-        tier = int(self._tier_of_copy[self._on.periods.copy[index]])
-        return range(len(self._rooms)) if tier == NOWHERE else (tier,)
+    def _tiers_with_room(self, index: int) -> list[int]:
+        """Tiers that a period may use: that of its copy, if there is one, while that has room.
+
+        Else the copy may go elsewhere, or what has taken the room would keep the data in memory.
+        """
+        last, tier = self._last_with(index), int(self._tier_of_copy[self._on.periods.copy[index]])
+        if tier != NOWHERE and self._rooms[tier].fits(last):
+            return [tier]
+        return [at for at, room in enumerate(self._rooms) if room.fits(last)]
+
+    def _last_with(self, index: int) -> int:
+        """The period for which a copy is kept longest, if this one uses it too."""
+        periods = self._on.periods
+        last = int(self._last_of_copy[periods.copy[index]])
+        if last == NONE:
+            return index
+        return max(last, index, key=lambda one: int(periods.age[one] + periods.length[one]))
 
     def _take(self, index: int, tier: int) -> bool:
-        """Use a period on a tier; False where that has no room."""
-        periods = self._on.periods
-        if not self._rooms[tier].take(index):
+        """Use a period on a tier, with all that share its copy; False where that has no room."""
+        last, copy = self._last_with(index), self._on.periods.copy[index]
+        if not self._rooms[tier].take(last):
             return False
-        self.tier_of[index] = self._tier_of_copy[periods.copy[index]] = tier
+        before = int(self._tier_of_copy[copy])
+        if before not in (NOWHERE, tier):
+            self._rooms[before].give_back(index)
+            self.tier_of[(self.tier_of != NOWHERE) & (self._on.periods.copy == copy)] = tier
+        self.tier_of[index] = self._tier_of_copy[copy] = tier
+        self._last_of_copy[copy] = last
         return True
 
     def cover(self, target_bytes: int) -> None:
@@ -121,11 +140,7 @@ class Selection:
 
     def cheapest(self, index: int) -> tuple[float, int] | None:
         """Least seconds on the channels, and the tier; None where no tier has room."""
-        found = [
-            (self.cost_s(index, at), at)
-            for at in self._tiers_for(index)
-            if self._rooms[at].fits(index)
-        ]
+        found = [(self.cost_s(index, at), at) for at in self._tiers_with_room(index)]
         return min(found, default=None)
 
     def use(self, index: int, tier: int) -> bool:
@@ -162,23 +177,26 @@ class _Room:
         # By storage or, if they count by time, by copy: the cell before which its room ends.
         self._ends: dict[int, int] = {}
 
-    def _more(self, index: int) -> tuple[int, int, int]:
-        """What a period's room counts for, and the cells that this has not yet: from one until
-        before another, counted on past the last one.
+    def _span(self, index: int) -> tuple[int, int, int]:
+        """What a period's room counts for, and the cells that it takes: from one until before
+        another, counted on past the last one.
         """
         periods, n = self._periods, self._n
-        first, end = 0, self._cells
         if not self._by_time:
-            key = int(periods.storage[index])
-        else:
-            key, after = int(periods.copy[index]), int(periods.after[index])
-            if periods.written_at[index] != NONE:
-                # From the write, as early as it may be, until the data is read or dies.
-                age, length = int(periods.age[index]), int(periods.length[index])
-                op = (after - age) % n
-                first = op * self._cells // n
-                last = op + min(age + length, n - 1)
-                end = min(last * self._cells // n + 1, first + self._cells)
+            return int(periods.storage[index]), 0, self._cells
+        copy, after = int(periods.copy[index]), int(periods.after[index])
+        if periods.written_at[index] == NONE:
+            return copy, 0, self._cells
+        # From the write, as early as it may be, until the data is read or dies.
+        age, length = int(periods.age[index]), int(periods.length[index])
+        op = (after - age) % n
+        first = op * self._cells // n
+        last = op + min(age + length, n - 1)
+        return copy, first, min(last * self._cells // n + 1, first + self._cells)
+
+    def _more(self, index: int) -> tuple[int, int, int]:
+        """The same, but only the cells that have not been taken yet."""
+        key, first, end = self._span(index)
         had = self._ends.get(key, first)
         return key, had, max(had, end)
 
@@ -202,6 +220,15 @@ class _Room:
         for low, high in pieces(had, end - had, self._cells):
             self._held[low:high] += aligned(int(self._periods.nbytes[index]))
         return True
+
+    def give_back(self, index: int) -> None:
+        """The room that was taken for the copy of a period is free again."""
+        if self._unlimited:
+            return
+        key, first, _ = self._span(index)
+        end = self._ends.pop(key)
+        for low, high in pieces(first, end - first, self._cells):
+            self._held[low:high] -= aligned(int(self._periods.nbytes[index]))
 
 
 class _Cover:

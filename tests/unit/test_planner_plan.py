@@ -41,6 +41,7 @@ from teraio.records import (
     Trace,
 )
 from tests.unit import strategies
+from tests.unit.small import machine as small_machine
 from tests.unit.small import plan_of, storage
 from tests.unit.small import trace as small_trace
 from tests.unit.traces import HOST, MIB, SSD, hardware, transformer_trace
@@ -242,6 +243,24 @@ def test_tiers_without_room_are_named() -> None:
     trace = transformer_trace(layers=2)
     with pytest.raises(BudgetError, match="tiny 4096"):
         plan(trace, hardware(peak(trace) // 2, small))
+
+
+def test_a_copy_goes_where_there_is_room_for_as_long_as_it_is_needed() -> None:
+    """The small tier has no room for it any more when it is to be kept for a further period."""
+    durations = [1.0] * 8
+    weight = storage([0, 3, 6], [0], nbytes=MIB)
+    result = storage([4, 7], [4], nbytes=MIB, birth=4, death=7)
+    on = columns(small_trace(durations, weight, result))
+    large = small_machine().tiers[0]
+    small = replace(large, name="host", capacity_bytes=MIB + MIB // 50)
+    machine = Hardware(name="two", budget_bytes=MIB, tiers=(large, small))
+    every = np.ones(len(on.periods), np.bool_)
+    selection = Selection(on, machine, (every,), on.duration_s, reuse_copies=True, shared_room=0.99)
+    first_of_weight = (on.periods.storage == 0) & (on.periods.after == 0)
+    selection.seed(np.where(first_of_weight | (on.periods.storage == 1), 1, NOWHERE))
+    assert selection.tier_of.tolist() == [1, NOWHERE, NOWHERE, 1]
+    selection.cover(machine.budget_bytes)
+    assert selection.tier_of.tolist() == [0, 0, 0, 1]
 
 
 def naive_moves(trace: Trace) -> list[Move]:
