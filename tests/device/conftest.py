@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,6 +41,10 @@ def sim() -> Iterator[SimModule]:
     if promised("gpu"):
         pytest.skip("this process tests with a GPU")
     device = load()
+    # The traceback of a test that failed keeps its tensors, which would count in this one's budget.
+    for name in ("last_type", "last_value", "last_traceback", "last_exc"):
+        vars(sys).pop(name, None)
+    gc.collect()
     threads = torch.get_num_threads()
     swapping = torch.__future__.get_swap_module_params_on_conversion()
     torch.set_num_threads(1)

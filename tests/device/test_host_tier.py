@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import psutil
 import pytest
@@ -11,22 +13,42 @@ import torch
 
 import teraio
 from teraio.engine.revision import Revision
+from teraio.records import Hardware
+from teraio.runtime import resources
 from tests.device.sim import SimModule
 
 MIB = 1 << 20
 WEIGHT, WEIGHTS = 4 * MIB, 12
 BUDGET = 24 * MIB
+RATES = {"host": 1e11, "ssd": 1e9}
+
+
+@pytest.fixture(autouse=True)
+def _steady(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is measured on a busy machine decides nothing."""
+    measured = resources.hardware
+
+    def hardware(*args: Any, **kwargs: Any) -> Hardware:
+        found = measured(*args, **kwargs)
+        tiers = []
+        for tier in found.tiers:
+            rate = RATES[tier.name]
+            tiers.append(
+                replace(tier, read_bytes_per_s=rate, write_bytes_per_s=rate, mixed_bytes_per_s=rate)
+            )
+        return replace(found, tiers=tuple(tiers))
+
+    # A drive that seems to be as quick as host memory would be used beside it, or in its place.
+    monkeypatch.setattr(resources, "hardware", hardware)
+    # An iteration may compute quicker than the profiled ones did. Those after it would be recorded,
+    # and waited for.
+    monkeypatch.setattr(Revision, "quicker", lambda *_: False)
+    monkeypatch.setattr(Revision, "other_speed", lambda *_: False)
 
 
 @pytest.fixture
-def model(
-    sim: SimModule, spill: str, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[torch.nn.ParameterList]:
+def model(sim: SimModule, spill: str) -> Iterator[torch.nn.ParameterList]:
     """Twice as large as its budget, with host memory for all of it."""
-    # On a busy machine an iteration may compute quicker than the profiled ones did. Those after it
-    # would be recorded, and waited for.
-    monkeypatch.setattr(Revision, "quicker", lambda *_: False)
-    monkeypatch.setattr(Revision, "other_speed", lambda *_: False)
     made = torch.nn.ParameterList(
         torch.full((WEIGHT // 4,), float(i), device="sim") for i in range(WEIGHTS)
     )
@@ -95,12 +117,8 @@ def test_views_make_no_room(model: torch.nn.ParameterList, sim: SimModule) -> No
     assert written == [report.plan.written_bytes] * 3
 
 
-def test_a_copy_whose_data_is_back_yields_its_place(
-    sim: SimModule, spill: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_copy_whose_data_is_back_yields_its_place(sim: SimModule, spill: str) -> None:
     """Weights are back, unchanged, before what the plan has for their places leaves."""
-    monkeypatch.setattr(Revision, "quicker", lambda *_: False)
-    monkeypatch.setattr(Revision, "other_speed", lambda *_: False)
     count = 6
     model = torch.nn.ParameterList(
         torch.full((WEIGHT // 4,), float(i), device="sim") for i in range(count)
