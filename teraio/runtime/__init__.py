@@ -160,6 +160,7 @@ class Runtime:
                 self._adoption.adopt_own(prefix + name, tensor)
 
             materialize(model, device, stored, hand_over)
+        self._adoption.adopt(tensors_of(model, prefix))  # what fails comes before what is kept
         for name, module in model.named_modules():
             number = self._places.add_module(prefix + (name or type(model).__name__))
             self._module_numbers[module] = number
@@ -167,7 +168,6 @@ class Runtime:
         if optimizer_in_backward:
             self._backward_step = self._backward_step or BackwardStep()
             self._backward_step.add({p: prefix + name for name, p in model.named_parameters()})
-        self._adoption.adopt(tensors_of(model, prefix))
         _C.release_free_pages()  # malloc keeps where the weights were
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             _C.guard_quietly()

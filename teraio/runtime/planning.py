@@ -315,6 +315,7 @@ class Planning:
         revision.recorded()
         recording = self._recorder.take()
         better: Recorded | None = None
+        hardware = self.hardware
         if larger and recording["ops"][0]:
             log.info("an iteration held %s: planning again", format_size(self._live_bytes))
             revision.record_first()
@@ -322,9 +323,9 @@ class Planning:
         elif _moves(plan) and step.drift_ops == 0:
             planned = with_blocks(planned, recording)
             better = self._if_quicker(with_durations(planned, recording))
-            hardware = self._other_speed(step, plan)
-            if hardware is not None:
-                self.hardware = hardware
+            found = self._other_speed(step, plan)
+            if found is not None:
+                self.hardware = found
                 better = better or planned
         if better is None:
             self._record_or_rest()
@@ -333,6 +334,7 @@ class Planning:
             self._follow_plan(better, least_budget(better.trace))
         except (errors.BudgetError, errors.SpillError) as error:  # it was made all the same
             log.info("the present plan stays: %s", error)
+            self.hardware = hardware
             revision.refused(self._live_bytes)
             self._record_or_rest()
         except BaseException:  # as in _end_profile()

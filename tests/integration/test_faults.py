@@ -24,7 +24,9 @@ import pytest
 import torch
 
 import teraio
+from teraio import api
 from teraio.engine import testing
+from teraio.engine.revision import Revision
 from teraio.runtime import planning
 from tests.integration.training import (
     NO_LIMIT,
@@ -591,7 +593,9 @@ def test_spill_files_are_private_and_have_no_name(spill: str) -> None:
 KILLED = """
 import sys
 import teraio
+from teraio import api
 from teraio.engine import testing
+from teraio.engine.revision import Revision
 from tests.integration.training import Case, Training
 training = Training(Case("llama"))
 teraio.offload(training.model, memory_budget=int(sys.argv[1]), ssd=[sys.argv[2]])
@@ -629,7 +633,9 @@ def test_kill_9_leaves_no_spill_file(spill: str, tmp_path: Path) -> None:
 ENDS = """
 import sys
 import teraio
+from teraio import api
 from teraio.engine import testing
+from teraio.engine.revision import Revision
 from tests.integration.training import Case, Training
 training = Training(Case("llama"))
 teraio.offload(training.model, memory_budget=int(sys.argv[1]), ssd=[sys.argv[2]])
@@ -818,3 +824,46 @@ def test_an_iteration_can_be_marked_by_hand(spill: str) -> None:
         report = teraio.report(training.model)
     assert len(report.steps) == 5
     assert training.outcome.losses == plain(LLAMA).losses[:5]
+
+
+def test_a_further_model_that_does_not_fit_leaves_no_names_behind(spill: str) -> None:
+    first, second = torch.nn.Linear(64, 64), torch.nn.Linear(1024, 1024)
+    settings = {"memory_budget": 1 << 20, "ssd": spill}
+    teraio.offload(first, **settings)
+    with pytest.raises(teraio.BudgetError):
+        teraio.offload(second, **settings)  # 4 MiB
+    assert api._runtime is not None
+    assert api._runtime.knows_module(first)
+    assert not api._runtime.knows_module(second)
+    teraio.restore(first)
+
+
+def test_a_plan_that_is_refused_changes_nothing_of_what_the_present_one_counts_on(
+    spill: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = torch.nn.ParameterList(torch.ones(1 << 18) for _ in range(12))  # 1 MiB each
+
+    def step() -> None:
+        with teraio.iteration(weights), torch.no_grad():
+            for weight in weights:
+                weight.add_(1)
+
+    teraio.offload(weights, memory_budget=6 << 20, ssd=spill)
+    for _ in range(2):
+        step()
+    planned = teraio.report(weights)
+    assert planned.plan is not None and planned.plan.moves
+    refused = []
+
+    def refuse(*_: object) -> None:
+        refused.append(True)
+        raise teraio.BudgetError("no plan")
+
+    monkeypatch.setattr(Revision, "other_speed", lambda *_: True)
+    monkeypatch.setattr(planning, "share_of_speed", lambda *_: 0.5)
+    monkeypatch.setattr(planning, "make_plan", refuse)
+    step()
+    report = teraio.report(weights)
+    assert refused and report.plan is planned.plan
+    assert report.hardware == planned.hardware
+    teraio.restore(weights)
