@@ -121,12 +121,12 @@ class CudaAccelerator(Accelerator):
 
     def limit_memory(self, nbytes: int | None) -> None:
         if nbytes is not None:
+            self._before = torch.cuda.get_per_process_memory_fraction(self.device)
             if not _C.install_free_memory_callback():
                 raise ConfigurationError(
                     f"teraio can't hook the CUDA allocator of PyTorch {torch.__version__}. Use one "
                     "of the versions that the README names."
                 )
-            self._before = torch.cuda.get_per_process_memory_fraction(self.device)
             torch.cuda.empty_cache()
         self._expand_segments(nbytes is not None)
         if nbytes is None:

@@ -73,11 +73,11 @@ class Resources:
         self._started = False
         self._limit_bytes = budget_bytes  # for a device's allocator
         self.counted_bytes = budget_bytes
-        if accelerator is not None:
-            self._limit_bytes = accelerator.limit_for(budget_bytes)
-            accelerator.limit_memory(self._limit_bytes)
-            self.counted_bytes = int(self._limit_bytes * (1 - _FRAGMENTATION_SHARE))
         try:
+            if accelerator is not None:
+                self._limit_bytes = accelerator.limit_for(budget_bytes)
+                accelerator.limit_memory(self._limit_bytes)
+                self.counted_bytes = int(self._limit_bytes * (1 - _FRAGMENTATION_SHARE))
             self.hardware: Hardware = self._start(spill_bytes, host_bytes, compress)
             gpu_uuid = accelerator.gpu_uuid if accelerator else None
             self.telemetry: Sampler = sampler_for(device, gpu_uuid, map(str, folders))

@@ -13,9 +13,10 @@ import pytest
 import torch
 
 import teraio
+from teraio.engine.accelerator import Accelerator
 from tests.device.sim import SimModule
 from tests.device.test_offloading import peak_bytes, plain, start_anew
-from tests.integration.test_faults import read_only_spill_files
+from tests.integration.test_faults import open_spill_files, read_only_spill_files
 from tests.integration.training import Case, Training, make_batch
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -243,3 +244,17 @@ def test_a_storage_of_a_run_on_the_cpu_grows_in_host_memory(sim: SimModule, spil
     left.resize_(4 * MIB)
     assert left[:65536].eq(1).all()
     teraio.restore(model)
+
+
+def test_a_device_that_takes_no_limit_leaves_no_file_open(
+    sim: SimModule, spill: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(accelerator: Accelerator, nbytes: int | None) -> None:
+        if nbytes is not None:
+            raise RuntimeError("no limits here")
+
+    monkeypatch.setattr(Accelerator, "limit_memory", refuse)
+    model = torch.nn.ParameterList([torch.ones(WEIGHT // 4, device="sim")])
+    with pytest.raises(RuntimeError, match="no limits") as error:
+        teraio.offload(model, memory_budget=BUDGET, ssd=spill)
+    assert open_spill_files(spill) == [], error
