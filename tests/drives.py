@@ -1,4 +1,4 @@
-"""Drives that pass for slow ones, so that plans look for other ways than moving data.
+"""Tiers that pass for others than they are, whatever a busy machine measures of them.
 
 In: pytest's monkeypatch. Out: measured rates replaced; transfers are as quick as ever. Must not
 know: plans.
@@ -12,21 +12,30 @@ from typing import Any
 import pytest
 
 from teraio.engine.revision import Revision
-from teraio.records import Hardware
+from teraio.records import Hardware, Tier
 from teraio.runtime import resources
 
 _SLOW_BYTES_PER_S = 5e6
 
 
 def pass_for_slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From now on runs believe that their SSD tier is slow, whatever it does."""
+    """From now on runs believe that their SSD tier is slow, so they look for other ways."""
+    pass_for(monkeypatch, ssd=_SLOW_BYTES_PER_S)
+
+
+def pass_for(monkeypatch: pytest.MonkeyPatch, **bytes_per_s: float) -> None:
+    """From now on runs believe that tiers read, write and do both at these rates."""
     measured = resources.hardware
-    rates = {f"{what}_bytes_per_s": _SLOW_BYTES_PER_S for what in ("read", "write", "mixed")}
 
-    def slow(*args: Any, **kwargs: Any) -> Hardware:
+    def believed(tier: Tier) -> Tier:
+        rate = bytes_per_s.get(tier.name)
+        if rate is None:
+            return tier
+        return replace(tier, read_bytes_per_s=rate, write_bytes_per_s=rate, mixed_bytes_per_s=rate)
+
+    def hardware(*args: Any, **kwargs: Any) -> Hardware:
         found: Hardware = measured(*args, **kwargs)
-        tiers = (replace(t, **rates) if t.name == "ssd" else t for t in found.tiers)
-        return replace(found, tiers=tuple(tiers))
+        return replace(found, tiers=tuple(map(believed, found.tiers)))
 
-    monkeypatch.setattr(resources, "hardware", slow)
+    monkeypatch.setattr(resources, "hardware", hardware)
     monkeypatch.setattr(Revision, "other_speed", lambda *_: False)

@@ -126,7 +126,7 @@ class SimModule(types.ModuleType):
         return self._native.idle(_id_of(stream))
 
     @contextlib.contextmanager
-    def paused(self, stream: torch.Stream | None = None, most_s: float = 20.0) -> Iterator[None]:
+    def paused(self, stream: torch.Stream | None = None, most_s: float = 60.0) -> Iterator[None]:
         """No kernel of the stream, by default the current one, starts before the end of the block.
 
         What waits for the stream inside the block fails after ``most_s``.

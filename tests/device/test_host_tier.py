@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import replace
-from typing import Any
 
 import psutil
 import pytest
@@ -13,37 +11,22 @@ import torch
 
 import teraio
 from teraio.engine.revision import Revision
-from teraio.records import Hardware
-from teraio.runtime import resources
 from tests.device.sim import SimModule
+from tests.drives import pass_for
 
 MIB = 1 << 20
 WEIGHT, WEIGHTS = 4 * MIB, 12
 BUDGET = 24 * MIB
-RATES = {"host": 1e11, "ssd": 1e9}
 
 
 @pytest.fixture(autouse=True)
 def _steady(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is measured on a busy machine decides nothing."""
-    measured = resources.hardware
-
-    def hardware(*args: Any, **kwargs: Any) -> Hardware:
-        found = measured(*args, **kwargs)
-        tiers = []
-        for tier in found.tiers:
-            rate = RATES[tier.name]
-            tiers.append(
-                replace(tier, read_bytes_per_s=rate, write_bytes_per_s=rate, mixed_bytes_per_s=rate)
-            )
-        return replace(found, tiers=tuple(tiers))
-
     # A drive that seems to be as quick as host memory would be used beside it, or in its place.
-    monkeypatch.setattr(resources, "hardware", hardware)
+    pass_for(monkeypatch, host=1e11, ssd=1e9)
     # An iteration may compute quicker than the profiled ones did. Those after it would be recorded,
     # and waited for.
     monkeypatch.setattr(Revision, "quicker", lambda *_: False)
-    monkeypatch.setattr(Revision, "other_speed", lambda *_: False)
 
 
 @pytest.fixture
