@@ -419,6 +419,7 @@ PYBIND11_MODULE(_C, m) {
                       [](Block* block, c10::StorageImpl* storage) { return engine().send_away(block, storage); });
   });
   m.def("stress", [](unsigned max_delay_us) { engine().stress(max_delay_us); });
+  m.def("be_patient", [](int64_t duration_ns) { engine().be_patient(duration_ns); });
   m.def("publish", [](const py::handle& object, bool lent) {
     return with_block(object, uintptr_t{0}, [lent](Block* block, c10::StorageImpl* storage) {
       return reinterpret_cast<uintptr_t>(engine().publish(block, storage, lent));

@@ -148,6 +148,7 @@ std::vector<std::pair<char*, size_t>> Engine::reserve_host(uint64_t nbytes) {
 }
 
 HostSpeeds Engine::host_speeds(uint64_t nbytes) {
+  const GilRelease gil;
   std::optional<Extent> extent;
   for (nbytes = round_up(nbytes, 2 * kPage); !extent && nbytes > 0; nbytes = nbytes / 2 / kPage * kPage) {
     const Lock lock(*this);
@@ -330,7 +331,10 @@ void Engine::bring_in(Frame& f, const std::vector<Operand>& operands, bool begin
     missing = missing || operand.block->state != State::kResident;
     settled = settled && (!operand.write || operand.block->dependents.empty());
   }
-  if (!fetch_queue_.empty()) start_waiting_fetches(lock);  // the op's own operands stay
+  if (!fetch_queue_.empty()) {  // the op's own operands stay
+    if (accelerator_ != nullptr) lock.release_gil(gil);  // its allocator may wait for the device
+    start_waiting_fetches(lock);
+  }
   const bool cramped = begins && used() + need_of(f) > budget_;
   if ((missing || cramped || !settled) && !forked_) {
     lock.release_gil(gil);
@@ -401,6 +405,7 @@ bool Engine::counts(const Frame& f) const { return f.training && !f.apart && wat
 
 void Engine::end_op(Frame& f, const std::optional<Place>& place) {
   if (f.stream) note_need(f);
+  GilRelease gil(std::defer_lock);
   Lock lock(*this);
   if (!done_.empty()) drain();
   ++op_counter_;
@@ -425,7 +430,10 @@ void Engine::end_op(Frame& f, const std::optional<Place>& place) {
   f.made = nullptr;
   if (f.recipe) old_recipes_.push_back(std::move(f.recipe));
   if (schedule_ && !forked_) run_due_actions();
-  if (!fetch_queue_.empty() && !forked_) start_waiting_fetches(lock);
+  if (!fetch_queue_.empty() && !forked_) {
+    if (accelerator_ != nullptr) lock.release_gil(gil);
+    start_waiting_fetches(lock);
+  }
   end_wait();
   f.stream.reset();
   if (waiters_ > 0) notify();
@@ -533,7 +541,7 @@ IterationStats Engine::end_iteration() {
   const Lock lock(*this);
   drain();
   const int64_t end = now_ns();
-  settle_waits(false);
+  settle_waits();
   IterationStats stats = stats_;
   stats.duration_ns = end - iteration_begin_ns_;
   iteration_begin_ns_ = end;
@@ -586,29 +594,35 @@ void Engine::record(bool on) {
 }
 
 Recording Engine::take_recording() {
-  const Lock lock(*this);
+  const GilRelease gil;
+  Lock lock(*this);
   Recording recording;
   if (recording_) recording = std::move(*recording_);
-  if (accelerator_ != nullptr) time_ops(recording);
   // What the device holds beside blocks when no op runs: storages too small to be blocks, workspaces of libraries.
   recording.untracked_peak_bytes = accelerator_ != nullptr ? std::max<int64_t>(0, beside_) : small_peak_.load();
   recording_.reset();
   mode_changed();
+  if (accelerator_ != nullptr) time_ops(recording, lock);
   return recording;
 }
 
 // An op takes the device from the end of the op before to its own end, without what it waited for to begin.
-void Engine::time_ops(Recording& recording) {
-  settle_waits(true);
-  if (op_times_.size() != recording.ops.size() + 1) return;
-  op_times_.back().end.synchronize();
+void Engine::time_ops(Recording& recording, Lock& lock) {
+  std::vector<OpTime> times = std::exchange(op_times_, {});
+  std::deque<DeviceWait> waits = std::exchange(device_waits_, {});
+  // What runs there first may call the host, where it may need the GIL or have a storage die.
+  lock.unlock();
+  if (!times.empty()) times.back().end.synchronize();
+  for (const DeviceWait& wait : waits) wait.end.synchronize();
+  lock.lock();
+  for (DeviceWait& wait : waits) settle_wait(wait, times);
+  if (times.size() != recording.ops.size() + 1) return;
   for (size_t i = 0; i < recording.ops.size(); ++i) {
-    const OpTime& time = op_times_[i + 1];
-    const c10::Event& begin = time.begin ? *time.begin : op_times_[i].end;
+    const OpTime& time = times[i + 1];
+    const c10::Event& begin = time.begin ? *time.begin : times[i].end;
     const auto duration_ns = static_cast<int64_t>(begin.elapsedTime(time.end) * 1e6);
     recording.ops[i].duration_ns = std::max<int64_t>(0, duration_ns - time.waited_ns);
   }
-  op_times_.clear();
 }
 
 void Engine::follow(std::unique_ptr<Schedule> schedule, const std::vector<std::pair<int32_t, uint64_t>>& bound) {
@@ -776,6 +790,11 @@ void Engine::stress(unsigned max_delay_us) {
   poison_ = max_delay_us > 0;
   if (spill_) spill_->set_delay(max_delay_us);
   if (host_) host_->stress(poison_);
+}
+
+void Engine::be_patient(int64_t duration_ns) {
+  const Lock lock(*this);
+  patience_ns_ = duration_ns;
 }
 
 Engine::Totals Engine::totals() {

@@ -232,6 +232,8 @@ class Engine {
   State state_of(Block* block);
   // Seeks races: transfers are delayed at random, and memory that is taken or given back is filled with NaN.
   void stress(unsigned max_delay_us);
+  // How long an op that lacks memory waits for ops of other threads to end.
+  void be_patient(int64_t duration_ns);
 
   struct Totals {
     uint64_t used, budget, leaving, cached, spill_reserved, blocks, away;
@@ -328,13 +330,25 @@ class Engine {
   uint64_t need_of(const Frame& frame) const;
   // Of the storage of the trace that the block is.
   uint64_t planned_bytes(const Block* block) const { return schedule_->sizes[static_cast<size_t>(block->trace_index)]; }
-  void wait(Lock& lock, int32_t storage = -1, bool memory = false);
+  void wait(Lock& lock, int32_t storage = -1, bool memory = false, int64_t most_ns = -1);
   void note_stall(int32_t storage, bool memory, int64_t ns);
   void count_stall(const Stall& stall);
   int64_t noted_ns() const;
   void begin_wait();
   void end_wait();
-  void settle_waits(bool all);
+  struct OpTime {
+    std::optional<c10::Event> begin;  // where it isn't the end of the op before
+    c10::Event end;
+    int64_t waited_ns = 0;  // in its middle
+  };
+  // See [Note: stalls of a device].
+  struct DeviceWait {
+    c10::Event begin, end;
+    std::vector<Stall> stalls;   // what the host waited for meanwhile
+    std::optional<size_t> op;    // of the recording, in the middle of which it was
+  };
+  void settle_waits();
+  void settle_wait(DeviceWait& wait, std::vector<OpTime>& op_times);
 
   struct Slot {
     TierKind tier;
@@ -403,12 +417,13 @@ class Engine {
   void drop_extent(Block* block);
   void bury(Block* block);
   void count_use(Frame& frame, const Place& place);
-  void time_ops(Recording& recording);
+  void time_ops(Recording& recording, Lock& lock);
   std::vector<std::pair<c10::weak_intrusive_ptr<c10::StorageImpl>, at::DataPtr>> give_device_memory_back();
   std::optional<Encoding> encoding_of(Block* block) const;
   std::string describe(const Block* block) const;
   std::string describe_failure(const Block* block, const Transfer& transfer) const;
   std::string describe_guard(const Block* block) const;
+  std::string describe_others() const;
   std::string describe_elsewhere(const Block* block) const;
   uint64_t needed_for(uint64_t nbytes) const;
   std::string over_budget(uint64_t nbytes, bool looking_on = false) const;
@@ -474,6 +489,7 @@ class Engine {
   int waiters_ = 0;
   int pinning_threads_ = 0;  // threads inside an op that has touched a block
   int waiting_threads_ = 0;  // those of them that wait for memory
+  int64_t patience_ns_ = 60'000'000'000;
   int short_of_room_ = 0;    // threads that wait until others have left, see [Note: taking turns]
 
   std::unordered_map<std::string, uint32_t> op_ids_;
@@ -489,18 +505,7 @@ class Engine {
   uint32_t last_backward_module_ = kNoModule;
   std::unordered_map<uint64_t, uint32_t> occurrences_;
   std::unique_ptr<Recording> recording_;
-  struct OpTime {
-    std::optional<c10::Event> begin;  // where it isn't the end of the op before
-    c10::Event end;
-    int64_t waited_ns = 0;  // in its middle
-  };
   std::vector<OpTime> op_times_;  // of the recording, on a device
-  // See [Note: stalls of a device].
-  struct DeviceWait {
-    c10::Event begin, end;
-    std::vector<Stall> stalls;   // what the host waited for meanwhile
-    std::optional<size_t> op;    // of the recording, in the middle of which it was
-  };
   std::deque<DeviceWait> device_waits_;
   int64_t last_op_end_ns_ = 0;
   int64_t last_op_stall_ns_ = 0;

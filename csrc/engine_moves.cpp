@@ -29,7 +29,7 @@ constexpr auto kTurnLasts = std::chrono::seconds(1);
 
 // ---------------------------------------------------------------- waiting
 
-void Engine::wait(Lock& lock, int32_t storage, bool memory) {
+void Engine::wait(Lock& lock, int32_t storage, bool memory, int64_t most_ns) {
   if (!done_.empty()) {  // what the caller waits for may be here already
     drain();
     return;
@@ -38,7 +38,12 @@ void Engine::wait(Lock& lock, int32_t storage, bool memory) {
   const int64_t begin = now_ns();
   const uint64_t seen = events_;
   ++waiters_;
-  lock.wait(changed_, [&] { return events_ != seen || !done_.empty(); });
+  const auto changed = [&] { return events_ != seen || !done_.empty(); };
+  if (most_ns < 0) {
+    lock.wait(changed_, changed);
+  } else {
+    lock.wait_for(changed_, std::chrono::nanoseconds(most_ns), changed);
+  }
   --waiters_;
   frame().waited = true;
   if (frame().training) note_stall(storage, memory, now_ns() - begin);
@@ -116,29 +121,27 @@ void Engine::end_wait() {
   device_waits_.push_back({std::move(*f.wait_begun), accelerator_->event(*f.stream, true), std::move(f.stalls), op});
   f.wait_begun.reset();
   f.stalls.clear();
-  if (device_waits_.size() % kWaitsSettledAtOnce == 0) settle_waits(false);  // the iteration may never end
+  if (device_waits_.size() % kWaitsSettledAtOnce == 0) settle_waits();  // the iteration may never end
 }
 
-// Those to whose end the device has come, or all.
-void Engine::settle_waits(bool all) {
-  for (; !device_waits_.empty(); device_waits_.pop_front()) {
-    DeviceWait& wait = device_waits_.front();
-    if (all) {
-      wait.end.synchronize();
-    } else if (!wait.end.query()) {
-      return;
-    }
-    const auto ns = std::max<int64_t>(0, static_cast<int64_t>(wait.begin.elapsedTime(wait.end) * 1e6));
-    int64_t host_ns = 0;
-    for (const Stall& stall : wait.stalls) host_ns += stall.ns;
-    for (Stall& stall : wait.stalls) {
-      const double share = host_ns > 0 ? static_cast<double>(stall.ns) / static_cast<double>(host_ns) : 0.0;
-      stall.ns = static_cast<int64_t>(static_cast<double>(ns) * share);
-      count_stall(stall);
-    }
-    // The first of these times is of the recording's begin.
-    if (wait.op && *wait.op + 1 < op_times_.size()) op_times_[*wait.op + 1].waited_ns += ns;
+// Those to whose end the device has come.
+void Engine::settle_waits() {
+  for (; !device_waits_.empty() && device_waits_.front().end.query(); device_waits_.pop_front()) {
+    settle_wait(device_waits_.front(), op_times_);
   }
+}
+
+void Engine::settle_wait(DeviceWait& wait, std::vector<OpTime>& op_times) {
+  const auto ns = std::max<int64_t>(0, static_cast<int64_t>(wait.begin.elapsedTime(wait.end) * 1e6));
+  int64_t host_ns = 0;
+  for (const Stall& stall : wait.stalls) host_ns += stall.ns;
+  for (Stall& stall : wait.stalls) {
+    const double share = host_ns > 0 ? static_cast<double>(stall.ns) / static_cast<double>(host_ns) : 0.0;
+    stall.ns = static_cast<int64_t>(static_cast<double>(ns) * share);
+    count_stall(stall);
+  }
+  // The first of these times is of the recording's begin.
+  if (wait.op && *wait.op + 1 < op_times.size()) op_times[*wait.op + 1].waited_ns += ns;
 }
 
 void Engine::fetch_now(Block* block, Lock& lock) {
@@ -188,11 +191,13 @@ void Engine::fetch_now(Block* block, Lock& lock) {
 // used again last (by the plan, or by how long it has not been used) leaves as well. An error is raised only when
 // nothing can leave, nothing is on its way, no other thread's op could end and unpin something, and neither could a
 // collective. Kernels take memory on threads of a pool as well: the op that such a thread works for can't end before.
+// An op of another thread may itself wait for this one: a custom op whose body joins a thread that runs ops. Nothing tells
+// that, so ops of others are waited for as long as an op may take, and not for ever.
 void Engine::make_room(uint64_t nbytes, Lock& lock, int32_t storage) {
   const uint64_t failures = write_failures_;
   const int self = frame().entered ? 1 : 0;
   const int employer = at::get_thread_num() > 0 ? 1 : 0;
-  int64_t waiting_for_collectives_ns = 0;
+  int64_t waiting_for_collectives_ns = 0, waiting_for_others_ns = 0;
   struct Wait {
     Engine& engine;
     bool begun = false;
@@ -218,17 +223,27 @@ void Engine::make_room(uint64_t nbytes, Lock& lock, int32_t storage) {
       }
     }
     if (let_go(lacking, Part::kAny)) continue;
-    const bool nothing_comes = in_flight_ == 0 && pinning_threads_ - waiting_threads_ - self - employer <= 0;
-    if (leaving_ < lacking && nothing_comes) {
+    const bool only_others = leaving_ < lacking && in_flight_ == 0;
+    const bool none_ends = pinning_threads_ - waiting_threads_ - self - employer <= 0;
+    if (!only_others) waiting_for_others_ns = 0;
+    const bool long_enough = waiting_for_others_ns > patience_ns_;
+    if (only_others && (none_ends || long_enough)) {
       if (wait_for_collective(lock, waiting_for_collectives_ns)) continue;
       if (looks_on(nbytes)) return;
-      throw BudgetError(over_budget(nbytes));
+      throw BudgetError(over_budget(nbytes) + (none_ends ? "" : describe_others()));
     }
     short_of_room.begin();
     waiting_threads_ += self;
-    wait(lock, storage, true);
+    const int64_t begin = now_ns();
+    wait(lock, storage, true, only_others ? patience_ns_ - waiting_for_others_ns + 1 : -1);
+    if (only_others) waiting_for_others_ns += now_ns() - begin;
     waiting_threads_ -= self;
   }
+}
+
+std::string Engine::describe_others() const {
+  return " Ops of other threads hold memory too, and did not end for " + std::to_string(patience_ns_ / 1'000'000'000) +
+         " s. One that waits for a thread that runs ops must find room for itself and these.";
 }
 
 // [Note: leaving in the device's order]

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.device.sim import SimModule
+from tests.integration.programs import ended
 
 
 def test_an_op_returns_before_its_kernel_ran(sim: SimModule) -> None:
@@ -195,3 +196,41 @@ def test_observers_see_ops_but_no_kernels(sim: SimModule) -> None:
     names = [event.name for event in seen.function_events]
     assert names.count("aten::add_") == 1
     assert len({event.thread for event in seen.function_events}) == 1
+
+
+NEEDS_PYTHON = """
+import sys, torch, teraio
+from tests.device.sim import load
+
+sim = load()
+torch.set_num_threads(1)
+pinned = torch.ones(1 << 16)
+sim.host_register(pinned.data_ptr(), pinned.nbytes)
+there = torch.zeros(1 << 16, device="sim")
+model = torch.nn.ParameterList(torch.full((1 << 20,), 1.0, device="sim") for _ in range(6))
+sim.set_delay(50_000)
+
+
+def copies():
+    # When each is done, the stream lets go of the tensor, which is an object of Python's.
+    for _ in range(8):
+        there.copy_(pinned, non_blocking=True)
+
+
+copies()
+teraio.offload(model, memory_budget=16 << 20, ssd=sys.argv[1], host_memory=8 << 20)
+for _ in range(4):
+    with teraio.iteration(model), torch.no_grad():
+        for weight in model:
+            weight.add_(1)
+        copies()
+copies()
+teraio.restore(model)
+print([weight.sum().item() / (1 << 20) for weight in model])
+"""
+
+
+def test_what_waits_for_the_device_does_not_keep_it_from_python(spill: str) -> None:
+    """What runs there may call the host, which may run Python."""
+    done = ended(NEEDS_PYTHON, spill, timeout_s=200)
+    assert done.stdout.splitlines()[-1:] == [str([5.0] * 6)], done.stderr

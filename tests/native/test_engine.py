@@ -9,6 +9,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -552,3 +553,22 @@ def test_an_op_that_needs_much_room_gets_it_while_other_threads_go_on(engine: nn
         stopped.set()
         for thread in threads:
             thread.join()
+
+
+def test_an_op_that_waits_for_a_thread_that_lacks_memory_does_not_hang(engine: nn.Module) -> None:
+    """The thread's op waits for that op to end, which tells nobody what it waits for."""
+
+    @torch.library.custom_op("teraio_tests::in_a_thread", mutates_args=())
+    def in_a_thread(x: torch.Tensor) -> torch.Tensor:
+        with ThreadPoolExecutor(1) as threads:
+            made = threads.submit(torch.ones, 3 * MIB // 2).result()  # 6 MiB
+        return made[: x.numel()] + x
+
+    x = torch.ones(MIB)  # 4 MiB
+    _C.be_patient(200_000_000)
+    try:
+        with pytest.raises(teraio.BudgetError, match="waits for a thread"):
+            in_a_thread(x)
+    finally:
+        _C.be_patient(60_000_000_000)
+    assert x.sum().item() == MIB
