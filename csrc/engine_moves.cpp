@@ -283,7 +283,8 @@ bool Engine::let_go(uint64_t nbytes, Part part) {
 // the run fails with the largest of these needs. A program whose iterations don't end fails all the same, after a while.
 bool Engine::looks_on(uint64_t nbytes) {
   const uint64_t needed = needed_for(nbytes);
-  if (frame().depth == 0 || needed > budget_ + beyond_) return false;
+  // Beyond the budget, what is taken outside of ops (numbers become tensors there) is no news.
+  if ((frame().depth == 0 && needed_ == 0) || needed > budget_ + beyond_) return false;
   if (needed_ == 0) looking_since_ns_ = now_ns();
   if (now_ns() - looking_since_ns_ > look_on_ns_) return false;
   if (needed > needed_) {

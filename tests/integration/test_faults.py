@@ -347,6 +347,35 @@ def test_the_error_of_a_small_budget_names_one_that_works(spill: str) -> None:
     assert named_by_error(named) is None
 
 
+def test_numbers_that_become_tensors_don_t_end_an_iteration_that_is_looked_on(spill: str) -> None:
+    torch.manual_seed(0)
+    steps = 4
+
+    def named_by_error(budget: int) -> int | None:
+        model = torch.nn.Linear(256, 256)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        teraio.offload(model, memory_budget=budget, ssd=[spill])
+        kept: list[torch.Tensor] = []
+        try:
+            for _ in range(steps):
+                model(torch.ones(8, 256)).sum().backward()
+                kept.clear()
+                with torch.no_grad():  # results that no op uses can't leave
+                    kept.extend(model.weight * factor for factor in range(8))
+                optimizer.step()
+                optimizer.zero_grad()
+        except teraio.BudgetError as error:
+            assert len(kept) == 8
+            return int(re.findall(r"memory_budget=(\d+)", str(error))[0])
+        finally:
+            teraio.restore(model)
+        return None
+
+    named = named_by_error(1 << 20)
+    assert named is not None
+    assert named_by_error(named) is None
+
+
 def test_a_budget_that_not_even_one_parameter_fits_is_refused_at_once(spill: str) -> None:
     model = torch.nn.Linear(1024, 1024)
     with pytest.raises(teraio.BudgetError, match=r"^weight takes 4.0 MiB, .*=4194304:"):
