@@ -7,6 +7,7 @@ names of blocks. Must not know: iterations, plans.
 from __future__ import annotations
 
 import weakref
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 
 import torch
@@ -125,8 +126,9 @@ class Participants:
             names[id(parameter)] = name
             kind: Kind = "optimizer_state" if id(parameter) in self._masters else "parameter"
             yield from _parts(kind, name, parameter)
-        for parameter, key, value in _states(optimizer):
-            yield from _parts("optimizer_state", f"{names.get(id(parameter), '')}:{key}", value)
+        for owner, key, value in _states(optimizer):
+            whose = names.get(id(owner), owner if isinstance(owner, str) else "")
+            yield from _parts("optimizer_state", f"{whose}:{key}", value)
 
     def _everything(self) -> Iterator[_Named]:
         for optimizer in self._optimizers:
@@ -190,9 +192,23 @@ def _parameters(optimizer: Optimizer) -> Iterator[tuple[torch.Tensor, str]]:
             yield parameter, f"group{g}.{i}"
 
 
-def _states(optimizer: Optimizer) -> Iterator[tuple[torch.Tensor, str, torch.Tensor]]:
-    """Parameter, name and tensor of each state."""
-    for parameter, states in optimizer.state.items():
-        for key, value in states.items():
-            if isinstance(value, torch.Tensor):
-                yield parameter, key, value
+def _states(optimizer: Optimizer) -> Iterator[tuple[object, str, torch.Tensor]]:
+    """Whose state it is, name and tensor of each. Parameters have dictionaries of tensors, as a
+    rule, but optimizers may keep what they like under any key."""
+    for owner, states in optimizer.state.items():
+        for name, tensor in _nested(states):
+            yield owner, name, tensor
+
+
+def _nested(value: object, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors in dictionaries and lists that may hold each other, named by the way to them."""
+    if isinstance(value, torch.Tensor):
+        yield name, value
+        return
+    inner: Iterable[tuple[object, object]] = ()
+    if isinstance(value, Mapping):
+        inner = value.items()
+    elif isinstance(value, list | tuple | deque):
+        inner = enumerate(value)
+    for key, part in inner:
+        yield from _nested(part, f"{name}.{key}" if name else str(key))

@@ -5,6 +5,7 @@ In: a function that makes a Program. Out: an assertion. Must not know: single pr
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -95,7 +96,7 @@ def fingerprint(value: Any) -> Any:
         return digest(value.int_repr() if value.is_quantized else value)
     if isinstance(value, Mapping):
         return {key: fingerprint(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple | deque):
         return [fingerprint(inner) for inner in value]
     if isinstance(value, np.ndarray):
         return value.tobytes()

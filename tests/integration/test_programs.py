@@ -13,6 +13,7 @@ import io
 import json
 import tempfile
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from torch.nn.utils import parametrizations, parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
+import teraio
 from tests.integration.small_programs import (
     WIDTH,
     Program,
@@ -1156,6 +1158,33 @@ def optimizer_of_views() -> Program:
     return trained(model, loss, torch.optim.AdamW(pieces, lr=1e-3))
 
 
+class Remembering(torch.optim.Optimizer):
+    """Steps by the mean of the last gradients, and keeps states in ways of its own."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        super().__init__(parameters, {"lr": 0.1})
+        self.state["steps"] = 0
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        self.state["steps"] += 1
+        for parameter in self.param_groups[0]["params"]:
+            mine = self.state[parameter]
+            mine.setdefault("last", deque(maxlen=2)).append(parameter.grad.clone())
+            pair = mine.setdefault("sums", [{"all": torch.zeros_like(parameter)}])
+            pair[0]["all"].add_(parameter.grad)
+            for gradient in mine["last"]:
+                parameter.sub_(gradient, alpha=0.05)
+            parameter.sub_(pair[0]["all"], alpha=0.01 / self.state["steps"])
+
+
+@program
+def optimizer_with_states_of_its_own_kind() -> Program:
+    model = mlp()
+    optimizer = Remembering(model.parameters())
+    return trained(model, lambda i: model(data(i)).square().mean(), optimizer)
+
+
 # ------------------------------------------------------------ the test
 
 
@@ -1169,3 +1198,19 @@ def _nothing_left() -> Iterator[None]:
 def test_a_program_gives_the_same_bits_under_a_budget(name: str, spill: str) -> None:
     report = same_bits_under_a_budget(lambda: program.new(name), spill)
     assert report.steps[-1].read_bytes > 0
+
+
+def test_states_in_lists_are_states_too(spill: str) -> None:
+    model = mlp()
+    optimizer = Remembering(model.parameters())
+    step = trained(model, lambda i: model(data(i)).square().mean(), optimizer).step
+    step(0)
+    teraio.offload(model, memory_budget="1MiB", ssd=[spill])
+    for i in range(4):
+        step(i)
+    trace = teraio.report(model).trace
+    assert trace is not None
+    sums = [storage for storage in trace.storages if storage.name.endswith(":sums.0.all")]
+    assert {storage.kind for storage in sums} == {"optimizer_state"}
+    assert sum(storage.nbytes for storage in sums) == 6 * WIDTH * WIDTH * 4
+    teraio.restore(model)
