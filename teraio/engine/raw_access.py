@@ -9,19 +9,23 @@ from __future__ import annotations
 import functools
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any
 
 import torch
 
 import teraio._C as _C
 from teraio.engine.patches import Patches
+from teraio.engine.when_loaded import WhenLoaded
+from teraio.errors import BudgetError
 
 _patches = Patches()
 # What opens a window on memory is watched between runs as well: the next one must not move it.
 _windows = Patches()
+_awaited: list[WhenLoaded] = []
 
 
 def install() -> None:
@@ -59,18 +63,30 @@ def install() -> None:
     _patches.replace(
         torch._C.PyTorchFileWriter, "write_record", functools.partial(_held, argument=2)
     )
-    safetensors = sys.modules.get("safetensors.torch")
-    if hasattr(
-        safetensors, "_to_ndarray"
-    ):  # what a file gets is read from arrays, all of them at once
-        _patches.replace(safetensors, "_to_ndarray", _window_on_tensor)
+    if (safetensors := sys.modules.get("safetensors.torch")) is not None:
+        _watch_safetensors(safetensors)
+    else:
+        _awaited.append(WhenLoaded("safetensors.torch", _safetensors_loads))
     _patches.replace(torch.autograd.profiler.profile, "_prepare_trace", _may_look_at_addresses)
     _patches.replace(torch.profiler.ExecutionTraceObserver, "start", _looks_at_addresses)
 
 
 def uninstall() -> None:
     """Puts the original methods back, but for those that open windows."""
+    while _awaited:
+        _awaited.pop().give_up()
     _patches.undo()
+
+
+def _watch_safetensors(module: ModuleType) -> None:
+    if hasattr(module, "_to_ndarray"):
+        _patches.replace(module, "_to_ndarray", _window_on_tensor)
+
+
+@contextmanager
+def _safetensors_loads(module: ModuleType) -> Iterator[None]:
+    yield
+    _watch_safetensors(module)
 
 
 def _held(
@@ -198,10 +214,18 @@ _borrowing: ContextVar[bool] = ContextVar("_borrowing", default=False)
 
 
 def _window_on_tensor(original: Callable[..., Any]) -> Callable[..., Any]:
-    """``original`` makes an array of a tensor's memory: it stays as long as the array does."""
+    """``original`` makes an array of a tensor's memory: it stays as long as the array does. What a
+    file of safetensors gets is read from arrays, all of them at once."""
 
     def function(tensor: Any) -> Any:
-        hold = _C.Hold(tensor, False)
+        try:
+            hold = _C.Hold(tensor, False)
+        except BudgetError as error:
+            raise BudgetError(
+                "safetensors needs all tensors of a file in memory at once. Write several files "
+                "(max_shard_size of save_pretrained), or use torch.save, which takes one tensor "
+                f"after the other. In detail: {error}"
+            ) from None
         token = _borrowing.set(True)
         try:
             result = original(tensor)

@@ -25,6 +25,7 @@ from torch.distributed import checkpoint
 import teraio
 import teraio._C as _C
 from teraio.engine.testing import send_away, state
+from tests.integration.programs import ended
 from tests.integration.training import Case, Training, digest, plain, unlimited_peak
 
 # Before the first step, while profiling, under the plan.
@@ -175,12 +176,28 @@ def test_safetensors_writes_one_file_after_the_other_within_the_budget(
     teraio.offload(layers, memory_budget="4MiB", ssd=spill)
     for number, layer in enumerate(layers):
         safetensors.torch.save_file(layer.state_dict(), tmp_path / f"{number}")
-    with pytest.raises(teraio.BudgetError):
+    with pytest.raises(teraio.BudgetError, match="Write several files"):
         safetensors.torch.save_file(layers.state_dict(), tmp_path / "all")
     teraio.restore(layers)
     for number, layer in enumerate(layers):
         read = safetensors.torch.load_file(tmp_path / f"{number}")
         assert torch.equal(read["weight"], layer.weight)
+
+
+def test_safetensors_may_be_loaded_in_mid_run(spill: str) -> None:
+    ran = ended(
+        "import sys, tempfile, torch, teraio;"
+        "layers = torch.nn.ModuleList(torch.nn.Linear(512, 512) for _ in range(8));"
+        "teraio.offload(layers, memory_budget='4MiB', ssd=sys.argv[1]);"
+        "assert 'safetensors.torch' not in sys.modules;"
+        "from safetensors.torch import load_file, save_file;"
+        "names = [f'{sys.argv[1]}/{i}' for i in range(8)];"
+        "[save_file(layer.state_dict(), name) for layer, name in zip(layers, names)];"
+        "teraio.restore(layers);"
+        "print(all(torch.equal(load_file(n)['weight'], l.weight) for l, n in zip(layers, names)))",
+        spill,
+    )
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "True\n", "")
 
 
 def test_save_model_of_safetensors_writes_the_same_weights(tied_pair: Pair, tmp_path: Path) -> None:
