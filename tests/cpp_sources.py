@@ -1,7 +1,7 @@
 """C++ sources of tests, compiled once for each state of sources, flags, PyTorch and Python.
 
-In: a folder of sources, a C++ compiler. Out: what was built, loaded, under build/. Must not know: what
-the sources are for.
+In: a folder of sources, a C++ compiler. Out: what was built under build/, loaded. Must not know:
+what the sources are for.
 """
 
 from __future__ import annotations
