@@ -19,6 +19,7 @@ import torch
 
 import teraio._C as _C
 from teraio.engine.patches import Patches
+from teraio.engine.safetensors_files import write_by_tensor
 from teraio.engine.when_loaded import WhenLoaded
 from teraio.errors import BudgetError
 
@@ -81,6 +82,7 @@ def uninstall() -> None:
 def _watch_safetensors(module: ModuleType) -> None:
     if hasattr(module, "_to_ndarray"):
         _patches.replace(module, "_to_ndarray", _window_on_tensor)
+    write_by_tensor(module, _patches)
 
 
 @contextmanager
@@ -214,17 +216,16 @@ _borrowing: ContextVar[bool] = ContextVar("_borrowing", default=False)
 
 
 def _window_on_tensor(original: Callable[..., Any]) -> Callable[..., Any]:
-    """``original`` makes an array of a tensor's memory: it stays as long as the array does. What a
-    file of safetensors gets is read from arrays, all of them at once."""
+    """``original`` makes an array of a tensor's memory: it stays as long as the array does."""
 
     def function(tensor: Any) -> Any:
         try:
             hold = _C.Hold(tensor, False)
         except BudgetError as error:
             raise BudgetError(
-                "safetensors needs all tensors of a file in memory at once. Write several files "
-                "(max_shard_size of save_pretrained), or use torch.save, which takes one tensor "
-                f"after the other. In detail: {error}"
+                "safetensors needs all tensors in memory at once here. Pass save_file() contiguous "
+                "tensors that share no memory, which it writes one after the other, or use "
+                f"torch.save. In detail: {error}"
             ) from None
         token = _borrowing.set(True)
         try:

@@ -26,7 +26,7 @@ import teraio
 import teraio._C as _C
 from teraio.engine.testing import send_away, state
 from tests.integration.programs import ended
-from tests.integration.training import Case, Training, digest, plain, unlimited_peak
+from tests.integration.training import NO_LIMIT, Case, Training, digest, plain, unlimited_peak
 
 # Before the first step, while profiling, under the plan.
 MOMENTS = (0, 1, 5)
@@ -169,19 +169,60 @@ def test_safetensors_writes_the_same_file(pair: Pair, tmp_path: Path) -> None:
     pair.go_on()
 
 
-def test_safetensors_writes_one_file_after_the_other_within_the_budget(
-    spill: str, tmp_path: Path
-) -> None:
+def test_safetensors_writes_files_that_are_more_than_the_budget(spill: str, tmp_path: Path) -> None:
     layers = nn.ModuleList(nn.Linear(512, 512) for _ in range(8))  # of 1 MiB each
     teraio.offload(layers, memory_budget="4MiB", ssd=spill)
-    for number, layer in enumerate(layers):
-        safetensors.torch.save_file(layer.state_dict(), tmp_path / f"{number}")
-    with pytest.raises(teraio.BudgetError, match="Write several files"):
-        safetensors.torch.save_file(layers.state_dict(), tmp_path / "all")
+    with pytest.raises(teraio.BudgetError, match="all tensors in memory at once here"):
+        safetensors.torch.save(layers.state_dict())
+    safetensors.torch.save_file(layers.state_dict(), tmp_path / "ours", {"format": "pt"})
+    assert teraio.report(layers).phase == "profile"
     teraio.restore(layers)
-    for number, layer in enumerate(layers):
-        read = safetensors.torch.load_file(tmp_path / f"{number}")
-        assert torch.equal(read["weight"], layer.weight)
+    safetensors.torch.save_file(layers.state_dict(), tmp_path / "theirs", {"format": "pt"})
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+
+
+def test_safetensors_has_every_dtype_and_shape_and_refuses_what_it_always_refuses(
+    spill: str, tmp_path: Path
+) -> None:
+    dtypes = safetensors.torch._TYPES.values()
+    tensors = {f"{dtype}, ä\n": torch.rand(3, 5).to(dtype) for dtype in dtypes}
+    tensors |= {
+        "scalar": torch.tensor(2.0),
+        "empty": torch.zeros(0, 7),
+        "part": torch.rand(1 << 16)[7:99],
+        "large": nn.Parameter(torch.rand(1 << 16)),
+    }
+    shared = torch.zeros(1 << 16)
+    halves = torch.rand(2, 1 << 16)
+    refused: list[tuple[Any, Any]] = [
+        ({"a": shared, "b": shared}, None),
+        ({"a": torch.zeros(4, 4).t()}, None),
+        ({"a": torch.zeros(4).to_sparse()}, None),
+        ({"a": 3}, None),
+        ([shared], None),
+        ({"a": shared}, {"a": 3}),
+    ]
+    model = nn.Linear(256, 256)
+    teraio.offload(model, memory_budget=NO_LIMIT, ssd=spill)
+    ours = []
+    for given, metadata in refused:
+        with pytest.raises(Exception) as raised:
+            safetensors.torch.save_file(given, tmp_path / "no", metadata)
+        ours.append((raised.type, str(raised.value)))
+    safetensors.torch.save_file(tensors, tmp_path / "all")
+    safetensors.torch.save_file({"a": halves[0], "b": halves[1]}, tmp_path / "halves")
+    teraio.restore(model)
+    for (given, metadata), error in zip(refused, ours, strict=True):
+        with pytest.raises(error[0]) as raised:
+            safetensors.torch.save_file(given, tmp_path / "no", metadata)
+        assert str(raised.value) == error[1]
+    read = safetensors.torch.load_file(tmp_path / "all")
+    assert read.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert (read[name].dtype, read[name].shape) == (tensor.dtype, tensor.shape)
+        assert read[name].view(-1).view(torch.uint8).equal(tensor.view(-1).view(torch.uint8))
+    read = safetensors.torch.load_file(tmp_path / "halves")
+    assert read["a"].equal(halves[0]) and read["b"].equal(halves[1])
 
 
 def test_safetensors_may_be_loaded_in_mid_run(spill: str) -> None:
