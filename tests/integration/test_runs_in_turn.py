@@ -191,7 +191,10 @@ def test_a_closed_run_is_forgotten_while_its_model_lives(spill: str) -> None:
 def test_an_interrupt_while_a_run_is_closed_loses_nothing(
     spill: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(_: Sampler) -> None:
+    stop = Sampler.stop
+
+    def interrupted(sampler: Sampler) -> None:
+        stop(sampler)  # or its thread would go on
         raise KeyboardInterrupt
 
     ours, theirs = stack(), stack()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -40,6 +41,7 @@ from teraio.records import (
     TierUse,
     Trace,
 )
+from teraio.sizes import format_least
 from tests.unit import strategies
 from tests.unit.small import machine as small_machine
 from tests.unit.small import plan_of, storage
@@ -167,7 +169,8 @@ def test_a_budget_below_the_least_is_refused_by_name(trace: Trace, data: st.Data
     if least == 0:
         return
     machine = data.draw(strategies.hardware(least - 1))
-    with pytest.raises(BudgetError, match=rf"op \d+ \(op\d+ in m\).* {least} bytes"):
+    named = re.escape(format_least(least))
+    with pytest.raises(BudgetError, match=rf"op \d+ \(op\d+ in m\).* {named}"):
         plan(trace, machine)
 
 
@@ -241,7 +244,7 @@ def test_tiers_without_room_are_named() -> None:
         latency_s=0.0,
     )
     trace = transformer_trace(layers=2)
-    with pytest.raises(BudgetError, match="tiny 4096"):
+    with pytest.raises(BudgetError, match=r"tiny 4\.0 KiB"):
         plan(trace, hardware(peak(trace) // 2, small))
 
 
