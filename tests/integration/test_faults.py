@@ -622,9 +622,7 @@ def test_spill_files_are_private_and_have_no_name(spill: str) -> None:
 KILLED = """
 import sys
 import teraio
-from teraio import api
 from teraio.engine import testing
-from teraio.engine.revision import Revision
 from tests.integration.training import Case, Training
 training = Training(Case("llama"))
 teraio.offload(training.model, memory_budget=int(sys.argv[1]), ssd=[sys.argv[2]])
@@ -662,9 +660,7 @@ def test_kill_9_leaves_no_spill_file(spill: str, tmp_path: Path) -> None:
 ENDS = """
 import sys
 import teraio
-from teraio import api
 from teraio.engine import testing
-from teraio.engine.revision import Revision
 from tests.integration.training import Case, Training
 training = Training(Case("llama"))
 teraio.offload(training.model, memory_budget=int(sys.argv[1]), ssd=[sys.argv[2]])
