@@ -42,6 +42,27 @@ class Run:
     outcome: Outcome
 
 
+def job_of(
+    options: argparse.Namespace,
+    name: str,
+    system: str,
+    budget_bytes: int | None,
+    *,
+    in_backward: bool = False,
+) -> Job:
+    """What the options of ``add_options`` say is to be trained."""
+    return Job(
+        name=name,
+        system=system,
+        shape=MODELS[options.params],
+        dtype=options.dtype,
+        threads=options.threads,
+        budget_bytes=budget_bytes,
+        ssd=tuple(options.ssd),
+        in_backward=in_backward,
+    )
+
+
 def run_job(job: Job, steps: int, on_step: Callable[[], None]) -> Run:
     """Runs ``job`` in a process of its own. Raises RunFailed with its output if that fails."""
     worker = Worker(job)
@@ -50,6 +71,24 @@ def run_job(job: Job, steps: int, on_step: Callable[[], None]) -> Run:
         worker.step(step)
         on_step()
     return Run(job, worker.finish())
+
+
+def run_in_turns(jobs: Sequence[Job], steps: int, on_step: Callable[[], None]) -> list[Run]:
+    """Each job in a process of its own, a step at a time. Raises RunFailed with its output if one
+    fails."""
+    workers: list[Worker] = []
+    try:
+        for job in jobs:
+            workers.append(Worker(job))
+            workers[-1].build()
+        for step in range(steps):
+            for worker in workers if step % 2 else reversed(workers):
+                worker.step(step)
+                on_step()
+        return [Run(worker.job, worker.finish()) for worker in workers]
+    finally:
+        for worker in workers:
+            worker.close()
 
 
 class Demo:
@@ -64,15 +103,8 @@ class Demo:
     def _run(self, name: str, budget_bytes: int | None, steps: int) -> Run:
         options = self._options
         self._progress.update(self._bar, description=name)
-        job = Job(
-            name=name,
-            system="ideal" if budget_bytes is None else "teraio",
-            shape=MODELS[options.params],
-            dtype=options.dtype,
-            threads=options.threads,
-            budget_bytes=budget_bytes,
-            ssd=tuple(options.ssd),
-        )
+        system = "ideal" if budget_bytes is None else "teraio"
+        job = job_of(options, name, system, budget_bytes)
         return run_job(job, steps, lambda: self._progress.advance(self._bar))
 
     def runs(self) -> tuple[list[Run], Run, list[Run]]:

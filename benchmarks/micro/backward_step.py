@@ -16,38 +16,25 @@ from rich.progress import Progress
 from benchmarks import demo
 from benchmarks.demo import (
     FIRST_STEPS,
-    MODELS,
     NO_LIMIT,
     Run,
     about,
     counted,
     equal,
+    job_of,
     megabytes,
     records,
+    run_in_turns,
     run_median,
     seconds,
     step_seconds,
     within_budget,
 )
-from benchmarks.job import Job
 from benchmarks.micro.findings import Findings
 from benchmarks.table import Table, table
-from benchmarks.worker import Worker
 
 SHARES = (50, 35)
 WAYS = {"ordinary": False, "in backward": True}
-
-
-def run_in_turns(jobs: list[Job], steps: int, on_step: Callable[[], None]) -> list[Run]:
-    """Each job in a process of its own. Raises RunFailed with its output if one fails."""
-    workers = [Worker(job) for job in jobs]
-    for worker in workers:
-        worker.build()
-    for step in range(steps):
-        for worker in workers if step % 2 else reversed(workers):
-            worker.step(step)
-            on_step()
-    return [Run(job, worker.finish()) for job, worker in zip(jobs, workers, strict=True)]
 
 
 def all_runs(options: argparse.Namespace, on_step: Callable[[], None]) -> list[Run]:
@@ -55,16 +42,7 @@ def all_runs(options: argparse.Namespace, on_step: Callable[[], None]) -> list[R
 
     def pair(limit: str, budget_bytes: int) -> list[Run]:
         jobs = [
-            Job(
-                name=f"{limit}, {name}",
-                system="teraio",
-                shape=MODELS[options.params],
-                dtype=options.dtype,
-                threads=options.threads,
-                budget_bytes=budget_bytes,
-                ssd=tuple(options.ssd),
-                in_backward=in_backward,
-            )
+            job_of(options, f"{limit}, {name}", "teraio", budget_bytes, in_backward=in_backward)
             for name, in_backward in WAYS.items()
         ]
         return run_in_turns(jobs, options.steps, on_step)

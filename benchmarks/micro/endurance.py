@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 
@@ -20,12 +19,13 @@ from rich.progress import Progress
 
 from benchmarks import demo
 from benchmarks.demo import (
-    MODELS,
     NO_LIMIT,
     Run,
     about,
     equal,
+    job_of,
     megabytes,
+    run_in_turns,
     run_job,
     unlimited_peak,
     within_budget,
@@ -33,7 +33,6 @@ from benchmarks.demo import (
 from benchmarks.job import Job
 from benchmarks.micro.findings import Findings
 from benchmarks.table import Table, table
-from benchmarks.worker import Worker
 
 _FIFTHS = 5
 _TO_SEE_THE_PEAK = 4
@@ -71,31 +70,23 @@ def run(options: argparse.Namespace) -> Findings:
     with Progress(console=Console(stderr=True)) as progress:
         bar = progress.add_task("steps", total=2 * options.steps + _TO_SEE_THE_PEAK)
 
-        def job(system: str, budget_bytes: int | None) -> Job:
-            return Job(
-                name=system,
-                system=system,
-                shape=MODELS[options.params],
-                dtype=options.dtype,
-                threads=options.threads,
-                budget_bytes=budget_bytes,
-                ssd=tuple(options.ssd),
-            )
-
         def on_step() -> None:
             progress.advance(bar)
 
+        def job(system: str, budget_bytes: int | None) -> Job:
+            return job_of(options, system, system, budget_bytes)
+
         peak = unlimited_peak(run_job(job("teraio", NO_LIMIT), _TO_SEE_THE_PEAK, on_step))
         jobs = (job("ideal", None), job("teraio", peak * options.share // 100))
-        plain, limited = _in_turns(jobs, options.steps, on_step)
-    made = parts(plain, limited)
-    wrong = ["other numbers than plain PyTorch's"] if not equal(limited, plain) else []
+        plain, limited = run_in_turns(jobs, options.steps, on_step)
+    made, same = parts(plain, limited), equal(limited, plain)
+    wrong = [] if same else ["other numbers than plain PyTorch's"]
     wrong += ["over its budget"] if not within_budget(limited) else []
     wrong += ["memory grew from the second fifth to the last"] if grew(made) else []
     return Findings(
         tables=(_shown(made),),
         figures={
-            "equal": equal(limited, plain),
+            "equal": same,
             "unlimited_peak_bytes": peak,
             "budget_bytes": limited.job.budget_bytes,
             "peak_bytes": unlimited_peak(limited),
@@ -104,22 +95,6 @@ def run(options: argparse.Namespace) -> Findings:
         notes=(about(plain, options),),
         failures=tuple(wrong),
     )
-
-
-def _in_turns(jobs: tuple[Job, ...], steps: int, on_step: Callable[[], None]) -> list[Run]:
-    workers: list[Worker] = []
-    try:
-        for job in jobs:
-            workers.append(Worker(job))
-            workers[-1].build()
-        for step in range(steps):
-            for worker in workers:
-                worker.step(step)
-                on_step()
-        return [Run(worker.job, worker.finish()) for worker in workers]
-    finally:
-        for worker in workers:
-            worker.close()
 
 
 def parts(plain: Run, limited: Run) -> list[Part]:

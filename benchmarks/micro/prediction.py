@@ -17,11 +17,11 @@ from rich.progress import Progress
 
 from benchmarks import demo
 from benchmarks.demo import (
-    MODELS,
     NO_LIMIT,
     Run,
     about,
     equal,
+    job_of,
     megabytes,
     records,
     run_job,
@@ -31,7 +31,6 @@ from benchmarks.demo import (
     unlimited_peak,
     within_budget,
 )
-from benchmarks.job import Job
 from benchmarks.micro.findings import Findings
 from benchmarks.table import Table, table
 
@@ -55,15 +54,7 @@ def run(options: argparse.Namespace) -> Findings:
         bar = progress.add_task("steps", total=options.steps * (1 + len(options.share)))
 
         def ran(name: str, budget_bytes: int) -> Run:
-            job = Job(
-                name=name,
-                system="teraio",
-                shape=MODELS[options.params],
-                dtype=options.dtype,
-                threads=options.threads,
-                budget_bytes=budget_bytes,
-                ssd=tuple(options.ssd),
-            )
+            job = job_of(options, name, "teraio", budget_bytes)
             return run_job(job, options.steps, lambda: progress.advance(bar))
 
         runs = [ran("no limit", NO_LIMIT)]
