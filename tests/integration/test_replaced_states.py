@@ -24,7 +24,8 @@ LEAVE, COPY, FETCH = range(3)
 
 
 class ReplacingAdam(torch.optim.Optimizer):
-    """Adam as formulas have it. ``seen`` tells where states are as they are used next."""
+    """Adam as formulas have it, slow enough for a drive to bring the states in between. ``seen``
+    tells where those of matrices are as they are used next."""
 
     def __init__(self, parameters: Any) -> None:
         super().__init__(parameters, {"lr": 1e-3})
@@ -36,6 +37,7 @@ class ReplacingAdam(torch.optim.Optimizer):
             state = self.state[parameter]
             if not state:
                 state["m"], state["v"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+            time.sleep(0.003)
             if parameter.dim() == 2:
                 self.seen += [_C.state(state["m"]), _C.state(state["v"])]
             state["m"] = 0.9 * state["m"] + 0.1 * parameter.grad
