@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 import resource
-from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
 from teraio.doctor.check import Check, Status
+from teraio.profiler.hardware import group_limit_bytes
 from teraio.sizes import format_size
 
 _GROUP = "memory"
@@ -44,33 +44,6 @@ def _group_limit() -> Check:
     return _check(
         "control group", "ok", f"limits memory to {format_size(limit)}; the default budget heeds it"
     )
-
-
-def group_limit_bytes() -> int | None:
-    """The least memory limit of the process's control groups; None without one."""
-    limits = []
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            limits += _limits_up(Path("/sys/fs/cgroup"), path, "memory.max")
-        elif "memory" in controllers.split(","):
-            limits += _limits_up(Path("/sys/fs/cgroup/memory"), path, "memory.limit_in_bytes")
-    return min(limits, default=None)
-
-
-def _limits_up(root: Path, path: str, name: str) -> list[int]:
-    """The limits of a group and of all groups that it is in."""
-    here, found = root / path.lstrip("/"), []
-    for folder in (here, *here.parents):
-        with suppress(OSError, ValueError):  # no such group here, or "max"
-            found.append(int((folder / name).read_text()))
-        if folder == root:
-            break
-    return found
 
 
 def _locked() -> Check:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +22,8 @@ _MOST_PARTS = 16
 _HOST_LATENCY_S = 20e-6
 # Of less, latencies and chance are a good part.
 _LEAST_WORK_BYTES = 64 << 20
-_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+_GROUPS = Path("/proc/self/cgroup")
+_GROUP_FILES = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,15 +159,37 @@ def free_bytes(folder: Path) -> int:
 
 
 def memory_bytes() -> int:
-    """Memory that this process may use at most: of the machine, or of its control group if that is
+    """Memory that this process may use at most: of the machine, or of its control groups if that is
     less."""
     total = int(psutil.virtual_memory().total)
-    for path in _CGROUP_LIMITS:
-        try:
-            total = min(total, int(Path(path).read_text()))
-        except (OSError, ValueError):  # no such group, or "max"
-            continue
-    return total
+    return min(total, group_limit_bytes() or total)
+
+
+def group_limit_bytes() -> int | None:
+    """The least memory limit of the process's control groups; None without one."""
+    limits = []
+    try:
+        lines = _GROUPS.read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            limits += _limits_up(_GROUP_FILES, path, "memory.max")
+        elif "memory" in controllers.split(","):
+            limits += _limits_up(_GROUP_FILES / "memory", path, "memory.limit_in_bytes")
+    return min(limits, default=None)
+
+
+def _limits_up(root: Path, path: str, name: str) -> list[int]:
+    """The limits of a group and of all groups that it is in."""
+    here, found = root / path.lstrip("/"), []
+    for folder in (here, *here.parents):
+        with suppress(OSError, ValueError):  # no such group here, or "max"
+            found.append(int((folder / name).read_text()))
+        if folder == root:
+            break
+    return found
 
 
 def free_memory_bytes() -> int:

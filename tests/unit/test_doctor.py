@@ -11,6 +11,7 @@ from teraio import doctor
 from teraio.doctor import Check, Diagnosis, gpu, memory, software, storage
 from teraio.engine import folders, gds
 from teraio.files import load
+from teraio.profiler import hardware
 from teraio.records import Hardware
 from tests.unit.cli import run
 
@@ -140,8 +141,11 @@ def test_a_limit_of_any_group_above_counts(monkeypatch: pytest.MonkeyPatch, tmp_
     inner.mkdir(parents=True)
     (inner / "memory.max").write_text("max\n")
     (tmp_path / "outer" / "memory.max").write_text(f"{CPU_LIMIT}\n")
-    assert memory._limits_up(tmp_path, "/outer/inner", "memory.max") == [CPU_LIMIT]
-    monkeypatch.setattr(memory, "group_limit_bytes", lambda: CPU_LIMIT)
+    (tmp_path / "groups").write_text("0::/outer/inner\n")
+    monkeypatch.setattr(hardware, "_GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(hardware, "_GROUP_FILES", tmp_path)
+    assert hardware.memory_bytes() == CPU_LIMIT
+    assert hardware.free_memory_bytes() <= CPU_LIMIT
     assert "512.0 MiB" in by_name(memory.checks())["control group"].found
 
 
