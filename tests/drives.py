@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from teraio.engine.revision import Revision
 from teraio.records import Hardware, Tier
 from teraio.runtime import resources
+from teraio.runtime.revision import Revision
 
 _SLOW_BYTES_PER_S = 5e6
 

@@ -19,8 +19,6 @@ from teraio.engine import schedule
 from teraio.engine.compiled_graphs import CompiledGraphs, explained
 from teraio.engine.module_hooks import ModuleHooks
 from teraio.engine.places import Places
-from teraio.engine.progress import Progress
-from teraio.engine.revision import Revision
 from teraio.planner import ideal_s, least_budget, live_by_op, replayed
 from teraio.planner import plan as make_plan
 from teraio.planner.feasibility import PLAN_RESERVE, run_budget
@@ -29,7 +27,9 @@ from teraio.profiler.hardware import Work, at_share_of_speed, share_of_speed
 from teraio.profiler.recorder import Recorder
 from teraio.profiler.trace import Recorded, with_blocks, with_durations
 from teraio.records import Hardware, Plan, PlanOptions, StepReport, Trace
+from teraio.runtime.progress import Progress
 from teraio.runtime.resources import Resources
+from teraio.runtime.revision import Revision
 from teraio.sizes import format_size
 
 log = logging.getLogger("teraio")
@@ -289,7 +289,8 @@ class Planning:
 
     def _watch(self, step: StepReport) -> None:
         if self.plan is None:
-            if self._revision.none_long_enough():
+            wants_one = self._on_trace is None
+            if wants_one and self._revision.none_long_enough():
                 self._profile(1)
             return
         if self.recorded is not None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import teraio
-from teraio.engine.revision import Revision
+from teraio.runtime.revision import Revision
 from tests.device.sim import SimModule
 from tests.drives import pass_for
 

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 import teraio
-from teraio.engine.revision import Revision
 from teraio.engine.testing import stress
+from teraio.runtime.revision import Revision
 from tests.cuda import double
 from tests.device.sim import load
 from tests.drives import pass_for_slow

@@ -26,8 +26,8 @@ import torch
 import teraio
 from teraio import api
 from teraio.engine import testing
-from teraio.engine.revision import Revision
 from teraio.runtime import planning
+from teraio.runtime.revision import Revision
 from tests.integration.training import (
     NO_LIMIT,
     Case,

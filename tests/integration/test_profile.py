@@ -231,6 +231,19 @@ def test_a_block_of_code_is_recorded(spill: str) -> None:
     assert all(step.read_bytes == step.written_bytes == 0 for step in run.report().steps)
 
 
+def test_what_was_recorded_is_kept_while_the_block_goes_on(spill: str) -> None:
+    with teraio.profile(ssd=spill, iterations=2) as run:
+        model = nn.Sequential(nn.Linear(128, 256), nn.Linear(256, 128))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        traces = []
+        for _ in range(10):
+            step_of(model, optimizer, torch.randn(8, 128))
+            traces.append(run.trace)
+    assert traces[1] is not None
+    assert all(trace is traces[1] for trace in traces[2:])
+    assert [step.phase for step in run.report().steps] == ["profile"] * 2 + ["run"] * 8
+
+
 def test_parts_that_are_called_by_themselves_belong_to_the_whole_model(spill: str) -> None:
     class Pair(nn.Module):
         def __init__(self) -> None:

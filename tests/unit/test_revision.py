@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import pairwise
 
-from teraio.engine.revision import Revision
 from teraio.records import Plan, StepReport
+from teraio.runtime.revision import Revision
 
 MIB = 1 << 20
 
