@@ -127,9 +127,9 @@ class BackwardStep:
     def close(self) -> None:
         """Ordinary steps from now on."""
         GradScaler.scale = self._scale  # type: ignore[method-assign]
-        for optimizer, run in self._optimizers.items():
+        for run in self._optimizers.values():
             run.forget_hooks()
-            self.forget(parameter for _, parameter in _parameters(optimizer))
+        self.forget(list(self._names))  # also those whose optimizer is gone
 
     def take_gradients(self) -> dict[int, str]:
         """The block ids of the gradients that were used up since the last call, and whose."""

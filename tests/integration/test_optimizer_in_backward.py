@@ -479,3 +479,18 @@ def test_a_model_that_is_restored_before_another_takes_ordinary_steps(spill: str
             optimizer.zero_grad()
     teraio.restore(other)
     assert all(map(torch.equal, first.parameters(), reference.parameters()))
+
+
+def test_gradients_are_ordinary_after_the_end_though_the_optimizer_is_gone(spill: str) -> None:
+    model = offloaded(layers(), spill)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    for _ in range(3):
+        optimizer.zero_grad()
+        backward(model)
+        optimizer.step()
+    del optimizer
+    gc.collect()
+    teraio.restore(model)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    backward(model)
+    assert all(type(parameter.grad) is torch.Tensor for parameter in model.parameters())
