@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from teraio.errors import ConfigurationError
-from teraio.records import Hardware, Tier
+from teraio.records import Hardware
 from teraio.sizes import parse_size
 
 THIS = "this"
@@ -86,21 +86,15 @@ def _drives(ssd: Sequence[str]) -> int:
 def with_one_more_drive(
     hardware: Hardware, name: str, ssd: Sequence[str], host: str | None
 ) -> Hardware:
-    """The machine as named, with one more drive of the same speed."""
+    """The machine as named, with one more drive like those it has."""
     if name != THIS and not Path(name).is_file():
         return machine(name, [str(_drives(ssd) + 1)], host, hardware.budget_bytes)
-    drives = max(1, len(ssd))
-    factor = (drives + 1) / drives
-    return replace(
-        hardware, tiers=tuple(_scaled(t, factor) if t.name == "ssd" else t for t in hardware.tiers)
-    )
+    from teraio.planner import grown
 
-
-def _scaled(tier: Tier, factor: float) -> Tier:
     return replace(
-        tier,
-        capacity_bytes=int(tier.capacity_bytes * factor),
-        read_bytes_per_s=tier.read_bytes_per_s * factor,
-        write_bytes_per_s=tier.write_bytes_per_s * factor,
-        mixed_bytes_per_s=tier.mixed_bytes_per_s * factor,
+        hardware,
+        tiers=tuple(
+            grown(tier, len(tier.folders) or max(1, len(ssd))) if tier.name == "ssd" else tier
+            for tier in hardware.tiers
+        ),
     )

@@ -9,15 +9,14 @@ from dataclasses import dataclass, replace
 
 from teraio.errors import BudgetError
 from teraio.planner.bound import ideal_s, lower_bound_s, simple_bounds
-from teraio.planner.columns import Columns, columns
+from teraio.planner.columns import Columns, columns, inactive_periods
 from teraio.planner.copies import Copies, copies
-from teraio.planner.explanation import Explanation, Variant, explain, replanned, variants
+from teraio.planner.explanation import Explanation, Variant, explain, grown, replanned
 from teraio.planner.feasibility import check_budget, least_budget
 from teraio.planner.memory import live_by_op, memory_by_op
-from teraio.planner.periods import Period, inactive_periods
+from teraio.planner.periods import Period
 from teraio.planner.recomputation import WORTH, replayed, worthwhile
 from teraio.planner.relaxation import COARSE, FINE, Detail, Relaxation, relaxation
-from teraio.planner.rules import keep_all, layer_ahead, on_demand
 from teraio.planner.search import VERY_MANY_OPS, Found, Search, allowed
 from teraio.planner.simulate import Moved, Simulation, moved_bytes, simulate
 from teraio.planner.validate import validate
@@ -45,23 +44,20 @@ __all__ = [
     "Wear",
     "copies",
     "explain",
+    "grown",
     "ideal_s",
     "inactive_periods",
-    "keep_all",
-    "layer_ahead",
     "least_budget",
     "live_by_op",
     "lower_bound_s",
     "memory_by_op",
     "moved_bytes",
-    "on_demand",
     "plan",
     "replanned",
     "replayed",
     "simple_bounds",
     "simulate",
     "validate",
-    "variants",
     "wear",
 ]
 

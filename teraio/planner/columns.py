@@ -1,7 +1,7 @@
 """A trace as numpy columns, so that whole traces are counted and sorted at once.
 
 In: a Trace. Out: columns by op, by storage and by inactive period. Must not know: budgets, tiers,
-plans. ``teraio.planner.periods`` gives the same periods one by one, and says what they are.
+plans. ``teraio.planner.periods`` says what a period is.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from teraio.planner.arrays import Flags, Floats, Ints
 from teraio.planner.copies import Copies, copies
 from teraio.planner.memory import carried_twins, returning_twins
 from teraio.planner.periods import BEFORE_THE_ITERATION, Period
-from teraio.records import Storage, Trace
+from teraio.records import Trace
 
 NONE = -2  # in columns of ops: there is no such op
 # Runs of ops of one phase with less than this part of them, and of what could move, are no phase.
@@ -110,6 +110,12 @@ def columns(trace: Trace) -> Columns:
     )
 
 
+def inactive_periods(trace: Trace) -> tuple[Period, ...]:
+    """All inactive periods of at least one op, by storage and then in order of ``after``."""
+    periods = columns(trace).periods
+    return periods.those(np.ones(len(periods), np.bool_))
+
+
 def _phases(trace: Trace, periods: PeriodColumns) -> Ints:
     """Where phases begin that have ``LONG_PHASE`` of the ops at least, or of what could move.
 
@@ -132,7 +138,7 @@ def _column(values: Iterable[int], count: int) -> Ints:
 def _periods(
     trace: Trace, n: int, nbytes: Ints, birth: Ints, death: Ints, persistent: Flags
 ) -> PeriodColumns:
-    owner, event = _events(trace.storages, [s.uses for s in trace.storages], birth)
+    owner, event = _events([s.uses for s in trace.storages], birth)
     last = np.append(owner[1:] != owner[:-1], True) if len(owner) else np.zeros(0, np.bool_)
     first_event = event[np.flatnonzero(np.append(True, last[:-1]))] if len(owner) else event
     following = np.append(event[1:], 0) if len(event) else event
@@ -173,9 +179,7 @@ def flattened(lists: Sequence[Sequence[int]]) -> tuple[Ints, Ints]:
     return owner, _column(chain.from_iterable(lists), int(counts.sum()))
 
 
-def _events(
-    storages: tuple[Storage, ...], ops: list[tuple[int, ...]], birth: Ints
-) -> tuple[Ints, Ints]:
+def _events(ops: list[tuple[int, ...]], birth: Ints) -> tuple[Ints, Ints]:
     """Storages and the ops at which they must be in memory: their birth, and ``ops`` of each."""
     owner, event = flattened(ops)
     first = _column((found[0] if found else NONE for found in ops), len(ops))
@@ -199,7 +203,7 @@ def _written_at(
     trace: Trace, storage: Ints, after: Ints, birth: Ints, persistent: Flags, arrived: Ints
 ) -> Ints:
     storages = trace.storages
-    owner, event = _events(storages, [s.writes for s in storages], birth)
+    owner, event = _events([s.writes for s in storages], birth)
     span = len(trace.ops) + 1
     found = np.searchsorted(owner * span + event, storage * span + after, side="right") - 1
     known = (found >= 0) & (owner[found] == storage) if len(owner) else found >= 0

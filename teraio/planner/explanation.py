@@ -6,7 +6,7 @@ would give. Must not know: how any of it is shown.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Literal
@@ -96,26 +96,6 @@ def explain(trace: Trace, hardware: Hardware, plan: Plan) -> Explanation:
     )
 
 
-def variants(
-    trace: Trace,
-    hardware: Hardware,
-    plan: Plan,
-    make_plan: Callable[[Trace, Hardware], Plan],
-    drives: Mapping[str, int],
-) -> tuple[Variant, ...]:
-    """What a tenth more memory, and one more drive in each tier, would give.
-
-    ``make_plan`` plans again. ``drives`` is the number of drives of the tiers that have any, by
-    name; all drives of a tier are alike.
-    """
-    more = replace(hardware, budget_bytes=int(hardware.budget_bytes * 1.1))
-    changes = [("10 % more memory", more)]
-    for name, count in drives.items():
-        tiers = tuple(_grown(t, count) if t.name == name else t for t in hardware.tiers)
-        changes.append((f"one more drive in {name}", replace(hardware, tiers=tiers)))
-    return replanned(trace, plan, make_plan, changes)
-
-
 def replanned(
     trace: Trace,
     plan: Plan,
@@ -131,8 +111,8 @@ def replanned(
     return tuple(found)
 
 
-def _grown(tier: Tier, drives: int) -> Tier:
-    """The tier with one drive more than ``drives``."""
+def grown(tier: Tier, drives: int) -> Tier:
+    """The tier, of so many drives that are alike, with one drive more."""
     factor = (drives + 1) / drives
     rated = tier.rated_write_bytes
     return replace(

@@ -12,9 +12,20 @@ from pathlib import Path
 
 import pytest
 
+from teraio.cli.machines import with_one_more_drive
 from teraio.files import load, save
 from teraio.planner.feasibility import run_budget
-from teraio.records import Bound, Hardware, Op, RunReport, Stall, Storage, TierUse, Trace
+from teraio.records import (
+    Bound,
+    Hardware,
+    Op,
+    RunReport,
+    SpillFolder,
+    Stall,
+    Storage,
+    TierUse,
+    Trace,
+)
 from tests.unit.cli import run
 from tests.unit.reports_data import HARDWARE, PLAN, TRACE, run_report
 from tests.unit.small import machine, move, plan_of
@@ -248,6 +259,15 @@ def test_plan_gives_json_with_an_explanation(
     found = json.loads(ran.out)
     assert found["plan"]["peak_bytes"] <= found["plan"]["budget_bytes"]
     assert {other["change"] for other in found["alternatives"]} >= {"10 % more memory"}
+
+
+def test_one_more_drive_is_one_beside_those_of_the_hardware_file(tmp_path: Path) -> None:
+    folders = tuple(SpillFolder(folder=f"/mnt/{i}", path="direct I/O", reason="") for i in range(2))
+    tier = replace(HARDWARE.tiers[0], name="ssd", folders=folders)
+    save(replace(HARDWARE, tiers=(tier,)), tmp_path / "this.hardware")
+    of_file = load(tmp_path / "this.hardware", Hardware)
+    more = with_one_more_drive(of_file, str(tmp_path / "this.hardware"), (), None)
+    assert more.tiers[0].read_bytes_per_s == 1.5 * tier.read_bytes_per_s
 
 
 # ---------------------------------------------------------------- compare

@@ -8,14 +8,15 @@ from hypothesis import given, settings
 
 from teraio.planner.columns import NONE, columns
 from teraio.planner.memory import live_by_op
-from teraio.planner.periods import age, inactive_periods
+from teraio.planner.periods import age
 from teraio.records import Trace
 from tests.unit import strategies
+from tests.unit.periods_one_by_one import periods_one_by_one
 from tests.unit.traces import transformer_trace
 
 
 def check(trace: Trace) -> None:
-    found, periods = columns(trace), inactive_periods(trace)
+    found, periods = columns(trace), periods_one_by_one(trace)
     assert np.array_equal(found.live, live_by_op(trace))
     table = found.periods
     rows = zip(

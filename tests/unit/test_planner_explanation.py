@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from teraio.planner import explain, live_by_op, plan, variants
+from teraio.planner import explain, grown, live_by_op, plan, replanned
 from teraio.records import Hardware, Plan, Trace
+from tests.unit import small
 from tests.unit.traces import hardware, transformer_trace
 
 Made = tuple[Trace, Hardware, Plan]
@@ -44,6 +47,16 @@ def test_costly_moves_come_with_the_longest_stall_first(made: Made) -> None:
 
 def test_another_drive_and_more_memory_save_time(made: Made) -> None:
     on, machine, found = made
-    changes = variants(on, machine, found, plan, {"ssd0": 1})
-    assert [variant.change for variant in changes] == ["10 % more memory", "one more drive in ssd0"]
+    more_memory = replace(machine, budget_bytes=machine.budget_bytes * 11 // 10)
+    more_drives = replace(machine, tiers=tuple(grown(tier, 1) for tier in machine.tiers))
+    changes = replanned(on, found, plan, [("memory", more_memory), ("drives", more_drives)])
+    assert [variant.change for variant in changes] == ["memory", "drives"]
     assert all(variant.saved_s > 0 for variant in changes)
+
+
+def test_a_drive_more_of_two_has_half_as_much_again() -> None:
+    tier = replace(small.machine().tiers[0], rated_write_bytes=100)
+    more = grown(tier, 2)
+    assert more.read_bytes_per_s == 1.5 * tier.read_bytes_per_s
+    assert more.mixed_bytes_per_s == 1.5 * tier.mixed_bytes_per_s
+    assert more.rated_write_bytes == 150 and more.latency_s == tier.latency_s

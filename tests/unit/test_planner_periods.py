@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 from hypothesis import given, settings
 
+from teraio.planner import Period, inactive_periods
+from teraio.planner.columns import columns
 from teraio.planner.memory import carried_twins
-from teraio.planner.periods import Period, inactive_periods, writers
+from teraio.planner.timing import writing
 from teraio.records import Storage, Trace
 from tests.unit import strategies
 from tests.unit.small import storage, trace
@@ -70,34 +73,35 @@ def test_data_that_has_come_from_the_iteration_before_is_written_from_its_first_
     assert [period.written_at for period in found] == [6, 2]
 
 
-def writing(n: int, item: Storage, *afters: int) -> list[int]:
-    found = inactive_periods(trace([1] * n, item))
-    chosen = [period for period in found if not afters or period.after in afters]
-    return sorted(period.after for period in writers(chosen, n))
+def writers(n: int, item: Storage, *afters: int) -> list[int]:
+    """After which ops the chosen periods begin that have to write; without ``afters`` of all."""
+    on = columns(trace([1] * n, item))
+    chosen = np.flatnonzero(np.isin(on.periods.after, afters) if afters else on.periods.after >= 0)
+    return sorted(on.periods.after[chosen[writing(on, chosen, reuse_copies=True)]].tolist())
 
 
 WEIGHT = storage([1, 4, 8], [8])
 
 
 def test_one_copy_serves_all_periods_until_the_next_write() -> None:
-    assert writing(10, WEIGHT) == [8]
+    assert writers(10, WEIGHT) == [8]
 
 
 def test_the_first_chosen_period_after_the_write_carries_it() -> None:
-    assert writing(10, WEIGHT, 1, 4) == [1]
-    assert writing(10, WEIGHT, 4) == [4]
+    assert writers(10, WEIGHT, 1, 4) == [1]
+    assert writers(10, WEIGHT, 4) == [4]
 
 
 def test_what_is_never_written_needs_no_write() -> None:
-    assert writing(10, storage([1, 4, 8])) == []
+    assert writers(10, storage([1, 4, 8])) == []
 
 
 def test_every_write_makes_the_copy_stale() -> None:
-    assert writing(10, storage([1, 4, 8], [1, 4, 8])) == [1, 4, 8]
+    assert writers(10, storage([1, 4, 8], [1, 4, 8])) == [1, 4, 8]
 
 
 def test_what_an_op_makes_has_no_copy_yet() -> None:
-    assert writing(10, storage([1, 4, 8], birth=1, death=8)) == [1]
+    assert writers(10, storage([1, 4, 8], birth=1, death=8)) == [1]
 
 
 @given(strategies.traces())

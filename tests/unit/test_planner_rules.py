@@ -9,18 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from teraio.planner import (
-    keep_all,
-    layer_ahead,
-    live_by_op,
-    memory_by_op,
-    on_demand,
-    plan,
-    simulate,
-    validate,
-)
+from teraio.planner import live_by_op, memory_by_op, plan, simulate, validate
 from teraio.records import Hardware, Move, Trace
 from tests.unit import strategies
+from tests.unit.rules import keep_all, layer_ahead, on_demand
 from tests.unit.small import machine, plan_of, storage, trace
 from tests.unit.traces import hardware, transformer_trace
 

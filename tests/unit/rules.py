@@ -1,7 +1,6 @@
 """Static rules that other systems follow, as moves, to compare plans with.
 
-In: a Trace, a Hardware. Out: moves, on the first tier unless told; they need not keep the budget.
-Must not know: how plans are made.
+In: a Trace, a Hardware. Out: moves, on the first tier; they need not keep the budget.
 """
 
 from __future__ import annotations
