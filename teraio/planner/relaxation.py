@@ -38,6 +38,7 @@ import numpy as np
 from teraio.planner.arrays import Flags, Floats, Ints
 from teraio.planner.bound import tier_cuts
 from teraio.planner.columns import LONG_PHASE, NONE, Columns
+from teraio.planner.wear import DAY_S
 from teraio.records import Hardware, Tier
 
 # The finest of these numbers of checkpoints is used whose program is not too large.
@@ -47,7 +48,6 @@ _MOST_SIMPLEX_STEPS = 60_000
 # this part of the time that their bytes take, and of this much for each storage.
 _TIDINESS = 1e-5
 _STORAGE_S = 2e-4
-_DAY_S = 86400.0
 _INF = float("inf")
 
 
@@ -277,7 +277,7 @@ class _Program:
         # Any plan that a planner makes is faster than this; a bound need not be greater.
         most_s = float(stretch_s.sum()) + 8 * self._total_cost / slowest
         if hardware.max_write_bytes_per_day:
-            most_s += 8 * self._total * _DAY_S / hardware.max_write_bytes_per_day
+            most_s += 8 * self._total * DAY_S / hardware.max_write_bytes_per_day
         self._most_s = most_s / self._unit_s
         need = on.live[points] - hardware.budget_bytes
         self._need = np.maximum(need, 0) / self._unit_bytes
@@ -396,7 +396,7 @@ class _Program:
         if limit is None:
             return
         row = self._rows.new(1, 0.0, _INF)
-        per_day = limit / _DAY_S * self._unit_s / self._unit_bytes
+        per_day = limit / DAY_S * self._unit_s / self._unit_bytes
         self._rows.add(np.repeat(row, self._stretches), self._seconds, per_day)
         for flow, group, at in self._written:
             tier, storage = self._hardware.tiers[at], self._groups.example[group]

@@ -35,8 +35,6 @@ _OPS_TRIED = 60_000
 _LEAST_TRIES = 3
 VERY_MANY_OPS = 100_000
 _SMALL_BYTES = 64 << 10
-# Part of its bytes that the relaxation must move of a group for its periods to be tried first.
-_MOVED = 0.02
 # Parts of a tier that copies may fill taking turns; None: storages keep their places.
 _SHARED_ROOMS: tuple[float | None, ...] = (0.99, 0.95, 0.85, None)
 # What writing costs beside reading, when too much is written in a day.
@@ -128,27 +126,21 @@ class Search:
 
     def best(self, bound_s: float) -> Found:
         """The best plan found. Raises BudgetError where tiers or writing limit allow none."""
-        best = None
-        for found in self._tries(bound_s):
-            if best is None or found.simulation.iteration_s < best.simulation.iteration_s:
-                best = found
-            if best.simulation.iteration_s <= bound_s * _GOOD_ENOUGH:
-                break
-        if best is None:
-            raise self._too_much_writing()
-        return best
-
-    def _tries(self, bound_s: float) -> Iterator[Found]:
-        """Plans that write no more than allowed, the most promising first."""
-        within = False
+        best, least_written = None, math.inf
+        limit = self._hardware.max_write_bytes_per_day or math.inf
         for write_price in (1.0, *_WRITE_PRICES):
             for found in self._variants(write_price):
-                if self._writes_too_much(found):
+                written = self._written_per_day(found)
+                least_written = min(least_written, written)
+                if written > limit:
                     continue
-                within = True
-                yield found
-            if within:
-                return
+                if best is None or found.simulation.iteration_s < best.simulation.iteration_s:
+                    best = found
+                if best.simulation.iteration_s <= bound_s * _GOOD_ENOUGH:
+                    return best
+            if best is not None:
+                return best
+        raise self._too_much_writing(least_written)
 
     def _variants(self, write_price: float) -> Iterator[Found]:
         tunings = self._tunings()
@@ -244,36 +236,22 @@ class Search:
         selection.cover(target)
         return timed(on, hardware, selection.tier_of, terms.op_s, tuning, target, reuse_copies)
 
-    def _writes_too_much(self, found: Found) -> bool:
-        limit = self._hardware.max_write_bytes_per_day
-        if limit is None:
-            return False
-        written = _written_to_rated(self._hardware, found)
-        return written * DAY_S > limit * found.simulation.iteration_s
-
-    def _too_much_writing(self) -> BudgetError:
-        limit = self._hardware.max_write_bytes_per_day or 0
-        least = min(
-            (
-                _written_to_rated(self._hardware, found) * DAY_S / found.simulation.iteration_s
-                for price in (1.0, *_WRITE_PRICES)
-                for found in self._variants(price)
-            ),
-            default=0.0,
+    def _written_per_day(self, found: Found) -> float:
+        """Bytes to the tiers that wear by it, with the training running all day."""
+        written = sum(
+            use.written_bytes
+            for use, tier in zip(found.simulation.tiers, self._hardware.tiers, strict=True)
+            if tier.rated_write_bytes is not None
         )
+        return written * DAY_S / found.simulation.iteration_s if written else 0.0
+
+    def _too_much_writing(self, least: float) -> BudgetError:
+        limit = self._hardware.max_write_bytes_per_day or 0
         return BudgetError(
             f"every plan found writes more than {format_size(limit)} per day to drives of limited "
             f"endurance, {format_least(math.ceil(least))} at least: raise the limit, or the budget "
             f"of {format_size(self._hardware.budget_bytes)}, or give host memory as a tier"
         )
-
-
-def _written_to_rated(hardware: Hardware, found: Found) -> int:
-    return sum(
-        use.written_bytes
-        for use, tier in zip(found.simulation.tiers, hardware.tiers, strict=True)
-        if tier.rated_write_bytes is not None
-    )
 
 
 def _seconds(tried: tuple[Found, _Terms, Tuning]) -> float:

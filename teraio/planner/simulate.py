@@ -9,9 +9,8 @@ The engine's rules, in the order in which they apply between op ``k`` and the ne
 3. moves with ``fetch_after == k`` queue their read (2 has made their memory free);
 4. the reads that the next op needs are complete; until then they go before all other reads.
 
-The host issues ops in order, each in ``issue_s``, and the device runs them in order, so the host
-runs ahead of a busy device. Memory is used again in the device's order: transfers begin when the
-device gets there. A gate holds up the host; the device stands still when it has caught up with it.
+The host runs ahead of the device, in no time. Memory is used again in the device's order: transfers
+begin when the device gets there. A gate holds up the host, and so the device.
 """
 
 from __future__ import annotations
@@ -69,14 +68,9 @@ class Simulation:
     memory_bytes: npt.NDArray[np.int64] = field(repr=False, compare=False)
 
 
-def simulate(
-    trace: Trace, hardware: Hardware, moves: Sequence[Move], issue_s: float = 0.0
-) -> Simulation:
-    """Play iterations of ``moves`` until they repeat, and tell what the last one did.
-
-    ``issue_s`` is the time that the host takes to issue an op.
-    """
-    machine = _Machine(trace, hardware, moves, issue_s)
+def simulate(trace: Trace, hardware: Hardware, moves: Sequence[Move]) -> Simulation:
+    """Play iterations of ``moves`` until they repeat, and tell what the last one did."""
+    machine = _Machine(trace, hardware, moves)
     before_s = float("inf")
     for iteration in range(_MOST_ITERATIONS):
         machine.iteration()
@@ -134,14 +128,11 @@ def _bytes(on: Copies, hardware: Hardware, moves: Sequence[Move]) -> list[int]:
 
 
 class _Machine:
-    """The host, the device and the links, iteration after iteration."""
+    """The device and the links, iteration after iteration."""
 
-    def __init__(
-        self, trace: Trace, hardware: Hardware, moves: Sequence[Move], issue_s: float
-    ) -> None:
+    def __init__(self, trace: Trace, hardware: Hardware, moves: Sequence[Move]) -> None:
         self._n = len(trace.ops)
         self._moves = moves
-        self._issue_s = issue_s
         self.copies = on = _copies(trace, moves)
         self._seconds: dict[tuple[Direction, str], list[tuple[float, float]]] = {}
         for tier in hardware.tiers:
@@ -161,8 +152,7 @@ class _Machine:
         self._open: dict[tuple[Direction, int], Transfer] = {}
         self._finished: list[tuple[Direction, Transfer]] = []
         self._span_start_s: list[float] = []
-        self._done_s: dict[tuple[Direction, int], float] = {}
-        self._now_s = self._host_s = self._begin_s = 0.0  # the device's time, and the host's
+        self._now_s = self._begin_s = 0.0
         self.iteration_s = 0.0
         self.stalls: list[Stall] = []
 
@@ -172,25 +162,18 @@ class _Machine:
             return self._n
         return (move.needed_by - move.fetch_after) % self._n
 
-    def _uninterrupted(self) -> list[tuple[int, int, float, float]]:
-        """Ops in runs between which nothing happens: first op, last op, seconds.
-
-        The last number is how long they take from when the first is issued at the earliest.
-        """
+    def _uninterrupted(self) -> list[tuple[int, int, float]]:
+        """Ops in runs between which nothing happens: first op, last op, seconds."""
         if not self._n:
             return []
         starts = {0, *self._gates, *self._needed}
         starts.update((op + 1) % self._n for op in (*self._leaving, *self._coming))
         firsts = sorted(starts)
         done_s = np.concatenate(([0.0], np.cumsum(self._duration_s)))
-        # Issued one after the other, op j of a run ends at j * issue_s + all durations from j on.
-        late_s = np.arange(self._n) * self._issue_s - done_s[:-1]
-        spans = []
-        for first, end in zip(firsts, [*firsts[1:], self._n], strict=True):
-            issued_s = float((late_s[first:end] - late_s[first]).max()) if self._issue_s else 0.0
-            seconds = float(done_s[end] - done_s[first])
-            spans.append((first, end - 1, seconds, seconds + max(0.0, issued_s)))
-        return spans
+        return [
+            (first, end - 1, float(done_s[end] - done_s[first]))
+            for first, end in zip(firsts, [*firsts[1:], self._n], strict=True)
+        ]
 
     def iteration(self) -> None:
         """Run the ops once."""
@@ -198,7 +181,7 @@ class _Machine:
         self._begin_s = self._now_s
         for link in self.links:
             link.read.busy_s = link.write.busy_s = 0.0
-        for first, last, duration_s, issued_s in self._spans:
+        for first, last, duration_s in self._spans:
             for move in self._gates.get(first, ()):
                 self._wait(first, move, "write")
             for move in self._coming.get((first - 1) % self._n, ()):
@@ -208,10 +191,8 @@ class _Machine:
                 if transfer is not None:
                     self._channel("read", move).hurry(transfer)
                 self._wait(first, move, "read")
-            start_s = max(self._now_s, self._host_s)
-            self._span_start_s.append(start_s)
-            self._now_s = max(start_s + duration_s, self._host_s + issued_s)
-            self._host_s += (last - first + 1) * self._issue_s
+            self._span_start_s.append(self._now_s)
+            self._now_s += duration_s
             self._play()
             for move in self._leaving.get(last, ()):
                 self._start("write", move)
@@ -232,7 +213,6 @@ class _Machine:
         while (direction, move) in self._open:
             self._now_s = max(self._now_s, link.next_s())
             self._play()
-        self._host_s = max(self._host_s, self._done_s.get((direction, move), 0.0))
         waited_s = self._now_s - since_s
         if waited_s > _SHORTEST_STALL_S:
             storage = self._moves[move].storage
@@ -245,7 +225,6 @@ class _Machine:
                 direction: Direction = "read" if transfer.key >= 0 else "write"
                 move = transfer.key if transfer.key >= 0 else ~transfer.key
                 del self._open[direction, move]
-                self._done_s[direction, move] = transfer.done_s or 0.0
                 self._finished.append((direction, transfer))
 
     def moved(self) -> tuple[Moved, ...]:
