@@ -23,7 +23,7 @@ from rich.console import Console
 from benchmarks.comparison import IDEAL, Comparison, Results
 from benchmarks.micro import command as micro
 from benchmarks.report import report, report_page
-from benchmarks.results import collect, load, save
+from benchmarks.results import collect, load, save, settings
 from benchmarks.rotation import Place, run_each
 from benchmarks.rows import rows
 from benchmarks.suites import DEEPSPEED, SUITES, Suite
@@ -70,7 +70,8 @@ def _suite(arguments: list[str]) -> int:
         place,
         lambda text: console.print(f"[dim]{datetime.now(UTC):%H:%M:%S}[/] {text}"),
     ):
-        results = replace(results, compared=(*results.compared, one))
+        compared = (*results.compared, one)
+        results = replace(results, settings=settings(place), compared=compared)
         save(results, path)
     print(document(results))
     return 0 if all_ours_count(results) else 1

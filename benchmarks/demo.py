@@ -26,6 +26,7 @@ from rich.table import Table
 from benchmarks.codec import encode
 from benchmarks.job import Job, Outcome
 from benchmarks.shapes import SHAPES
+from benchmarks.table import megabytes
 from benchmarks.worker import Worker
 
 MODELS = {"small": "llama-3m", "100m": "llama-100m"}
@@ -65,12 +66,7 @@ def job_of(
 
 def run_job(job: Job, steps: int, on_step: Callable[[], None]) -> Run:
     """Runs ``job`` in a process of its own. Raises RunFailed with its output if that fails."""
-    worker = Worker(job)
-    worker.build()
-    for step in range(steps):
-        worker.step(step)
-        on_step()
-    return Run(job, worker.finish())
+    return run_in_turns((job,), steps, on_step)[0]
 
 
 def run_in_turns(jobs: Sequence[Job], steps: int, on_step: Callable[[], None]) -> list[Run]:
@@ -158,8 +154,12 @@ def within_budget(run: Run) -> bool:
     return budget is None or unlimited_peak(run) <= budget
 
 
-def megabytes(nbytes: float | None) -> str:
-    return "" if nbytes is None else f"{nbytes / 1e6:,.0f}"
+def wrong_runs(runs: Sequence[Run]) -> list[str]:
+    """What is wrong with runs that should all have the numbers of the first."""
+    return [
+        *(f"{run.job.name}: other numbers" for run in runs if not equal(run, runs[0])),
+        *(f"{run.job.name}: over its budget" for run in runs if not within_budget(run)),
+    ]
 
 
 def seconds(value: float | None) -> str:

@@ -32,7 +32,7 @@ def collect(suite: str, place: Place, compared: tuple[Compared, ...]) -> Results
         device=_device(place),
         commit=here.commit,
         versions=here.versions,
-        settings=_settings(place),
+        settings=settings(place),
         compared=compared,
     )
 
@@ -65,7 +65,8 @@ def _device(place: Place) -> str:
     return output(query) or place.device
 
 
-def _settings(place: Place) -> tuple[str, ...]:
+def settings(place: Place) -> tuple[str, ...]:
+    """How it is measured, in lines; the load is that of now and before."""
     return (
         f"{place.threads} threads",
         f"{len(place.ssd)} drive folders",

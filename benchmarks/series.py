@@ -1,6 +1,6 @@
-"""Which figures a picture of results shows: bars with their spread, and curves.
+"""The curves that pictures of results show: speed over limit, model size and number of drives.
 
-In: Results. Out: Bars and Curves. Must not know: how they are drawn.
+In: Results. Out: Curves. Must not know: how they are drawn.
 """
 
 from __future__ import annotations

@@ -45,3 +45,7 @@ def on_terminal(shown: Table) -> RichTable:
 
 def _escaped(cell: str) -> str:
     return cell.replace("|", "\\|").replace("\n", " ")
+
+
+def megabytes(nbytes: float | None) -> str:
+    return "" if nbytes is None else f"{nbytes / 1e6:,.0f}"

@@ -13,7 +13,7 @@ from benchmarks.micro import MICRO
 from benchmarks.micro.findings import MicroResults
 from benchmarks.rows import Row, Speed, contests, rows
 from benchmarks.shapes import SHAPES
-from benchmarks.table import Table, markdown, table
+from benchmarks.table import Table, markdown, megabytes, table
 
 _SPEED_HEADS = (
     "s per step (least to largest)",
@@ -185,7 +185,3 @@ def _plan_table(found: Sequence[Row]) -> Table:
         )
     heads = ("run", "bound, s", "predicted, s", "measured, s", "predicted/measured", "stall, s")
     return table("Predicted against measured", heads, lines)
-
-
-def megabytes(nbytes: float | None) -> str:
-    return "" if nbytes is None else f"{nbytes / 1e6:,.0f}"

@@ -22,16 +22,15 @@ from benchmarks.demo import (
     counted,
     equal,
     job_of,
-    megabytes,
     records,
     run_in_turns,
     run_median,
     seconds,
     step_seconds,
-    within_budget,
+    wrong_runs,
 )
 from benchmarks.micro.findings import Findings
-from benchmarks.table import Table, table
+from benchmarks.table import Table, megabytes, table
 
 SHARES = (50, 35)
 WAYS = {"ordinary": False, "in backward": True}
@@ -95,11 +94,9 @@ def run(options: argparse.Namespace) -> Findings:
     with Progress(console=Console(stderr=True)) as progress:
         bar = progress.add_task("steps", total=2 * options.steps * (1 + len(SHARES)))
         runs = all_runs(options, lambda: progress.advance(bar))
-    wrong = [f"{run.job.name}: other numbers" for run in runs if not equal(run, runs[0])]
-    wrong += [f"{run.job.name}: over its budget" for run in runs if not within_budget(run)]
     return Findings(
         tables=(_shown(runs),),
         figures=records(runs),
         notes=(f"{about(runs[0], options)}; budgets are shares of the ordinary run's peak",),
-        failures=tuple(wrong),
+        failures=tuple(wrong_runs(runs)),
     )

@@ -24,7 +24,6 @@ from benchmarks.demo import (
     about,
     equal,
     job_of,
-    megabytes,
     run_in_turns,
     run_job,
     unlimited_peak,
@@ -32,7 +31,7 @@ from benchmarks.demo import (
 )
 from benchmarks.job import Job
 from benchmarks.micro.findings import Findings
-from benchmarks.table import Table, table
+from benchmarks.table import Table, megabytes, table
 
 _FIFTHS = 5
 _TO_SEE_THE_PEAK = 4

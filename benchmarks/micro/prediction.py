@@ -20,19 +20,17 @@ from benchmarks.demo import (
     NO_LIMIT,
     Run,
     about,
-    equal,
     job_of,
-    megabytes,
     records,
     run_job,
     run_median,
     seconds,
     step_seconds,
     unlimited_peak,
-    within_budget,
+    wrong_runs,
 )
 from benchmarks.micro.findings import Findings
-from benchmarks.table import Table, table
+from benchmarks.table import Table, megabytes, table
 
 _SHARES = (80, 65, 50, 35)
 
@@ -60,13 +58,11 @@ def run(options: argparse.Namespace) -> Findings:
         runs = [ran("no limit", NO_LIMIT)]
         peak = unlimited_peak(runs[0])
         runs += [ran(f"{share} %", peak * share // 100) for share in options.share]
-    wrong = [f"{run.job.name}: other numbers" for run in runs if not equal(run, runs[0])]
-    wrong += [f"{run.job.name}: over its budget" for run in runs if not within_budget(run)]
     return Findings(
         tables=(_shown(runs),),
         figures=records(runs),
         notes=(about(runs[0], options),),
-        failures=tuple(wrong),
+        failures=tuple(wrong_runs(runs)),
     )
 
 

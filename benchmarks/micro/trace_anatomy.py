@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from itertools import accumulate
 
 import numpy as np
 
 from teraio.planner import inactive_periods, live_by_op
 from teraio.records import Trace
+from teraio.reports.memory import alive, op_starts
+from teraio.reports.overview import period_seconds
 
 PERIODS_S = (0.001, 0.01, 0.1, 1.0)
 SIZES = (1 << 20, 16 << 20, 256 << 20)
@@ -50,7 +51,7 @@ def anatomy(trace: Trace) -> Anatomy:
     peak = int(live.argmax())
     kinds: Counter[str] = Counter()
     for storage in trace.storages:
-        if (storage.birth or 0) <= peak and (storage.death is None or peak <= storage.death):
+        if alive(storage, peak):
             kinds[storage.kind] += storage.nbytes
     return Anatomy(
         active_share=float(share.mean()),
@@ -63,15 +64,8 @@ def anatomy(trace: Trace) -> Anatomy:
 
 
 def _longer(trace: Trace) -> tuple[float, ...]:
-    n = len(trace.ops)
-    # Twice the iteration, so that periods may run into the next one.
-    clock = list(accumulate((op.duration_ns for op in (*trace.ops, *trace.ops)), initial=0))
     periods = inactive_periods(trace)
-    first = [(period.after % n) + 1 for period in periods]
-    lasted = [
-        (clock[min(start + period.length, 2 * n)] - clock[start]) * 1e-9
-        for start, period in zip(first, periods, strict=True)
-    ]
+    lasted = period_seconds(periods, op_starts(trace))
     sizes = [trace.storages[period.storage].nbytes for period in periods]
     total = sum(sizes)
     return tuple(

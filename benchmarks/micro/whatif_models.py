@@ -25,7 +25,6 @@ from teraio.whatif import model_names
 
 SHARES = (70, 50, 35)
 MOST_SECONDS, MOST_BYTES = 30.0, 4 << 30
-NEAR = 1.05
 BATCH, SEQUENCE = 8, 2048
 SSDS = 4
 

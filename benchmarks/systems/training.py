@@ -6,14 +6,12 @@ In: a batch. Out: the loss of a whole training step. Must not know: how it is ti
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 
 import torch
 
 from benchmarks.job import TeraioFigures
-
-Hold = Callable[[torch.nn.Parameter], AbstractContextManager[None]]
+from benchmarks.models import Hold
 
 
 class Training:
