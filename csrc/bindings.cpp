@@ -269,27 +269,22 @@ py::tuple take_calls() {
   return py::make_tuple(signatures, patterns);
 }
 
-struct PlanColumns {
-  std::vector<std::string> op_names;
-  std::vector<uint32_t> modules;
-  std::vector<uint8_t> phases;
-  std::vector<uint64_t> needs;
-};
-
 // (storage, kind, tier, extent), kind and tier as numbers of ActionKind and TierKind.
 using Action = std::tuple<int32_t, uint8_t, uint8_t, int64_t>;
 // (op, storage that it makes, the storage's number once it is made again).
 using Again = std::tuple<uint32_t, int32_t, int32_t>;
 
-void follow(const PlanColumns& ops, const std::vector<std::vector<Action>>& actions, const std::vector<std::vector<int32_t>>& births, const std::vector<std::vector<uint32_t>>& uses,
+void follow(const std::vector<std::string>& op_names, const std::vector<uint32_t>& modules, const std::vector<uint8_t>& phases,
+            std::vector<uint64_t> needs, const std::vector<std::vector<Action>>& actions,
+            const std::vector<std::vector<int32_t>>& births, const std::vector<std::vector<uint32_t>>& uses,
             const std::vector<bool>& persistent, std::vector<uint64_t> sizes, std::vector<CodecNumber> codecs,
             const std::vector<std::tuple<uint64_t, uint32_t, uint32_t>>& anchors,
             const std::vector<std::pair<int32_t, uint64_t>>& bound, const std::vector<Again>& again) {
   auto schedule = std::make_unique<Schedule>();
-  for (size_t i = 0; i < ops.op_names.size(); ++i) {
-    const uint32_t name = engine().intern(ops.op_names[i]);
+  for (size_t i = 0; i < op_names.size(); ++i) {
+    const uint32_t name = engine().intern(op_names[i]);
     schedule->names.push_back(name);
-    schedule->signatures.push_back(signature_of(name, ops.modules[i], static_cast<Phase>(ops.phases[i])));
+    schedule->signatures.push_back(signature_of(name, modules[i], static_cast<Phase>(phases[i])));
   }
   schedule->action_offsets.push_back(0);
   for (const auto& at : actions) {
@@ -312,7 +307,7 @@ void follow(const PlanColumns& ops, const std::vector<std::vector<Action>>& acti
   schedule->persistent = persistent;
   schedule->sizes = std::move(sizes);
   schedule->codecs = std::move(codecs);
-  schedule->needs = ops.needs;
+  schedule->needs = std::move(needs);
   for (const auto& [key, occurrence, op] : anchors) {
     auto& positions = schedule->anchors[key];
     if (positions.size() <= occurrence) positions.resize(occurrence + 1, op);
@@ -437,10 +432,8 @@ PYBIND11_MODULE(_C, m) {
     py::dict result;
     result["used"] = totals.used;
     result["budget"] = totals.budget;
-    result["leaving"] = totals.leaving;
     result["cached"] = totals.cached;
     result["spill_reserved"] = totals.spill_reserved;
-    result["blocks"] = totals.blocks;
     result["away"] = totals.away;
     return result;
   });
@@ -459,17 +452,7 @@ PYBIND11_MODULE(_C, m) {
     observer::mode_changed();
   });
   m.def("take_recording", &take_recording);
-  m.def("follow", [](std::vector<std::string> op_names, std::vector<uint32_t> modules, std::vector<uint8_t> phases,
-                     std::vector<uint64_t> needs,
-                     const std::vector<std::vector<Action>>& actions,
-                     const std::vector<std::vector<int32_t>>& births, const std::vector<std::vector<uint32_t>>& uses,
-                     const std::vector<bool>& persistent, std::vector<uint64_t> sizes,
-                     std::vector<CodecNumber> codecs,
-                     const std::vector<std::tuple<uint64_t, uint32_t, uint32_t>>& anchors,
-                     const std::vector<std::pair<int32_t, uint64_t>>& bound, const std::vector<Again>& again) {
-    follow({std::move(op_names), std::move(modules), std::move(phases), std::move(needs)}, actions, births, uses, persistent,
-           std::move(sizes), std::move(codecs), anchors, bound, again);
-  });
+  m.def("follow", &follow);
   m.def("look_on", [](uint64_t nbytes, int64_t duration_ns) { engine().look_on(nbytes, duration_ns); });
   m.def("guard_births", [](bool guarded) { Engine::frame().unguarded = !guarded; });
   m.def("guard_quietly", [] {

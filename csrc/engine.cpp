@@ -802,7 +802,7 @@ Engine::Totals Engine::totals() {
   drain();
   uint64_t away = 0;
   for (const Block* block : blocks_) away += block->state == State::kAway ? block->nbytes : 0;
-  return {used(), budget_, leaving_, pages_.cached(), spill_ ? spill_->reserved() : 0, blocks_.size(), away};
+  return {used(), budget_, pages_.cached(), spill_ ? spill_->reserved() : 0, away};
 }
 
 std::vector<Engine::Live> Engine::live_blocks() {

@@ -236,7 +236,7 @@ class Engine {
   void be_patient(int64_t duration_ns);
 
   struct Totals {
-    uint64_t used, budget, leaving, cached, spill_reserved, blocks, away;
+    uint64_t used, budget, cached, spill_reserved, away;
   };
   Totals totals();
 
@@ -483,7 +483,7 @@ class Engine {
   std::vector<Transfer*> done_;
   std::atomic<bool> any_done_{false};  // may be asked without the mutex
   uint64_t in_flight_ = 0;
-  std::string write_failure_;  // why the last write failed; empty after one that worked
+  std::string write_failure_;  // why the last write failed, for who sees the number of failures change
   uint64_t write_failures_ = 0;
   uint64_t events_ = 0;        // grows with every change that a waiting thread may wait for
   int waiters_ = 0;

@@ -730,9 +730,8 @@ void Engine::run_due_actions() {
           } else if (block->transfer == nullptr && !block->clean()) {
             start_copying(block, false, planned);
           }
-        } catch (const SpillError& error) {
+        } catch (const SpillError&) {
           // Nothing is lost: the data stays, and an op that lacks the memory raises the cause.
-          write_failure_ = error.msg;
         }
       }
     }
