@@ -147,7 +147,7 @@ class Tier:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hardware:
-    """What a plan may use: the device memory budget and the tiers, fastest path first.
+    """What a plan may use: the device memory budget and the tiers, the SSDs' first.
 
     ``max_write_bytes_per_day`` limits what is written to the tiers that have a
     ``rated_write_bytes``, all together and with the training running all day; None: no limit.

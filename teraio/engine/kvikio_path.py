@@ -128,7 +128,7 @@ class KvikioPath:
     """The path of all spill files of a run; call it with a request. See ``csrc/python_path.h``.
 
     ``fds`` are the spill files. They have no names, so kvikio opens them through /proc. With
-    ``gds[i]`` file ``i`` goes by cuFile, which must have been found to work
+    ``uses_gds[i]`` file ``i`` goes by cuFile, which must have been found to work
     (``gds.obstacle``): else it may crash or never return. Raises RuntimeError as kvikio does.
     """
 

@@ -41,9 +41,9 @@ def telling_ops(totals: Bytes, start_s: Seconds, points: int = _POINTS) -> Indic
     return np.sort(order[firsts])
 
 
-def channel_use(transfers: Iterable[Busy], iteration_s: float, bins: int = _BINS) -> list[Use]:
+def channel_use(transfers: Iterable[Busy], iteration_s: float) -> list[Use]:
     """What each channel does over time, reads and writes of each tier apart."""
-    edges = np.linspace(0.0, iteration_s, bins + 1)
+    edges = np.linspace(0.0, iteration_s, _BINS + 1)
     by_channel: dict[tuple[str, bool], list[Busy]] = {}
     for busy in transfers:
         by_channel.setdefault((busy.tier, busy.write), []).append(busy)

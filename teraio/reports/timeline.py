@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
 
 from teraio.planner import Moved, Simulation, simulate
 from teraio.records import Move, Storage, Trace
@@ -60,7 +59,6 @@ class Timeline:
     end_s: Seconds
     stalls: tuple[PlannedStall, ...]
     transfers: tuple[Busy, ...]
-    phases: tuple[tuple[str, float, float], ...]
     whereabouts: tuple[Whereabouts, ...]
 
 
@@ -81,7 +79,6 @@ def timeline(subject: Subject) -> Timeline:
         end_s=end_s,
         stalls=_stalls(simulation) if simulation else (),
         transfers=tuple(_busy(subject, found, iteration_s)),
-        phases=tuple(_phases(trace, start_s, end_s)),
         whereabouts=_whereabouts(trace, moves, found, start_s, end_s),
     )
 
@@ -132,14 +129,6 @@ def _busy(subject: Subject, transfers: tuple[Moved, ...], iteration_s: float) ->
                 nbytes=nbytes[transfer.move] * (span[1] - span[0]) / lasting,
                 span=span,
             )
-
-
-def _phases(trace: Trace, start_s: Seconds, end_s: Seconds) -> Iterator[tuple[str, float, float]]:
-    first = 0
-    for phase, ops in groupby(trace.ops, key=lambda op: op.phase):
-        last = first + sum(1 for _ in ops) - 1
-        yield phase, float(start_s[first]), float(end_s[last])
-        first = last + 1
 
 
 def _whereabouts(

@@ -15,7 +15,7 @@ results with published measurements.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import ceil, prod
 from typing import Literal
@@ -230,11 +230,7 @@ _PRODUCTS: dict[str, Callable[[Kernel], Iterable[Product]]] = {
 
 
 def _arithmetic(kernel: Kernel, float32_matmul: Float32Matmul) -> str:
-    return _arithmetic_of(kernel.inputs, float32_matmul)
-
-
-def _arithmetic_of(inputs: Sequence[TensorShape], float32_matmul: Float32Matmul) -> str:
-    half = any(tensor.dtype in ("BFloat16", "Half") for tensor in inputs)
+    half = any(tensor.dtype in ("BFloat16", "Half") for tensor in kernel.inputs)
     return "bf16" if half else float32_matmul
 
 
@@ -274,6 +270,6 @@ _CAUSAL_FLAG = {
 
 
 def _attention_seconds(kernel: Kernel, device: Accelerator) -> float:
-    arithmetic = _arithmetic_of(kernel.inputs, "fp32")
+    arithmetic = _arithmetic(kernel, "fp32")
     share = _FP32_ATTENTION_SHARE if arithmetic == "fp32" else device.attention_share
     return _attention_flops(kernel) / (device.flops[arithmetic] * share)

@@ -20,8 +20,9 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 import teraio._C as _C
 from teraio.engine import list_ops
 from teraio.engine.adoption import MIN_STORAGE_BYTES
-from teraio.engine.backward_step import BackwardStep, UsedGradient
+from teraio.engine.backward_step import BackwardStep
 from teraio.engine.module_hooks import ModuleHooks, numbers_of_modules
+from teraio.engine.participants import Participants
 from teraio.engine.places import Places
 from teraio.errors import ConfigurationError
 from teraio.profiler.trace import build_trace
@@ -146,8 +147,9 @@ class _Watch:
         self._optimizer = optimizer
         self._model = model
         self._inputs = inputs
-        self._parameters = {id(p): name for name, p in model.named_parameters()}
-        self._gradients: dict[int, tuple[Kind, str]] = {}
+        self._participants = Participants()
+        self._participants.add_model(model, "")
+        self._participants.add_optimizer(optimizer)
         self._backward_step: BackwardStep | None = None
         numbers = numbers_of_modules()
         for name, module in model.named_modules():
@@ -183,28 +185,12 @@ class _Watch:
 
     def note_gradients(self) -> None:
         """Remembers the gradients of now; those of the iteration before are still known."""
-        gradients: dict[int, str] = {}
-        if self._backward_step is not None:
-            gradients = self._backward_step.take_gradients()
-        for parameter in self._model.parameters():
-            if parameter.grad is not None and not isinstance(parameter.grad, UsedGradient):
-                gradients[_C.block_id(parameter.grad)] = self._parameters[id(parameter)]
-        for block, name in gradients.items():
-            self._gradients[block] = ("gradient", f"{name}:grad")
+        taken = {} if self._backward_step is None else self._backward_step.take_gradients()
+        self._participants.note_gradients(self._optimizer, taken)
 
     def names(self) -> dict[int, tuple[Kind, str]]:
         """Kind and name of every block that is known by name."""
-        names = dict(self._gradients)
-        for name, tensor in self._inputs.items():
-            names[_C.block_id(tensor)] = ("input", name)
-        for name, buffer in self._model.named_buffers():
-            names[_C.block_id(buffer)] = ("buffer", name)
-        for parameter, state in self._optimizer.state.items():
-            for key, value in state.items():
-                if isinstance(value, torch.Tensor):
-                    name = f"{self._parameters.get(id(parameter), '')}:{key}"
-                    names[_C.block_id(value)] = ("optimizer_state", name)
-        for name, parameter in self._model.named_parameters():
-            names[_C.block_id(parameter)] = ("parameter", name)
-        names.pop(0, None)
-        return names
+        inputs: dict[int, tuple[Kind, str]] = {
+            _C.block_id(tensor): ("input", name) for name, tensor in self._inputs.items()
+        }
+        return inputs | self._participants.blocks()

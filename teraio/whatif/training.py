@@ -57,14 +57,13 @@ def trace_config(
     job: Job,
     *,
     accelerator: str | Accelerator,
-    list_op_bytes: int | None = None,
 ) -> Trace:
     """The Trace of one training iteration of a model, with times simulated for ``accelerator``.
 
     ``config`` is a name of ``teraio.whatif.model_names()``, the path of a ``config.json``, or its
     content. No GPU is used, nothing is downloaded, and no memory is taken for tensors. Needs the
-    transformers package. Ops on lists of tensors run in parts of ``list_op_bytes``, by default an
-    eighth of the accelerator's memory, as they do in a real run with that budget.
+    transformers package. Ops on lists of tensors run in parts of an eighth of the accelerator's
+    memory, as they do in a real run with that budget.
 
     Raises ConfigurationError for what can't be built.
     """
@@ -79,7 +78,6 @@ def trace_config(
         accelerator=device,
         inputs=build.inputs,
         float32_matmul=matmul,
-        list_op_bytes=list_op_bytes,
         optimizer_in_backward=job.optimizer_in_backward,
     )
 

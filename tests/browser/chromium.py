@@ -1,12 +1,11 @@
 """A headless Chromium, steered over a pipe by its DevTools protocol.
 
-In: the path of a page. Out: what its scripts compute, what it logged and asked the network for,
-screenshots. Must not know: teraio.
+In: the path of a page. Out: what its scripts compute, what it logged and asked the network for.
+Must not know: teraio.
 """
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import shutil
@@ -85,11 +84,6 @@ class Browser:
     def type(self, text: str) -> None:
         """Types into what has the focus."""
         self._call("Input.insertText", text=text)
-
-    def screenshot(self, path: Path) -> None:
-        """The whole page as a PNG."""
-        shot = self._call("Page.captureScreenshot", format="png", captureBeyondViewport=True)
-        path.write_bytes(base64.b64decode(shot["data"]))
 
     def complaints(self) -> list[str]:
         """Errors and warnings of the console, and exceptions that nothing caught."""

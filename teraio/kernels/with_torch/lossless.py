@@ -113,7 +113,7 @@ class _Blocks:
             codes |= _unpacked_fields(words, bits) << done
             unit += present[:, 0] * bits * form.BIT_UNITS
             done += present * bits
-        exponents = _exponents(codes, self.top, self.width, self.zero)
+        exponents = _exponents(codes, self.top, self.zero)
         exponents[raw] = whole[raw]
         escaped = _escapes(codes, self.width)
         exponents[escaped] = self._bytes[self._extra_bytes(unit, escaped)].to(torch.int64)
@@ -209,7 +209,7 @@ def _escapes(codes: Tensor, width: Tensor) -> Tensor:
     return coded & (codes == (1 << width) - 1)
 
 
-def _exponents(codes: Tensor, top: Tensor, width: Tensor, zero: Tensor) -> Tensor:
+def _exponents(codes: Tensor, top: Tensor, zero: Tensor) -> Tensor:
     return torch.where((codes == 0) & (zero == 1), torch.zeros_like(codes), top + zero - codes)
 
 
