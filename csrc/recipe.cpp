@@ -49,6 +49,16 @@ constexpr Setting flag() {
           [](c10::DeviceType, int64_t value) { (at::globalContext().*set)(value != 0); }};
 }
 
+// PyTorch has it since 2.15. Of earlier versions it is a setting that never changes.
+template <class Context = at::Context>
+constexpr Setting fa4() {
+  if constexpr (requires { &Context::setSDPUseFA4; }) {
+    return flag<&Context::userEnabledFA4SDP, &Context::setSDPUseFA4>();
+  } else {
+    return {[](c10::DeviceType) -> int64_t { return 0; }, [](c10::DeviceType, int64_t) {}};
+  }
+}
+
 using Precision = at::Float32Precision;
 
 Precision precision_of(Float32Backend backend, Float32Op op) { return at::globalContext().float32Precision(backend, op); }
@@ -142,6 +152,7 @@ constexpr std::array kSettings = {
     flag<&Context::userEnabledMathSDP, &Context::setSDPUseMath>(),
     flag<&Context::userEnabledCuDNNSDP, &Context::setSDPUseCuDNN>(),
     flag<&Context::userEnabledFA3SDP, &Context::setSDPUseFA3>(),
+    fa4(),
     flag<&Context::userEnabledOverrideableSDP, &Context::setSDPUseOverrideable>(),
     Setting{[](c10::DeviceType) {
               int64_t order = 0;  // a digit each
