@@ -16,8 +16,8 @@ from teraio.planner.feasibility import check_budget, least_budget
 from teraio.planner.memory import live_by_op, memory_by_op
 from teraio.planner.periods import Period
 from teraio.planner.recomputation import WORTH, replayed, worthwhile
-from teraio.planner.relaxation import COARSE, FINE, Detail, Relaxation, relaxation
-from teraio.planner.search import VERY_MANY_OPS, Found, Search, allowed
+from teraio.planner.relaxation import FINE, Detail, Relaxation, coarse, relaxation
+from teraio.planner.search import GOOD_ENOUGH, VERY_MANY_OPS, Found, Search, allowed
 from teraio.planner.simulate import Moved, Simulation, moved_bytes, simulate
 from teraio.planner.validate import validate
 from teraio.planner.wear import Wear, wear
@@ -117,23 +117,21 @@ def _unused(tier: Tier) -> TierUse:
 
 def _planned(trace: Trace, hardware: Hardware, options: PlanOptions) -> Plan:
     problem = _problem(trace, hardware, options, ())
-    moving = _solved(problem, hardware, options)
+    # A quick plan tells whether more is to be gained, and what to make again is judged by such.
+    quick = replace(options, improve=False)
+    plan = _solved(problem, hardware, quick)
     repeatable = any(storage.repeatable for storage in trace.storages)
-    if not (options.recompute and repeatable) or len(trace.ops) > VERY_MANY_OPS:
-        return moving
-    if _few_stalls(moving):
-        return moving
-    # What to make again is judged by quick plans.
-    again = _recomputing(problem, hardware, replace(options, improve=False))
-    if again is problem:
-        return moving
-    return min(_solved(again, hardware, options), moving, key=lambda plan: plan.predicted_s)
+    if options.recompute and repeatable and len(trace.ops) <= VERY_MANY_OPS:
+        problem, plan = _recomputing(problem, plan, hardware, quick)
+    if not options.improve or plan.predicted_s <= GOOD_ENOUGH * plan.bound_s:
+        return replace(plan, options=options)
+    return _solved(problem, hardware, options)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Problem:
-    """``trace`` is the one ``recorded`` with results made again; ``solutions`` are those of its
-    coarse relaxation, which quick and thorough plans share.
+    """``trace`` is the one ``recorded`` with results made again; ``solutions`` are those of the
+    relaxation that quick and thorough plans share.
     """
 
     recorded: Trace
@@ -153,7 +151,7 @@ def _problem(
     trace = replayed(recorded, recomputations)
     on = columns(trace)
     check_budget(trace, on, allowed(trace, on, options), hardware.budget_bytes)
-    solutions = _solutions(trace, on, hardware, options, COARSE)
+    solutions = _solutions(trace, on, hardware, options, coarse(on.n))
     return _Problem(recorded, recomputations, trace, on, solutions)
 
 
@@ -161,17 +159,17 @@ def _few_stalls(plan: Plan) -> bool:
     return plan.predicted_s - plan.ideal_s <= _FEW_STALLS * plan.predicted_s
 
 
-def _recomputing(problem: _Problem, hardware: Hardware, options: PlanOptions) -> _Problem:
-    """The problem with the results made again that its best plan found makes again."""
-    recorded = problem.recorded
-    best, plan = problem, _solved(problem, hardware, options)
+def _recomputing(
+    problem: _Problem, plan: Plan, hardware: Hardware, options: PlanOptions
+) -> tuple[_Problem, Plan]:
+    """The best plan found that makes results again, and its problem; those at hand without one."""
     for worth in WORTH:
         for _ in range(_ROUNDS):
-            better = _better(plan, recorded, hardware, options, worth)
+            better = _better(plan, problem.recorded, hardware, options, worth)
             if better is None:
                 break
-            best, plan = better
-    return best
+            problem, plan = better
+    return problem, plan
 
 
 def _better(

@@ -101,8 +101,16 @@ class Detail:
     short_phases: bool
 
 
-COARSE = Detail(variables=16_000, short_phases=False)
 FINE = Detail(variables=40_000, short_phases=True)
+# From so many ops on, so many variables of the program that quick plans start from: the more ops
+# there are, the more a try costs beside the program that may save it.
+_COARSE = ((100_000, 40_000), (5_000, 16_000), (0, 6_000))
+
+
+def coarse(ops: int) -> Detail:
+    """What quick plans for so many ops start from."""
+    variables = next(variables for least, variables in _COARSE if ops >= least)
+    return Detail(variables=variables, short_phases=False)
 
 
 def relaxation(on: Columns, hardware: Hardware, detail: Detail = FINE) -> Relaxation:

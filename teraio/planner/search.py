@@ -27,7 +27,7 @@ from teraio.records import Hardware, Move, PlanOptions, Trace
 from teraio.sizes import format_least, format_size
 
 # A plan this close to the bound is not worth another try.
-_GOOD_ENOUGH = 1.002
+GOOD_ENOUGH = 1.002
 # Tries of a long trace are fewer: all of them together look at about so many ops. But they are
 # three at least: where the drive is the limit, one alone may be some percent slower. Very many ops
 # get one.
@@ -136,7 +136,7 @@ class Search:
                     continue
                 if best is None or found.simulation.iteration_s < best.simulation.iteration_s:
                     best = found
-                if best.simulation.iteration_s <= bound_s * _GOOD_ENOUGH:
+                if best.simulation.iteration_s <= bound_s * GOOD_ENOUGH:
                     return best
             if best is not None:
                 return best

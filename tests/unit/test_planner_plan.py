@@ -28,7 +28,9 @@ from teraio.planner import (
 from teraio.planner.arrays import Floats, Ints
 from teraio.planner.columns import Columns, columns
 from teraio.planner.extents import moves_with_extents
+from teraio.planner.relaxation import FINE, Detail, Relaxation, coarse, relaxation
 from teraio.planner.rounding import NOWHERE
+from teraio.planner.search import Search
 from teraio.planner.selection import Selection
 from teraio.planner.timing import Timing, Tuning, timed
 from teraio.records import (
@@ -362,8 +364,27 @@ def test_tries_that_differ_in_pace_share_what_else_they_are_made_of(
         return timed(on, machine, tiers, op_s, *rest)
 
     monkeypatch.setattr("teraio.planner.search.timed", counted)
-    plan(transformer, hardware(int(peak(transformer) * 0.35)))
+    on, machine = columns(transformer), hardware(int(peak(transformer) * 0.35))
+    solutions = (relaxation(on, machine, coarse(on.n)), relaxation(on, machine, FINE))
+    Search(transformer, on, machine, PlanOptions(), solutions).best(bound_s=0.0)
     assert len(set(made)) == len(made) > 1
+
+
+def test_where_a_quick_plan_is_at_the_bound_no_fine_relaxation_is_solved(
+    transformer: Trace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    solved: list[Detail] = []
+
+    def counted(on: Columns, machine: Hardware, detail: Detail) -> Relaxation:
+        solved.append(detail)
+        return relaxation(on, machine, detail)
+
+    monkeypatch.setattr("teraio.planner.relaxation", counted)
+    made = plan(transformer, hardware(int(peak(transformer) * 0.95)))
+    assert made.moves and made.predicted_s <= 1.002 * made.bound_s
+    assert solved == [coarse(len(transformer.ops))]
+    plan(transformer, hardware(int(peak(transformer) * 0.35)))
+    assert FINE in solved
 
 
 def test_a_plan_takes_seconds_at_most() -> None:
