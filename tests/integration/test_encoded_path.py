@@ -117,7 +117,8 @@ def test_lossy_training_stays_near_and_moves_far_fewer_bytes(
     assert report.steps[-1].read_bytes < 0.85 * bytes_that_come_back(report)
     losses = [float.fromhex(loss) for loss in training.outcome.losses]
     expected = [float.fromhex(loss) for loss in plain(LLAMA).losses]
-    assert losses != expected
+    # What is lost in the last steps is in no loss yet.
+    assert training.outcome.digests != plain(LLAMA).digests
     assert losses == pytest.approx(expected, rel=0.02)
 
 

@@ -13,11 +13,10 @@ from torch import nn
 
 import teraio
 from teraio import api
-from teraio.engine import revision
 from teraio.engine.testing import stress
 from teraio.planner import replayed
 from teraio.records import Plan
-from teraio.runtime import planning
+from teraio.runtime import planning, revision
 from tests.integration.training import Case, Training, plain
 
 
