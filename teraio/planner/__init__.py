@@ -119,9 +119,13 @@ def _planned(trace: Trace, hardware: Hardware, options: PlanOptions) -> Plan:
     problem = _problem(trace, hardware, options, ())
     # A quick plan tells whether more is to be gained, and what to make again is judged by such.
     quick = replace(options, improve=False)
-    plan = _solved(problem, hardware, quick)
-    repeatable = any(storage.repeatable for storage in trace.storages)
-    if options.recompute and repeatable and len(trace.ops) <= VERY_MANY_OPS:
+    try:
+        plan = _solved(problem, hardware, quick)
+    except BudgetError:  # more tries may find one that writes less, or takes less room
+        return _solved(problem, hardware, options)
+    if len(trace.ops) > VERY_MANY_OPS:  # it is the only one
+        return replace(plan, options=options)
+    if options.recompute and any(storage.repeatable for storage in trace.storages):
         problem, plan = _recomputing(problem, plan, hardware, quick)
     if not options.improve or plan.predicted_s <= GOOD_ENOUGH * plan.bound_s:
         return replace(plan, options=options)
@@ -194,7 +198,7 @@ def _solved(problem: _Problem, hardware: Hardware, options: PlanOptions) -> Plan
     """The plan for a problem."""
     recorded, trace, on = problem.recorded, problem.trace, problem.on
     solutions = problem.solutions
-    if options.improve and on.n <= VERY_MANY_OPS:
+    if options.improve:
         # Plans that start from either are the faster ones about as often.
         solutions += _solutions(trace, on, hardware, options, FINE)
     bounds = _bounds(trace, hardware, solutions)

@@ -158,7 +158,7 @@ class Search:
         _, terms, _ = min(tried, key=_seconds)
         for tuning in tunings[_FROM_EACH_START:]:
             yield attempt(terms, tuning)
-        if not self._options.improve or self._on.n > VERY_MANY_OPS:
+        if not self._options.improve:
             return
         # While the device stalls the channels work on: plan with the time they really have.
         for found, terms, tuning in sorted(tried, key=_seconds)[:_AGAIN]:

@@ -107,7 +107,8 @@ def test_lossy_training_stays_near_and_moves_far_fewer_bytes(
         "optimizer_state:max_exp_avg_sq": "ufp8",  # of AdamW with other options
         "activation": "bf16",
     }
-    training = train(LLAMA, 40, spill, compress)
+    case = Case("llama", steps=8)  # enough for what is lost under the plan to be in a loss
+    training = train(case, 40, spill, compress)
     (told,) = [line for line in caplog.messages if line.startswith("compress names")]
     assert told == (
         "compress names optimizer_state:max_exp_avg_sq, and no storage of the training is such a "
@@ -116,9 +117,8 @@ def test_lossy_training_stays_near_and_moves_far_fewer_bytes(
     report = report_of(training)
     assert report.steps[-1].read_bytes < 0.85 * bytes_that_come_back(report)
     losses = [float.fromhex(loss) for loss in training.outcome.losses]
-    expected = [float.fromhex(loss) for loss in plain(LLAMA).losses]
-    # What is lost in the last steps is in no loss yet.
-    assert training.outcome.digests != plain(LLAMA).digests
+    expected = [float.fromhex(loss) for loss in plain(case).losses]
+    assert losses != expected
     assert losses == pytest.approx(expected, rel=0.02)
 
 

@@ -203,7 +203,7 @@ def test_something_that_is_no_module_is_refused(spill: str) -> None:
         ({"ssd": 5}, "ssd=5 names no folders"),
         ({"ssd": ""}, "ssd is empty"),
         ({"ssd": []}, "ssd is empty"),
-        ({"ssd": "a\0b"}, r"ssd='a\\x00b' can't be a folder: .*embedded null"),
+        ({"ssd": "a\0b"}, r"ssd='a\\x00b' can't be a folder: (\w+: )?embedded null"),
         ({"ssd": "~nobody-at-all/x"}, "ssd='~nobody-at-all/x' can't be a folder: Could not"),
         ({"ssd": ["x" * 5000]}, r"ssd='x+\.\.\.x+' can't be a folder: File name too long; pass"),
         ({"weights": 5}, "weights=5 is no path; pass a safetensors file"),
