@@ -135,7 +135,7 @@ def _planned(trace: Trace, hardware: Hardware, options: PlanOptions) -> Plan:
 @dataclass(frozen=True, slots=True, eq=False)
 class _Problem:
     """``trace`` is the one ``recorded`` with results made again; ``solutions`` are those of the
-    relaxation that quick and thorough plans share.
+    relaxation that quick and thorough plans share, as they do the ``search``.
     """
 
     recorded: Trace
@@ -143,6 +143,7 @@ class _Problem:
     trace: Trace
     on: Columns
     solutions: tuple[Relaxation, ...]
+    search: Search
 
 
 def _problem(
@@ -156,7 +157,8 @@ def _problem(
     on = columns(trace)
     check_budget(trace, on, allowed(trace, on, options), hardware.budget_bytes)
     solutions = _solutions(trace, on, hardware, options, coarse(on.n))
-    return _Problem(recorded, recomputations, trace, on, solutions)
+    search = Search(trace, on, hardware, options, solutions)
+    return _Problem(recorded, recomputations, trace, on, solutions, search)
 
 
 def _few_stalls(plan: Plan) -> bool:
@@ -200,12 +202,15 @@ def _solved(problem: _Problem, hardware: Hardware, options: PlanOptions) -> Plan
     solutions = problem.solutions
     if options.improve:
         # Plans that start from either are the faster ones about as often.
-        solutions += _solutions(trace, on, hardware, options, FINE)
+        fine = _solutions(trace, on, hardware, options, FINE)
+        for solution in fine:
+            problem.search.add_start(solution)
+        solutions += fine
     bounds = _bounds(trace, hardware, solutions)
     bound = max(found.seconds for found in bounds)
     best = Found((), 0, simulate(trace, hardware, ()))
     if _peak_bytes(trace, on) > hardware.budget_bytes:
-        best = Search(trace, on, hardware, options, solutions).best(bound)
+        best = problem.search.best(bound, thorough=options.improve)
     simulation = best.simulation
     result = Plan(
         budget_bytes=hardware.budget_bytes,

@@ -80,13 +80,15 @@ class _Terms:
     beside reading.
 
     ``timings`` keeps what has been made on these terms, by all that it depends on: tries that
-    differ only in pace choose the same periods and share out the same room.
+    differ only in pace choose the same periods and share out the same room. ``tries`` are those
+    made so far.
     """
 
     start: _Start
     op_s: Floats
     write_price: float
     timings: dict[tuple[object, ...], Timing] = field(default_factory=dict)
+    tries: dict[Tuning, Found] = field(default_factory=dict)
 
 
 def allowed(trace: Trace, on: Columns, options: PlanOptions) -> Flags:
@@ -108,7 +110,7 @@ def allowed(trace: Trace, on: Columns, options: PlanOptions) -> Flags:
 
 
 class Search:
-    """Looks for the fastest plan."""
+    """Looks for the fastest plan; a thorough look goes on from where a quick one has been."""
 
     def __init__(
         self,
@@ -122,14 +124,19 @@ class Search:
         self._allowed = allowed(trace, on, options)
         self._least_bytes = int(held_by_op(on, self._allowed).max(initial=0))
         self._starts = [self._start(solution) for solution in solutions or (None,)]
+        self._terms: dict[tuple[int, float], _Terms] = {}  # by start and price of writing
         self._shared_rooms = _SHARED_ROOMS if options.capacity_by_time else (None,)
 
-    def best(self, bound_s: float) -> Found:
+    def add_start(self, solution: Relaxation) -> None:
+        """Plans are looked for from this one as well."""
+        self._starts.append(self._start(solution))
+
+    def best(self, bound_s: float, *, thorough: bool) -> Found:
         """The best plan found. Raises BudgetError where tiers or writing limit allow none."""
         best, least_written = None, math.inf
         limit = self._hardware.max_write_bytes_per_day or math.inf
         for write_price in (1.0, *_WRITE_PRICES):
-            for found in self._variants(write_price):
+            for found in self._variants(write_price, thorough):
                 written = self._written_per_day(found)
                 least_written = min(least_written, written)
                 if written > limit:
@@ -142,33 +149,36 @@ class Search:
                 return best
         raise self._too_much_writing(least_written)
 
-    def _variants(self, write_price: float) -> Iterator[Found]:
-        tunings = self._tunings()
+    def _variants(self, write_price: float, thorough: bool) -> Iterator[Found]:
+        tunings = self._tunings(thorough)
         tried: list[tuple[Found, _Terms, Tuning]] = []
 
         def attempt(terms: _Terms, tuning: Tuning) -> Found:
-            found = self._attempt(terms, tuning)
+            if tuning not in terms.tries:
+                terms.tries[tuning] = self._attempt(terms, tuning)
+            found = terms.tries[tuning]
             tried.append((found, terms, tuning))
             return found
 
-        for start in self._starts:
-            terms = _Terms(start, start.op_s, write_price)
+        for at, start in enumerate(self._starts):
+            new = _Terms(start, start.op_s, write_price)
+            terms = self._terms.setdefault((at, write_price), new)
             for tuning in tunings[:_FROM_EACH_START]:
                 yield attempt(terms, tuning)
         _, terms, _ = min(tried, key=_seconds)
         for tuning in tunings[_FROM_EACH_START:]:
             yield attempt(terms, tuning)
-        if not self._options.improve:
+        if not thorough:
             return
         # While the device stalls the channels work on: plan with the time they really have.
         for found, terms, tuning in sorted(tried, key=_seconds)[:_AGAIN]:
             op_s = self._on.duration_s + _stalled_s(found.simulation, self._on.n)
             yield self._attempt(_Terms(terms.start, op_s, write_price), tuning)
 
-    def _tunings(self) -> Sequence[Tuning]:
+    def _tunings(self, thorough: bool) -> Sequence[Tuning]:
         if self._on.n > VERY_MANY_OPS:
             return [Tuning()]
-        if not self._options.improve:
+        if not thorough:
             return _TUNINGS[:_FROM_EACH_START]
         return _TUNINGS[: max(_LEAST_TRIES, _OPS_TRIED // self._on.n)]
 
