@@ -14,6 +14,7 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -81,8 +82,14 @@ def launch_everything(compiler: Compiler) -> None:
 
 def spilled(ptx: str, capability: int) -> int:
     architecture = f"sm_{capability}{'a' if capability >= 90 else ''}"
-    command = [str(PTXAS), "-v", f"-arch={architecture}", "-o", "/dev/null", "/dev/stdin"]
-    done = subprocess.run(command, input=ptx, capture_output=True, text=True, check=True)
+    # Files of its own, as not every machine lets ptxas open /dev/stdin.
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "kernel.ptx"
+        source.write_text(ptx)
+        command = [PTXAS, "-v", f"-arch={architecture}", "-o", source.with_suffix(".cubin"), source]
+        done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"ptxas ended with {done.returncode}:\n{done.stdout}{done.stderr}")
     return sum(int(nbytes) for nbytes in re.findall(r"(\d+) bytes spill", done.stderr))
 
 
