@@ -54,6 +54,7 @@ struct Block {
   size_t data_bytes = 0;  // without the padding: device memory may end there
   char* memory = nullptr;
   std::optional<DeviceMemory> device;  // what is behind `memory` where it is a device's
+  std::optional<c10::Stream> first_stream;  // of the program, which takes the memory to be that stream's
   std::optional<c10::Event> ready;     // after the copy from host memory that fills it
   std::optional<c10::Event> copied;    // after its last copy to host memory
   char* address = nullptr;  // where its memory always is, once somebody has asked for its address

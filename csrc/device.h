@@ -54,6 +54,8 @@ class Accelerator {
   void copy_out(char* host, const char* memory, size_t nbytes, c10::Stream stream) const;
   void copy_in(char* memory, const char* host, size_t nbytes, c10::Stream stream) const;
   void synchronize(c10::Stream stream) const { guard_.synchronizeStream(stream); }
+  // All streams.
+  void synchronize() const { guard_.synchronizeDevice(device_.index()); }
   // Fills memory with 0xFF bytes (NaN) on `stream`.
   void poison(char* memory, size_t nbytes, c10::Stream stream) const;
 

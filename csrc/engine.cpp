@@ -44,6 +44,7 @@ Engine& Engine::instance() {
 void Engine::start(std::unique_ptr<SpillSpace> spill, std::unique_ptr<HostTier> host, const Accelerator* accelerator,
                    uint64_t budget, uint64_t limit, uint64_t min_block) {
   const GilRelease gil;
+  if (accelerator != nullptr) accelerator->synchronize();  // streams that nobody has watched may still write
   Lock lock(*this);
   spill_ = std::move(spill);
   host_ = std::move(host);
@@ -70,6 +71,8 @@ void Engine::start(std::unique_ptr<SpillSpace> spill, std::unique_ptr<HostTier> 
 
 void Engine::bring_back() {
   const GilRelease gil;
+  // Results are made again on this thread's stream, from what other streams may still be computing.
+  if (accelerator_ != nullptr && active()) accelerator_->synchronize();
   Lock lock(*this);
   if (!active_) return;
   closing_ = true;
@@ -102,6 +105,7 @@ void Engine::bring_back() {
     if (c10::StorageImpl* storage = owner(block)) guard::open(*storage, block->memory);
     block->was_guarded = block->guarded.exchange(false);
   }
+  forget_recipes();  // from now on nobody sees what is written to operands
 }
 
 void Engine::stop(const std::function<void()>& before_memory_goes) {
@@ -118,7 +122,11 @@ void Engine::stop(const std::function<void()>& before_memory_goes) {
   lock.unlock();
   if (host) host->synchronize();
   for (auto& [weak, memory] : memories) {
-    if (const auto storage = weak.lock()) storage->set_data_ptr_noswap(std::move(memory));  // the block dies
+    const auto storage = weak.lock();
+    if (!storage) continue;
+    // The program frees it without a word of these: it takes it for memory of its first stream.
+    for (const c10::Stream& stream : memory.streams) accelerator_->keep_until_done(memory.owner, stream);
+    storage->set_data_ptr_noswap(std::move(memory.owner));  // the block dies
   }
   before_memory_goes();
   host.reset();
@@ -128,14 +136,15 @@ void Engine::stop(const std::function<void()>& before_memory_goes) {
 
 // To the storages that PyTorch's allocator gave it to, as if we had never been there. The first further reference to a
 // storage that Python owns takes the GIL, which nobody may wait for under the mutex: so the references are weak ones.
-std::vector<std::pair<c10::weak_intrusive_ptr<c10::StorageImpl>, at::DataPtr>> Engine::give_device_memory_back() {
-  std::vector<std::pair<c10::weak_intrusive_ptr<c10::StorageImpl>, at::DataPtr>> memories;
+std::vector<std::pair<c10::weak_intrusive_ptr<c10::StorageImpl>, DeviceMemory>> Engine::give_device_memory_back() {
+  std::vector<std::pair<c10::weak_intrusive_ptr<c10::StorageImpl>, DeviceMemory>> memories;
   for (Block* block : blocks_) {
     if (owner(block) == nullptr || !block->device) continue;
     if (block->ready) block->ready->block(block->device->home);
     used_ -= block->nbytes;
     block->memory = nullptr;
-    memories.emplace_back(*block->storage, std::move(block->device->owner));
+    block->device->streams.push_back(block->first_stream.value_or(accelerator_->stream()));
+    memories.emplace_back(*block->storage, std::move(*block->device));
     block->device.reset();
   }
   return memories;
@@ -525,7 +534,7 @@ void Engine::begin_iteration() {
 void Engine::begin_iteration_locked() {
   drain();
   stats_ = {};
-  if (spill_) spill_->take_work();
+  if (spill_ && !forked_) spill_->take_work();
   stalls_.clear();
   device_waits_.clear();
   peak_ = used();
@@ -545,7 +554,7 @@ IterationStats Engine::end_iteration() {
   IterationStats stats = stats_;
   stats.duration_ns = end - iteration_begin_ns_;
   iteration_begin_ns_ = end;
-  if (spill_) stats.spill = spill_->take_work();
+  if (spill_ && !forked_) stats.spill = spill_->take_work();
   stats.stalls = longest(std::exchange(stalls_, {}));
   stats.peak_bytes = std::max(peak_.exchange(used()), static_cast<uint64_t>(allocated_peak));
   stats.live_bytes = static_cast<uint64_t>(std::exchange(logical_peak_, logical_));
@@ -771,7 +780,12 @@ void* Engine::publish(Block* block, c10::StorageImpl* storage, bool lent) {
     if (block->address == nullptr) block->exempt = true;
   }
   block->published_iteration = iteration_;
-  settle(block, lock);  // what another thread has begun to make of it during the waits
+  try {
+    settle(block, lock);  // what another thread has begun to make of it during the waits
+  } catch (...) {
+    unpin(block);
+    throw;
+  }
   if (lent) block->lent_iteration = iteration_;
   mark_written(block);  // whoever has the address may write to it
   void* address = block->memory;

@@ -418,7 +418,7 @@ class Engine {
   void bury(Block* block);
   void count_use(Frame& frame, const Place& place);
   void time_ops(Recording& recording, Lock& lock);
-  std::vector<std::pair<c10::weak_intrusive_ptr<c10::StorageImpl>, at::DataPtr>> give_device_memory_back();
+  std::vector<std::pair<c10::weak_intrusive_ptr<c10::StorageImpl>, DeviceMemory>> give_device_memory_back();
   std::optional<Encoding> encoding_of(Block* block) const;
   std::string describe(const Block* block) const;
   std::string describe_failure(const Block* block, const Transfer& transfer) const;

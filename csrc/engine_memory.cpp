@@ -79,6 +79,7 @@ Block* Engine::take_over(at::DataPtr memory, c10::StorageImpl* storage) {
   block->nbytes = round_up(block->data_bytes, kPage);
   block->memory = static_cast<char*>(memory.get());
   block->device = DeviceMemory{std::move(memory), stream, {stream}};
+  block->first_stream = stream;
   const Lock lock(*this);
   // The allocator counts it already; now it counts as a block.
   used_ += block->nbytes;
@@ -304,8 +305,8 @@ void Engine::free_garbage(std::vector<Garbage> garbage) noexcept {
   for (Garbage& item : garbage) {
     DeviceMemory& memory = item.memory;
     try {
+      // Home too: what the program took itself may be of another stream. For its own stream the allocator does nothing.
       for (const c10::Stream& stream : memory.streams) {
-        if (stream == memory.home) continue;
         accelerator_->keep_until_done(memory.owner, stream);
         if (poison_) accelerator_->event(stream).block(memory.home);
       }

@@ -7,6 +7,7 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/as_strided.h>
 #include <ATen/ops/clone.h>
+#include <c10/core/InferenceMode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <algorithm>
@@ -389,6 +390,9 @@ std::unique_ptr<Recipe> Recipe::of(const c10::OperatorHandle& op, c10::ArrayRef<
 }
 
 at::Tensor Recipe::run() const {
+  // What is made in inference mode could not be saved for the backward pass.
+  std::optional<c10::InferenceMode> as_in_training;
+  if (c10::InferenceMode::is_enabled()) as_in_training.emplace(false);
   const c10::impl::ForceDispatchKeyGuard dispatched_as_then(dispatch_);
   const NoCastsKept no_casts_kept;
   const NoHooks no_hooks;

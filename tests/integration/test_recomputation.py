@@ -235,6 +235,36 @@ def test_a_run_that_is_closed_while_results_are_given_up(spill: str) -> None:
     assert_same(trained(model, end), trained(gated()))
 
 
+def test_nothing_is_made_again_from_what_was_written_between_two_runs(spill: str) -> None:
+    """Nobody watches there, so whatever is still here stays as it is."""
+
+    def written(layer: int, limited: bool) -> list[Any]:
+        def activate(model: Gated, gate: torch.Tensor) -> torch.Tensor:
+            activated = Saved.apply(gate)
+            if model.steps == STEPS - 1 and len(model.gates) == layer:
+                if limited:
+                    here.append(testing.state(activated) == "resident")
+                    teraio.restore(model)
+                with torch.no_grad():
+                    gate.zero_()
+                if limited:
+                    teraio.offload(model, memory_budget="3MiB", ssd=spill)
+            return activated
+
+        model = gated(activate)
+        if limited:
+            teraio.offload(model, memory_budget="3MiB", ssd=spill)
+        results = trained(model)
+        if limited:
+            teraio.restore(model)
+        return results
+
+    here: list[bool] = []
+    for layer in range(6):
+        assert_same(written(layer, limited=True), written(layer, limited=False))
+    assert here == [True] * 6
+
+
 def test_threads_do_not_change_the_bits(running: Gated) -> None:
     """Loops are cut into parts by threads, and ends of parts may be rounded in another way."""
 
@@ -401,6 +431,23 @@ def test_a_thread_that_makes_room_is_told_of_one_that_waits_for_its_turn(running
     when_away(running, both, every_other_without_mkldnn)
     assert len(ends) == 2
     assert "too little memory" in ends
+
+
+def test_results_that_inference_mode_needs_can_be_saved_for_the_backward_pass(
+    running: Gated,
+) -> None:
+    def look(step: int, model: Gated) -> None:
+        with torch.inference_mode():
+            looked.extend(float(result.sum()) for result in kept)
+        kept.clear()
+
+    looked: list[float] = []
+    kept: list[torch.Tensor] = []
+    running.activate = keeping(kept)
+    results = trained(running, look)
+    assert recomputed(running) > 0
+    assert_same(results, trained(gated()))
+    assert len(looked) == 6 * STEPS
 
 
 def result_written_by_an_op(model: Gated, gate: torch.Tensor) -> torch.Tensor:
