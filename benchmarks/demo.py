@@ -234,7 +234,9 @@ def add_options(
     """What to train, for how long and where to."""
     parser.add_argument("--params", choices=sorted(MODELS), default=params)
     parser.add_argument("--dtype", choices=dtypes, default="fp32")
-    parser.add_argument("--steps", type=_steps, default=8, help="per run; the first 2 are profiled")
+    parser.add_argument(
+        "--steps", type=_steps, default=12, help="per run; the first 2 are profiled"
+    )
     parser.add_argument("--threads", type=int, default=min(os.cpu_count() or 1, 8))
     parser.add_argument("--ssd", action="append", default=[], metavar="DIR", help="repeatable")
 

@@ -47,6 +47,7 @@ def _with_host(*shares: float) -> tuple[Entry, ...]:
 
 _HOST = _with_host(0.5)
 _SWAP = (Entry(system="swap", share=0.5),)
+_KEEPING = Entry(system="keeping")
 
 SUITES = {
     "quick": Suite(
@@ -57,7 +58,13 @@ SUITES = {
             Comparison(
                 shape="llama-13m",
                 dtype="fp32",
-                entries=(*_teraio(0.75, 0.6), *_plain(*_PYTORCH, *DEEPSPEED), *_SWAP, *_HOST),
+                entries=(
+                    *_teraio(0.75, 0.6),
+                    *_plain(*_PYTORCH, *DEEPSPEED),
+                    *_SWAP,
+                    *_HOST,
+                    _KEEPING,
+                ),
             ),
             Comparison(
                 shape="gpt-13m",
@@ -80,15 +87,16 @@ SUITES = {
                     *_teraio(0.7, 0.35),
                     *_in_backward(0.5, 0.35),
                     *_SWAP,
+                    _KEEPING,
                     *_plain("infinity-small", *_PYTORCH),
                     *_HOST,
                 ),
             ),
-            _few("llama-25m", "fp32"),
-            _few("gpt-100m", "fp32"),
-            _few("llama-100m", "bf16"),
-            _few("llama-100m-batch1", "fp32", *_in_backward(0.5)),
-            _few("llama-100m-seq768", "fp32"),
+            _few("llama-25m", "fp32", _KEEPING),
+            _few("gpt-100m", "fp32", _KEEPING),
+            _few("llama-100m", "bf16", _KEEPING),
+            _few("llama-100m-batch1", "fp32", _KEEPING, *_in_backward(0.5)),
+            _few("llama-100m-seq768", "fp32", _KEEPING),
         ),
     ),
     "gpu": Suite(

@@ -191,4 +191,5 @@ def _environment(job: Job) -> dict[str, str]:
         "KMP_BLOCKTIME": "0",
         **HUGE_PAGES,
         "TOKENIZERS_PARALLELISM": "false",
+        **system_of(job.system).environment,
     }

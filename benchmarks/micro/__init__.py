@@ -18,11 +18,15 @@ from benchmarks.micro.findings import Findings
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Micro:
-    """``simulated``: it plans and simulates other machines, and measures nothing but that."""
+    """``simulated``: it plans and simulates other machines, and measures nothing but that.
+
+    ``demanding``: it takes much of a machine, and is called by its name only.
+    """
 
     name: str
     line: str
     simulated: bool = False
+    demanding: bool = False
 
 
 class Module(Protocol):
@@ -42,6 +46,11 @@ MICRO = {
         ),
         Micro(name="prediction", line="times and memory that plans predict, beside measured ones"),
         Micro(name="endurance", line="thousands of steps under a budget: bits, memory and speed"),
+        Micro(
+            name="larger",
+            line="a model that is larger than the machine's memory (30 GB of a drive)",
+            demanding=True,
+        ),
         Micro(name="backward-step", line="the optimizer's step after and in the backward pass"),
         Micro(name="compression", line="what codecs make of a training run's storages"),
         Micro(name="tool", line="how quickly the commands of teraio answer"),

@@ -42,7 +42,7 @@ def listing(simulated: bool) -> str:
 
 
 def _measuring() -> list[str]:
-    return [micro.name for micro in MICRO.values() if not micro.simulated]
+    return [micro.name for micro in MICRO.values() if not (micro.simulated or micro.demanding)]
 
 
 def _parser() -> argparse.ArgumentParser:

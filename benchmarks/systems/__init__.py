@@ -7,8 +7,8 @@ is loaded in the process that runs it.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ class System:
 
     ``from_gpu``: it moves from a GPU to host memory, so without a GPU there is nothing it could do.
     ``in_host``: what it moves rests in host memory, so teraio may use host memory beside it.
+    ``environment``: variables that its process has besides those of all.
     """
 
     title: str
@@ -33,10 +34,21 @@ class System:
     exact: bool = False
     from_gpu: bool = False
     in_host: bool = False
+    environment: Mapping[str, str] = field(default_factory=dict)
 
+
+# glibc by itself gives freed memory back to the system, which fills it with zeros when it is taken
+# again: in some models a quarter of a step. Kept, it breaks up, and more of it is needed.
+_KEEP_FREED = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 
 SYSTEMS = {
     "ideal": System("plain PyTorch, no limit", "benchmarks.systems.eager:plain", exact=True),
+    "keeping": System(
+        "plain PyTorch, freed memory kept",
+        "benchmarks.systems.eager:plain",
+        exact=True,
+        environment=_KEEP_FREED,
+    ),
     "teraio": System("teraio", "benchmarks.systems.offloaded:teraio", exact=True),
     "swap": System("kernel swap", "benchmarks.systems.eager:plain", exact=True),
     "checkpointing": System(
