@@ -71,8 +71,14 @@ void Engine::start(std::unique_ptr<SpillSpace> spill, std::unique_ptr<HostTier> 
 
 void Engine::bring_back() {
   const GilRelease gil;
-  // Results are made again on this thread's stream, from what other streams may still be computing.
-  if (accelerator_ != nullptr && active()) accelerator_->synchronize();
+  if (accelerator_ != nullptr && active()) {
+    // Results are made again on this thread's stream, from what other streams may still be computing.
+    try {
+      accelerator_->synchronize();
+    } catch (const c10::Error&) {
+      // The device is broken, and the program's next op will say so.
+    }
+  }
   Lock lock(*this);
   if (!active_) return;
   closing_ = true;
