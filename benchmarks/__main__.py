@@ -23,7 +23,7 @@ from rich.console import Console
 from benchmarks.comparison import IDEAL, Comparison, Results
 from benchmarks.micro import command as micro
 from benchmarks.report import report, report_page
-from benchmarks.results import begin, load, save, settings
+from benchmarks.results import collect, load, save, settings
 from benchmarks.rotation import Place, run_each
 from benchmarks.rows import rows
 from benchmarks.suites import DEEPSPEED, SUITES, Suite
@@ -63,7 +63,7 @@ def _suite(arguments: list[str]) -> int:
         reports=options.reports,
     )
     path = options.output or _new_file(options.suite)
-    results = begin(options.suite, place)
+    results = collect(options.suite, place, ())
     # Whoever ends the suite keeps what has been made until then.
     for one in run_each(
         chosen,

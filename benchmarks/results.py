@@ -1,6 +1,6 @@
 """Results as files: what was measured, with the machine, the versions and the commit.
 
-In: what a suite or micro-benchmarks found. Out: JSON files, and back. Must not know: torch,
+In: Compared records, what micro-benchmarks found. Out: JSON files, and back. Must not know: torch,
 how tables look.
 """
 
@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 from benchmarks.codec import decode, encode
-from benchmarks.comparison import Results
+from benchmarks.comparison import Compared, Results
 from benchmarks.control_group import read_ahead_pages, why_not
 from benchmarks.machine import output
 from benchmarks.micro.findings import MicroResults
@@ -22,8 +22,7 @@ from benchmarks.verdict import LEAST_STEPS, TOLERANCES
 FORMAT = 1
 
 
-def begin(suite: str, place: Place) -> Results:
-    """Results that nothing has been added to yet."""
+def collect(suite: str, place: Place, compared: tuple[Compared, ...]) -> Results:
     here = origin()
     return Results(
         format=FORMAT,
@@ -34,7 +33,7 @@ def begin(suite: str, place: Place) -> Results:
         commit=here.commit,
         versions=here.versions,
         settings=settings(place),
-        compared=(),
+        compared=compared,
     )
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
 from benchmarks.__main__ import all_ours_count
 from benchmarks.comparison import Comparison, Entry
-from benchmarks.results import begin
+from benchmarks.results import collect
 from benchmarks.rotation import Place, run_each
 from benchmarks.rows import rows
 from tests.required import lacking
@@ -33,8 +31,7 @@ def test_a_comparison_on_a_gpu_counts(spill: str) -> None:
     if not torch.cuda.is_available():
         lacking("gpu", "no CUDA device")
     place = Place(device="cuda", threads=2, ssd=(spill,))
-    compared = tuple(run_each([COMPARISON], place, lambda text: None))
-    results = replace(begin("gpu", place), compared=compared)
+    results = collect("gpu", place, tuple(run_each([COMPARISON], place, lambda text: None)))
     (compared,) = results.compared
     found = rows(compared)
     assert [row.faults for row in found] == [()] * 4

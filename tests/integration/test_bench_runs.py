@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from benchmarks.__main__ import all_ours_count
 from benchmarks.comparison import Comparison, Entry
 from benchmarks.models import new_model
-from benchmarks.results import begin, load, save
+from benchmarks.results import collect, load, save
 from benchmarks.rotation import Place, run_each
 from benchmarks.rows import Row, rows
 from benchmarks.shapes import SHAPES
@@ -36,8 +35,7 @@ COMPARISON = Comparison(
 def found(spill: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Row], str]:
     """The rows by system, and the document that the results' file becomes."""
     place = Place(device="cpu", threads=1, ssd=(spill,))
-    compared = tuple(run_each([COMPARISON], place, lambda text: None))
-    results = replace(begin("quick", place), compared=compared)
+    results = collect("quick", place, tuple(run_each([COMPARISON], place, lambda text: None)))
     assert all_ours_count(results)
     path: Path = tmp_path_factory.mktemp("results") / "quick.json"
     save(results, path)
