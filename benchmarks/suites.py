@@ -47,7 +47,7 @@ def _with_host(*shares: float) -> tuple[Entry, ...]:
 
 _HOST = _with_host(0.5)
 _SWAP = (Entry(system="swap", share=0.5),)
-_KEEPING = Entry(system="keeping")
+_KEEPING = _plain("keeping")
 
 SUITES = {
     "quick": Suite(
@@ -63,7 +63,7 @@ SUITES = {
                     *_plain(*_PYTORCH, *DEEPSPEED),
                     *_SWAP,
                     *_HOST,
-                    _KEEPING,
+                    *_KEEPING,
                 ),
             ),
             Comparison(
@@ -87,16 +87,16 @@ SUITES = {
                     *_teraio(0.7, 0.35),
                     *_in_backward(0.5, 0.35),
                     *_SWAP,
-                    _KEEPING,
+                    *_KEEPING,
                     *_plain("infinity-small", *_PYTORCH),
                     *_HOST,
                 ),
             ),
-            _few("llama-25m", "fp32", _KEEPING),
-            _few("gpt-100m", "fp32", _KEEPING),
-            _few("llama-100m", "bf16", _KEEPING),
-            _few("llama-100m-batch1", "fp32", _KEEPING, *_in_backward(0.5)),
-            _few("llama-100m-seq768", "fp32", _KEEPING),
+            _few("llama-25m", "fp32", *_KEEPING),
+            _few("gpt-100m", "fp32", *_KEEPING),
+            _few("llama-100m", "bf16", *_KEEPING),
+            _few("llama-100m-batch1", "fp32", *_KEEPING, *_in_backward(0.5)),
+            _few("llama-100m-seq768", "fp32", *_KEEPING),
         ),
     ),
     "gpu": Suite(

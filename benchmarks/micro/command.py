@@ -48,8 +48,9 @@ def _measuring() -> list[str]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks micro",
-        description="Without names: all that measure this machine, one after the other. A single "
-        "one takes options of its own: python -m benchmarks micro NAME --help.",
+        description="Without names: all that measure this machine and don't take much of it, one "
+        "after the other. A single one takes options of its own: "
+        "python -m benchmarks micro NAME --help.",
         epilog=f"measured here:\n{listing(False)}\n\nsimulated:\n{listing(True)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,16 +21,18 @@ from rich.console import Console
 from rich.progress import Progress
 
 import teraio
+from benchmarks.demo import FIRST_STEPS
 from benchmarks.meters import resident_bytes
 from benchmarks.micro.findings import Findings
-from benchmarks.models import Batches, adamw, fill, loss_of, new_model
-from benchmarks.shapes import SHAPES, Shape
+from benchmarks.models import Batches, fill, new_model
+from benchmarks.shapes import SHAPES
+from benchmarks.systems.eager import new_optimizer
+from benchmarks.systems.offloaded import Offloaded
 from benchmarks.table import Table, megabytes, table
 from teraio.records import RunReport
 
 # Weights, gradients, and AdamW's two states, in fp32.
 _BYTES_PER_PARAMETER = 16
-_PROFILED = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +64,6 @@ def run(options: argparse.Namespace) -> Findings:
     base = resident_bytes()
     with torch.device("meta"):
         model = new_model(shape)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
     begin = time.perf_counter()
     teraio.offload(
         model,
@@ -74,22 +74,37 @@ def run(options: argparse.Namespace) -> Findings:
     )
     fill(model, "cpu", teraio.resident)
     filled_s = time.perf_counter() - begin
+    training = Offloaded(model, new_optimizer(model, "fp32"))
+    batches = Batches(shape, "cpu")
+    steps: list[Step] = []
     with Progress(console=Console(stderr=True)) as progress:
-        bar = progress.add_task("steps", total=options.steps)
-        steps = []
-        for step in _trained(model, shape, options.steps, base):
-            steps.append(step)
-            progress.advance(bar)
+        for number in progress.track(range(options.steps), description="steps"):
+            begin = time.perf_counter()
+            loss = training.step(batches[number])
+            wall_s = time.perf_counter() - begin
+            done = teraio.report(model).steps[-1]  # only the latest are kept
+            steps.append(
+                Step(
+                    loss=loss,
+                    wall_s=wall_s,
+                    resident_bytes=resident_bytes() - base,
+                    stall_s=done.stall_s,
+                    counted_peak_bytes=done.peak_bytes,
+                    read_bytes=done.read_bytes,
+                    written_bytes=done.written_bytes,
+                )
+            )
     report = teraio.report(model)
-    limit = report.budget_bytes
+    limit, memory = report.budget_bytes, psutil.virtual_memory().total
     over = [number for number, step in enumerate(steps) if step.counted_peak_bytes > limit]
+    parameters = training.parameters()
     needed = parameters * _BYTES_PER_PARAMETER
     return Findings(
         tables=(_shown(steps, report),),
         figures={
             "parameters": parameters,
             "weights_gradients_states_bytes": needed,
-            "memory_bytes": psutil.virtual_memory().total,
+            "memory_bytes": memory,
             "budget_bytes": limit,
             "filled_s": filled_s,
             "unlimited_peak_bytes": report.plan.unlimited_peak_bytes if report.plan else None,
@@ -101,7 +116,7 @@ def run(options: argparse.Namespace) -> Findings:
         notes=(
             f"{parameters / 1e9:.2f} billion parameters, {shape.batch} x {shape.sequence} tokens, "
             f"fp32: weights, gradients and AdamW's states are {megabytes(needed)} MB; the machine "
-            f"has {megabytes(psutil.virtual_memory().total)} MB, the budget is "
+            f"has {megabytes(memory)} MB, the budget is "
             f"{megabytes(limit)} MB. Filling the model took {filled_s:.0f} s",
             report.where_time_goes(),
         ),
@@ -109,30 +124,9 @@ def run(options: argparse.Namespace) -> Findings:
     )
 
 
-def _trained(model: torch.nn.Module, shape: Shape, count: int, base: int) -> Iterator[Step]:
-    optimizer = adamw(model.parameters())
-    batches = Batches(shape, "cpu")
-    for number in range(count):
-        begin = time.perf_counter()
-        loss = loss_of(model, batches[number])
-        torch.autograd.backward(loss)
-        optimizer.step()
-        optimizer.zero_grad()
-        done = teraio.report(model).steps[-1]
-        yield Step(
-            loss=loss.item(),
-            wall_s=time.perf_counter() - begin,
-            resident_bytes=resident_bytes() - base,
-            stall_s=done.stall_s,
-            counted_peak_bytes=done.peak_bytes,
-            read_bytes=done.read_bytes,
-            written_bytes=done.written_bytes,
-        )
-
-
 def _shown(steps: list[Step], report: RunReport) -> Table:
     def part(number: int, step: Step) -> str:
-        if report.ideal_s is None or number < _PROFILED:
+        if report.ideal_s is None or number < FIRST_STEPS:
             return ""
         return f"{report.ideal_s / step.wall_s:.0%}"
 

@@ -82,7 +82,7 @@ def launch_everything(compiler: Compiler) -> None:
 
 def spilled(ptx: str, capability: int) -> int:
     architecture = f"sm_{capability}{'a' if capability >= 90 else ''}"
-    # Files of its own, as not every machine lets ptxas open /dev/stdin.
+    # In files, as Triton itself gives it to ptxas: by /dev/stdin it has failed without a word.
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "kernel.ptx"
         source.write_text(ptx)
