@@ -21,8 +21,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-import triton
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
@@ -32,7 +32,6 @@ from teraio.kernels.with_triton import copying, lossless, lossy
 MEMORY = re.compile(r"\b(?:ld|st)\.global[.\w:]*")
 # Instructions that round otherwise than IEEE's: flushed denormals, fused and approximate ones.
 ROUNDING = re.compile(r"\b(?:\w+[.\w]*\.ftz[.\w]*|fma\.[.\w]*|\w+\.(?:approx|full)\.[.\w]*)")
-PTXAS = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
 
 
 class Compiler:
@@ -82,11 +81,12 @@ def launch_everything(compiler: Compiler) -> None:
 
 def spilled(ptx: str, capability: int) -> int:
     architecture = f"sm_{capability}{'a' if capability >= 90 else ''}"
-    # In files, as Triton itself gives it to ptxas: by /dev/stdin it has failed without a word.
+    # Triton ships several, and writes PTX that only the architecture's own can read.
+    ptxas = get_ptxas(capability).path
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "kernel.ptx"
         source.write_text(ptx)
-        command = [PTXAS, "-v", f"-arch={architecture}", "-o", source.with_suffix(".cubin"), source]
+        command = [ptxas, "-v", f"-arch={architecture}", "-o", source.with_suffix(".cubin"), source]
         done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"ptxas ended with {done.returncode}:\n{done.stdout}{done.stderr}")
