@@ -48,7 +48,7 @@ bool is_done(const c10::intrusive_ptr<c10d::Work>& work) {
 
 template <class Done>
 void release_if(Done&& done) {
-  if (!any()) return;
+  if (!any() || Engine::instance().forked()) return;  // a child can't know what its parent's are doing
   // Works of process groups in Python take the GIL, so they are asked with nothing locked.
   std::vector<UnderWay> entries;
   {
@@ -96,7 +96,7 @@ void begun(Frame& frame, const std::vector<c10::IValue>& results) {
 }
 
 void release_done(bool at_once) {
-  if (!any() || Engine::instance().forked()) return;  // a child can't know what its parent's are doing
+  if (!any()) return;
   const int64_t now = now_ns();
   if (!at_once && now - asked_ns.load(std::memory_order_relaxed) < kAskedEveryNs) return;
   asked_ns = now;

@@ -196,15 +196,15 @@ void Engine::recompute(Block* block, Lock& lock) {
   }
   lock.lock();
   waiting_threads_ -= waiting;
-  if (accelerator_ != nullptr) note_reading(*recipe);
   bool fits = false;
   Block* made = failure ? nullptr : block_of(result.storage().unsafeGetStorageImpl());
   try {
+    if (accelerator_ != nullptr) note_reading(*recipe);
     if (made != nullptr) keep_here(made, lock);
     fits = !failure && made != nullptr && made->nbytes == block->nbytes && made->pins == 0;
     if (fits) take_from(made, block);
   } catch (...) {
-    failure = std::current_exception();
+    if (!failure) failure = std::current_exception();
   }
   if (!failure && fits) {
     guard::close_empty(*result.storage().unsafeGetStorageImpl());

@@ -427,6 +427,7 @@ def test_a_thread_that_makes_room_is_told_of_one_that_waits_for_its_turn(running
         first.start()
         for thread in (other, first):
             thread.join(60)
+        _meanwhile.clear()
 
     when_away(running, both, every_other_without_mkldnn)
     assert len(ends) == 2
