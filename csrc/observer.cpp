@@ -379,7 +379,8 @@ void note_result(const at::RecordFunction& op, Frame& frame) {
     return pinned.born && pinned.block == block;
   });
   // One without a guard may be filled by foreign code before the next op uses it, see [Note: results that autograd keeps].
-  if (born && block->guarded) frame.made = block;
+  // On the meta device no storage has one.
+  if (born && (births == Births::kMeta ? result.requires_grad() : block->guarded.load())) frame.made = block;
 }
 
 std::unique_ptr<at::ObserverContext> on_start(const at::RecordFunction& op) {
