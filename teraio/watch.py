@@ -50,6 +50,7 @@ class Watch:
             profile_iterations=iterations,
             device="cpu",
             on_trace=self._trace_is_there,
+            ends_with_models=False,  # one may be tried and dropped before another is trained
         )
         self._hooks = [
             register_module_module_registration_hook(self._note_parent),

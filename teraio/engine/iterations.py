@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
-import torch
+from torch.optim import Optimizer
 
 log = logging.getLogger("teraio")
 
@@ -22,6 +22,8 @@ _MANY_CALLS = 100
 _MANY_STEPS = 10
 # Steps in a row outside of all marked blocks after which the user is known to mark no more.
 _UNMARKED_STEPS = 2
+# Steps of another optimizer after which the one that ends iterations is known to rest.
+_RESTING_STEPS = 10
 
 
 class Iterations:
@@ -31,9 +33,13 @@ class Iterations:
         """``begin()`` and ``end()`` are called around each block that the user marks, and ``end()``
         after steps that end an iteration."""
         self._begin, self._end = begin, end
-        self._closing: weakref.ref[torch.optim.Optimizer] | None = None
+        self._closing: weakref.ref[Optimizer] | None = None
+        # Steps of others since that one's last, and those that rested too long to end iterations.
+        self._others: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
+        self._resting: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+        self._patience = _RESTING_STEPS
         self._marked = False
-        self._inside = False
+        self._inside = 0  # marked blocks that are open
         self._ended = False
         self._calls = self._steps = self._unmarked_steps = self._strange_steps = 0
 
@@ -41,14 +47,37 @@ class Iterations:
         """One iteration; steps of optimizers inside don't end it."""
         return _Marked(self)
 
-    def comes_up(self, optimizer: torch.optim.Optimizer) -> bool:
+    def comes_up(self, optimizer: Optimizer) -> bool:
         """Iterations end with this one from now on; True if they ended with another before."""
         before = self._closing() if self._closing is not None else None
         self._closing = weakref.ref(optimizer)
+        self._others.clear()
+        self._resting.discard(optimizer)
         self._steps = 0  # many optimizers may make one iteration, such as one for each parameter
         return before is not None
 
-    def stepped(self, optimizer: torch.optim.Optimizer) -> None:
+    def takes_over(self, optimizer: Optimizer) -> bool:
+        """Whether this one, which makes its step, must come up again: no iteration would end.
+
+        The one that ends them is gone, or rests. When it steps again it takes over at once. If the
+        two go on like this, as those of a generator and its critic may, it is waited for longer.
+        """
+        closing = self._closing() if self._closing is not None else None
+        if closing is optimizer:
+            self._others.clear()
+            return False
+        if self._marked:
+            return False
+        if closing is None or optimizer in self._resting:
+            return True
+        self._others[optimizer] = self._others.get(optimizer, 0) + 1
+        if self._others[optimizer] < self._patience:
+            return False
+        self._patience *= 2
+        self._resting.add(closing)
+        return True
+
+    def stepped(self, optimizer: Optimizer) -> None:
         """An optimizer of the models has made its step."""
         if self._closing is None or self._closing() is not optimizer:
             return
@@ -99,13 +128,16 @@ class Iterations:
 
     def enter(self) -> None:
         """A marked block begins."""
-        self._marked = self._inside = True
-        self._begin()
+        self._marked = True
+        self._inside += 1
+        if self._inside == 1:
+            self._begin()
 
     def leave(self, whole: bool) -> None:
-        """A marked block is over; an iteration only if it ran as a ``whole``."""
-        self._inside = False
-        if whole:
+        """A marked block is over; the iteration too if the block is in no other and ran as a
+        ``whole``."""
+        self._inside -= 1
+        if whole and self._inside == 0:
             self._ends()
 
 

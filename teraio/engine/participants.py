@@ -33,7 +33,9 @@ class Participants:
         self._parameters: dict[int, str] = {}  # id(parameter) -> name
         self._masters: dict[int, str] = {}  # id(copy of a parameter) -> its name
         self._optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
-        self._gradients: list[_Blocks] = []  # the newest first
+        # Of the last steps of each optimizer, the newest first.
+        self._gradients: weakref.WeakKeyDictionary[Optimizer, list[_Blocks]]
+        self._gradients = weakref.WeakKeyDictionary()
 
     # ------------------------------------------------------------ models
 
@@ -55,9 +57,13 @@ class Participants:
         self._name_parameters()
 
     def forget_model(self, key: int) -> None:
-        """``key`` is the ``id`` of a model, which may be gone."""
+        """``key`` is the ``id`` of a model, which may be gone.
+
+        Its optimizers are forgotten too: those that train others are known again when they step.
+        """
         self._models.pop(key, None)
         self._prefixes.pop(key, None)
+        self._optimizers.clear()
 
     def _name_parameters(self) -> None:
         """As the models are now: they may get and lose parameters in mid-training."""
@@ -142,8 +148,8 @@ class Participants:
         for name, parameter in self.named(optimizer):
             gradients.update(_blocks(_gradient(name, parameter)))
         # Those of the iteration before are still there when this one begins.
-        self._gradients[1:] = self._gradients[:1]
-        self._gradients[:1] = [gradients]
+        before = self._gradients.get(optimizer, [])
+        self._gradients[optimizer] = [gradients, *before[:1]]
 
     # ------------------------------------------------------------ blocks
 
@@ -151,8 +157,9 @@ class Participants:
         """Kind and name of each block that is known by name."""
         self._name_parameters()
         found: _Blocks = {}
-        for gradients in reversed(self._gradients):
-            found.update(gradients)
+        for latest in self._gradients.values():
+            for gradients in latest:
+                found.update(gradients)
         found.update(_blocks(self._everything()))
         found.pop(0, None)
         return found

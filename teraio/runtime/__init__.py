@@ -67,12 +67,14 @@ class Runtime:
         compress: Compression | None = None,
         recompute: bool = True,
         on_trace: Callable[[], None] | None = None,
+        ends_with_models: bool = True,
     ) -> None:
         """``budget_bytes`` of the memory of ``device`` (``cpu``, ``cuda:0``) are there for tensors.
 
         ``host_bytes`` of host memory may serve as a tier beside a device's memory. ``compress``
         says what is encoded on its way to the SSDs. ``recompute`` is that of ``PlanOptions``.
-        ``on_trace`` is called when a trace is recorded; with it the run makes no plan.
+        ``on_trace`` is called when a trace is recorded; with it the run makes no plan. A run that
+        does not end with its last model is closed by whoever made it.
         """
         self.device = device
         self._resources = Resources(
@@ -94,6 +96,7 @@ class Runtime:
         self._module_paths: dict[str, int] = {}  # as names of parameters begin
         self._module_hooks = ModuleHooks(self._module_numbers, self._iterations.model_called)
         self._compiled = CompiledGraphs(self._module_paths)
+        self._ends_with_models = ends_with_models
         self._backward_step: BackwardStep | None = None
         self._planning = Planning(
             self._resources,
@@ -216,7 +219,7 @@ class Runtime:
         death = self._deaths.pop(key, None)
         if death is not None:
             death.detach()  # or the model keeps what the run knows for as long as it lives
-        if not self._participants:
+        if self._ends_with_models and not self._participants:
             self.close()
 
     def close(self) -> None:
@@ -291,7 +294,11 @@ class Runtime:
             return
         _C.end_optimizer()
         # With several optimizers, an iteration ends with the step of the one that came up last.
-        if self._participants.add_optimizer(optimizer) and self._iterations.comes_up(optimizer):
+        if self._participants.add_optimizer(optimizer):
+            other = self._iterations.comes_up(optimizer)
+        elif other := self._iterations.takes_over(optimizer):
+            self._iterations.comes_up(optimizer)
+        if other:
             self._planning.profile()
         self._iterations.stepped(optimizer)
 
@@ -299,6 +306,7 @@ class Runtime:
         stats = _C.end_iteration()
         step = self._steps.add(stats, "profile" if self.phase == "profile" else "run")
         if stats["over_budget"]:
+            self._planning.profile()  # or one iteration would be recorded together with the next
             with explained():
                 raise errors.BudgetError(stats["over_budget"])
         self._planning.iteration_ended(step, stats)

@@ -18,6 +18,9 @@ _AFTER_LARGER = 20
 # Iterations are of one kind if no more than this part of their ops differ. Worth a plan is what is
 # larger by more than this part, or as large and quicker by more than that.
 _OTHER_OPS_SHARE = 0.02
+# Where the planned one had so many ops that the others lack, such as those of an evaluation or of a
+# batch without a step, it was of another kind too. (Others may well have shorter sequences.)
+_LACKING_OPS_SHARE = 0.2
 _LARGER_SHARE = 0.05
 _QUICKER_SHARE = 0.05
 # Or one whose SSDs are slower or faster by this part beside ops than alone, if what waits for them
@@ -108,7 +111,8 @@ class Revision:
 
         A program that never repeats itself is not profiled for ever: each time it takes longer.
         """
-        return self._is_due(_drifts(step) if moves else step.written_bytes > 0)
+        lacking = step.ops < (1 - _LACKING_OPS_SHARE) * self._ops
+        return self._is_due(_drifts(step) or lacking if moves else step.written_bytes > 0)
 
     def none_long_enough(self) -> bool:
         """Whether one more iteration without any plan is one too many; True also starts anew."""

@@ -295,6 +295,101 @@ def trained(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> N
         optimizer.zero_grad()
 
 
+def ended(model: nn.Module) -> int:
+    """How many iterations have."""
+    steps = teraio.report(model).steps
+    return steps[-1].iteration + 1 if steps else 0
+
+
+@pytest.mark.parametrize("end", ["it rests", "it is gone", "its model is restored"])
+def test_iterations_end_without_the_optimizer_that_came_up_last(end: str, spill: str) -> None:
+    first = teraio.offload(SlowAtTimes(), memory_budget="1MiB", ssd=spill)
+    second = teraio.offload(SlowAtTimes())
+    stays, goes = (torch.optim.SGD(model.parameters(), lr=0.1) for model in (first, second))
+    for _ in range(3):
+        trained(first, stays, 1)
+        trained(second, goes, 1)
+    assert ended(first) == 3 + 1  # the first ended with the first step of the other
+    if end == "it is gone":
+        del goes
+        gc.collect()
+    elif end == "its model is restored":
+        teraio.restore(second)
+    trained(first, stays, 30)
+    assert ended(first) >= 4 + 20
+    assert teraio.report(first).plan is not None
+    if end == "it rests":
+        trained(second, goes, 1)
+        before = ended(first)
+        for _ in range(5):
+            trained(first, stays, 1)
+            trained(second, goes, 1)
+        assert ended(first) == before + 5
+        teraio.restore(second)
+    teraio.restore(first)
+
+
+def test_an_optimizer_that_rests_at_times_costs_ever_fewer_profiles(spill: str) -> None:
+    model = teraio.offload(SlowAtTimes(), memory_budget="1MiB", ssd=spill)
+    often = torch.optim.SGD(model.layers[:4].parameters(), lr=0.1)
+    rarely = torch.optim.SGD(model.layers[4:].parameters(), lr=0.1)
+    rounds = []
+    for _ in range(6):
+        before = ended(model)
+        trained(model, often, 25)
+        trained(model, rarely, 1)
+        rounds.append(ended(model) - before)
+    teraio.restore(model)
+    assert rounds[0] > 10
+    assert rounds[-2:] == [1, 1]
+
+
+def test_marked_iterations_within_each_other_are_one(spill: str) -> None:
+    models = [teraio.offload(SlowAtTimes(), memory_budget="1MiB", ssd=spill)]
+    models.append(teraio.offload(SlowAtTimes()))
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for model in models]
+    for _ in range(4):
+        with teraio.iteration(models[0]), teraio.iteration(models[1]):
+            for model, optimizer in zip(models, optimizers, strict=True):
+                trained(model, optimizer, 1)
+    steps = teraio.report(models[0]).steps
+    for model in models:
+        teraio.restore(model)
+    assert len(steps) == 4
+    assert all(step.peak_bytes > 0 for step in steps)
+
+
+def test_gradients_of_many_optimizers_are_known_as_such(spill: str) -> None:
+    model = teraio.offload(SlowAtTimes(), memory_budget="1MiB", ssd=spill)
+    optimizers = [torch.optim.SGD(layer.parameters(), lr=0.1) for layer in model.layers]
+    for _ in range(3):
+        model(torch.ones(4, 128)).sum().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    trace = teraio.report(model).trace
+    teraio.restore(model)
+    assert trace is not None
+    gradients = {s.name for s in trace.storages if s.kind == "gradient"}
+    assert gradients == {f"layers.{i}.weight:grad" for i in range(len(optimizers))}
+
+
+def test_an_iteration_with_an_evaluation_is_not_what_others_are_planned_by(spill: str) -> None:
+    model = teraio.offload(SlowAtTimes(), memory_budget="1MiB", ssd=spill)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trained(model, optimizer, 1)
+    with torch.no_grad():
+        for _ in range(3):
+            model(torch.ones(4, 128))
+    trained(model, optimizer, 1)
+    with_evaluation = teraio.report(model).trace
+    trained(model, optimizer, 6)
+    trace = teraio.report(model).trace
+    teraio.restore(model)
+    assert with_evaluation is not None and trace is not None
+    assert len(trace.ops) < len(with_evaluation.ops)
+
+
 def test_a_loop_within_one_marked_iteration_is_warned(
     spill: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -50,6 +50,12 @@ def test_the_first_iterations_under_a_plan_are_recorded_and_more_after_a_larger_
     assert records(made) > 2 * first
 
 
+def test_iterations_that_lack_many_of_the_planned_ops_are_of_another_kind() -> None:
+    made = revision()
+    assert not any(made.drifted(step(ops=90), moves=True) for _ in range(20))
+    assert [made.drifted(step(ops=70), moves=True) for _ in range(3)] == [False, False, True]
+
+
 def test_nothing_is_recorded_where_nothing_moves() -> None:
     made = revision()
     made.planned(100 * MIB, 1.0, 100, moves=False)
