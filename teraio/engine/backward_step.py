@@ -9,8 +9,10 @@ know: plans, budgets, iterations.
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from functools import partial
 from typing import Any, NoReturn, cast
 
 import torch
@@ -20,6 +22,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 import teraio._C as _C
 from teraio.errors import ConfigurationError
+
+log = logging.getLogger("teraio")
 
 # Their step looks at one parameter, its gradient and its state at a time. Others may not.
 _SEPARATE = tuple(
@@ -107,8 +111,10 @@ class BackwardStep:
         self._names: MutableMapping[torch.Tensor, str] = WeakTensorKeyDictionary()
         self._optimizers: weakref.WeakKeyDictionary[Optimizer, _Run] = weakref.WeakKeyDictionary()
         self._gradients: dict[int, str] = {}
+        self._unfinished: set[int] = set()  # backward passes that have begun to step parameters
+        self._told: set[int] = set()  # which of them the user knows to be interrupted
         self._scale = GradScaler.scale
-        GradScaler.scale = _without_scaling(GradScaler.scale)  # type: ignore[method-assign]
+        GradScaler.scale = self._without_scaling(GradScaler.scale)  # type: ignore[method-assign]
 
     def add(self, names: Mapping[torch.Tensor, str]) -> None:
         """From now on these parameters, here with their names, are stepped in backward."""
@@ -176,7 +182,7 @@ class BackwardStep:
                     f"{self._names[parameter]} belongs to two optimizers, and the other one "
                     f"has stepped it in the backward pass (optimizer_in_backward=True). {_REMEDY}"
                 )
-        elif step.done and not used:
+        elif step.done and not used and not self._forgets_interrupted(step):
             raise ConfigurationError(
                 f"the gradient of {step.name} was taken away or replaced between backward() and "
                 "optimizer.step(), but the optimizer has stepped it with the one of the backward "
@@ -231,12 +237,13 @@ class BackwardStep:
         optimizer = step.optimizer()
         if optimizer is None or parameter.grad is None:
             return  # nobody steps it any more, or who does is yet to be seen
-        if step.done:
+        if step.done and not self._forgets_interrupted(step):
             raise ConfigurationError(
                 f"a second backward pass gives {step.name} another gradient before "
                 "optimizer.step(), but the optimizer has stepped it with the first one "
                 f"(optimizer_in_backward=True). {_REMEDY}"
             )
+        self._note_pass(step)
         self._optimizers[optimizer].note_settings(optimizer, step.group)
         self._gradients[_C.block_id(parameter.grad)] = step.name
         _C.begin_optimizer()
@@ -246,6 +253,45 @@ class BackwardStep:
             _C.end_optimizer()
         step.done = True
         parameter.grad = step.used
+
+    # [Note: interrupted backward passes]
+    # An exception, such as a Ctrl-C, may end a backward pass that has stepped some parameters
+    # already. A loop that goes on, with another batch, finds these a step ahead and all else in
+    # order, so it gets a warning. Only passes that end well call back.
+    def _note_pass(self, step: _ParameterStep) -> None:
+        step.backward_pass = torch._C._current_graph_task_id()
+        if step.backward_pass in self._unfinished:
+            return
+        self._unfinished.add(step.backward_pass)
+        ended = partial(self._unfinished.discard, step.backward_pass)
+        torch.autograd.Variable._execution_engine.queue_callback(ended)
+
+    def _forgets_interrupted(self, step: _ParameterStep) -> bool:
+        """Whether the parameter was stepped in a pass that was interrupted; it is ready again."""
+        interrupted = step.backward_pass
+        if interrupted not in self._unfinished:
+            return False
+        step.done = False
+        if interrupted not in self._told:
+            self._told.add(interrupted)
+            log.warning(
+                "an exception ended a backward pass in which parameters, %s for example, had been "
+                "stepped already (optimizer_in_backward=True). They keep that step. Load a "
+                "checkpoint if that matters.",
+                step.name,
+            )
+        return True
+
+    def _without_scaling(self, scale: Callable[..., Any]) -> Callable[..., Any]:
+        def refused(scaler: GradScaler, outputs: Any) -> Any:
+            if scaler.is_enabled() and any(leaf in self._names for leaf in _leaves(outputs)):
+                raise ConfigurationError(
+                    "a GradScaler decides after the backward pass whether and how gradients are "
+                    "used; with optimizer_in_backward=True they are used during it. " + _REMEDY
+                )
+            return scale(scaler, outputs)
+
+        return refused
 
 
 class _ParameterStep:
@@ -267,6 +313,7 @@ class _ParameterStep:
         self.optimizer = weakref.ref(optimizer)
         self.used = UsedGradient(parameter, name)
         self.done = False  # since the optimizer's last step()
+        self.backward_pass = -1  # that has stepped it last
 
     def __call__(self, parameter: torch.Tensor) -> None:
         self._owner.step_one(parameter, self)
@@ -371,13 +418,23 @@ def _check_alone() -> None:
         )
 
 
-def _without_scaling(scale: Callable[..., Any]) -> Callable[..., Any]:
-    def refused(self: GradScaler, outputs: Any) -> Any:
-        if self.is_enabled():
-            raise ConfigurationError(
-                "a GradScaler decides after the backward pass whether and how gradients are used; "
-                f"with optimizer_in_backward=True they are used during it. {_REMEDY}"
-            )
-        return scale(self, outputs)
-
-    return refused
+def _leaves(outputs: Any) -> Iterator[torch.Tensor]:
+    """The leaves that gradients of ``outputs``, tensors or nested sequences of them, flow to."""
+    waiting: list[Any] = []
+    todo = [outputs]
+    while todo:
+        value = todo.pop()
+        if not isinstance(value, torch.Tensor):
+            todo.extend(value)
+        elif value.grad_fn is not None:
+            waiting.append(value.grad_fn)
+        elif value.requires_grad:
+            yield value
+    seen = set(waiting)
+    while waiting:
+        node = waiting.pop()
+        if hasattr(node, "variable"):
+            yield node.variable
+        new = {other for other, _ in node.next_functions if other is not None} - seen
+        seen |= new
+        waiting.extend(new)

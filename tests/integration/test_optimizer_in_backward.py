@@ -428,10 +428,48 @@ def test_a_scaler_is_refused_before_anything_is_stepped(spill: str) -> None:
     model = offloaded(layers(), spill)
     scaler = torch.amp.GradScaler("cpu")
     with pytest.raises(teraio.ConfigurationError, match="GradScaler"):
-        scaler.scale(torch.ones(()))
-    assert torch.amp.GradScaler("cpu", enabled=False).scale(torch.ones(())) == 1
+        scaler.scale([torch.ones(()), (model(torch.ones(4, 128)).sum(),)])
+    with pytest.raises(teraio.ConfigurationError, match="GradScaler"):
+        scaler.scale(model[0].bias)
+    disabled = torch.amp.GradScaler("cpu", enabled=False)
+    assert disabled.scale(model(torch.ones(4, 128)).sum()).requires_grad
     teraio.restore(model)
-    assert scaler.scale(torch.ones(())) > 1
+    assert scaler.scale(model(torch.ones(4, 128)).sum()).requires_grad
+
+
+def test_a_scaler_of_another_model_is_not_refused(spill: str) -> None:
+    model, other = offloaded(layers(), spill), layers()
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    scaler.scale(other(torch.ones(4, 128)).sum()).backward()
+    assert scaler.scale(torch.ones(())) == 2
+    teraio.restore(model)
+
+
+@pytest.mark.parametrize("ended_by", [KeyboardInterrupt, ArithmeticError])
+def test_a_loop_goes_on_after_a_backward_pass_that_was_interrupted(
+    ended_by: type[BaseException], spill: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def interrupt(_: torch.Tensor) -> None:
+        if interrupts:
+            raise ended_by
+
+    interrupts: list[bool] = []
+    model = offloaded(layers(), spill)
+    model[3].weight.register_hook(interrupt)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for step in range(6):
+        optimizer.zero_grad()
+        interrupts[:] = [True] * (step in (2, 3))
+        before = [parameter.detach().clone() for parameter in model.parameters()]
+        try:
+            backward(model)
+        except ended_by:
+            assert list(map(torch.equal, before, model.parameters())) == [True] * 7 + [False] * 5
+            continue
+        optimizer.step()
+        assert not any(map(torch.equal, before, model.parameters()))
+    teraio.restore(model)
+    assert caplog.text.count("an exception ended a backward pass") == 2
 
 
 def test_a_parameter_of_two_optimizers_is_refused(spill: str) -> None:
