@@ -78,7 +78,7 @@ class Planning:
         self._options = options
         self._on_trace = on_trace
         self._revision = Revision()
-        self._progress = Progress(profile_iterations)
+        self._progress = Progress()
         self._live_bytes = 0  # the most of storages in the last iteration, wherever they were
         self._spill_work = Work(0.0, 0.0, 0.0, 0, 0)  # of the last iteration
 
@@ -107,13 +107,13 @@ class Planning:
     def close(self) -> None:
         """Nothing is profiled and planned from now on."""
         self.phase = "closed"
-        self._progress.stop()
 
     # ------------------------------------------------------------ profile
 
     def _profile(self, iterations: int) -> None:
         self.phase = "profile"
         self.plan = None
+        self._progress.profiling(iterations)
         self._resources.telemetry.begin()
         _C.unfollow()
         _C.look_on(self._resources.spare_bytes(), int(_LOOK_ON_S * 1e9))
@@ -125,7 +125,6 @@ class Planning:
     def _profile_next(self, left: int) -> None:
         """So many are left; the last one is recorded."""
         self._left = left
-        self._progress.profiling(left)
         if left == 1:
             self._recorder.begin()
 
@@ -153,7 +152,6 @@ class Planning:
         )
         self.phase = "run"
         _C.look_on(0, 0)
-        self._progress.stop()
         if self._on_trace is not None:
             self._places_are_known()
             self._on_trace()
@@ -237,9 +235,8 @@ class Planning:
         # The reserve gives way to the largest op.
         budget = max(int(most * (1 - PLAN_RESERVE)), min(least, most))
         _C.release_free_pages(self._planning_bytes(len(trace.ops)))
-        self._progress.planning(len(trace.ops))
         try:
-            with explained():
+            with explained(), self._progress.planning(len(trace.ops)):
                 return make_plan(trace, replace(self.hardware, budget_bytes=budget), self._options)
         except errors.BudgetError as error:
             if least <= most:
@@ -250,8 +247,6 @@ class Planning:
                 f"{error}. Pass memory_budget={whole} or more, or make that op smaller, with a "
                 "smaller batch for example."
             ) from None
-        finally:
-            self._progress.stop()
 
     def _planning_bytes(self, ops: int) -> int:
         """What making a plan takes of the memory under the budget, which may be all there is."""

@@ -1,43 +1,48 @@
-"""A line on a terminal that says how far profiling and planning are.
+"""What a terminal is told of the first iterations, which are slower than those that follow.
 
-In: counts of iterations and ops. Out: the line, and nothing where stderr is no terminal. Must not
-know: what is profiled and planned.
+In: counts of iterations and ops. Out: lines on stderr, none where it is no terminal. Must not know:
+what is profiled and planned.
+
+While the program runs the terminal is the program's, with its own lines and progress bars: a line
+that stays goes out whole. What is there only while teraio works, and the program waits, is taken
+away again.
 """
 
 from __future__ import annotations
 
 import sys
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_TAKE_AWAY = "\r\x1b[K"
 
 
 class Progress:
-    """The line; it is there from ``profiling`` or ``planning`` to ``stop``."""
+    """Of one run."""
 
-    def __init__(self, iterations: int) -> None:
-        self._iterations = iterations
-        self._status: Any = None
+    def __init__(self) -> None:
+        self._told = False
 
-    def profiling(self, left: int) -> None:
-        """So many iterations are left, the one that begins included."""
-        now = self._iterations - left + 1
-        self._show(f"teraio: profiling, iteration {now} of {self._iterations}")
+    def profiling(self, iterations: int) -> None:
+        """So many are profiled. It is said once."""
+        if not self._told:
+            self._told = True
+            _write(f"teraio: profiling the first {iterations} iterations\n")
 
-    def planning(self, ops: int) -> None:
+    @contextmanager
+    def planning(self, ops: int) -> Iterator[None]:
         """A plan is made for an iteration of so many ops."""
-        self._show(f"teraio: planning for {ops:,} ops")
+        _write(f"{_TAKE_AWAY}teraio: planning for {ops:,} ops")
+        try:
+            yield
+        finally:
+            _write(_TAKE_AWAY)
 
-    def _show(self, text: str) -> None:
-        if not sys.stderr.isatty():
-            return
-        if self._status is None:
-            from rich.console import Console
 
-            self._status = Console(stderr=True).status("")
-            self._status.start()
-        self._status.update(text)
-
-    def stop(self) -> None:
-        """Take it away."""
-        if self._status is not None:
-            self._status.stop()
-            self._status = None
+def _write(text: str) -> None:
+    try:
+        if sys.stderr.isatty():
+            sys.stderr.write(text)
+            sys.stderr.flush()
+    except (AttributeError, OSError, ValueError):  # there is none, or it is closed: nobody looks
+        pass
