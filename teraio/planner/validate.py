@@ -65,7 +65,9 @@ def _check_recomputations(trace: Trace, plan: Plan) -> None:
             reads[op].append(index)
     if any(not 0 <= storage < len(trace.storages) for storage in gaps):
         raise PlanError("a storage is made again that the trace does not have")
-    births = {storage: trace.storages[storage].birth for storage in gaps}
+    made_at = defaultdict(list)
+    for again in plan.recomputations:
+        made_at[trace.storages[again.storage].birth].append(again)
     for again in plan.recomputations:
         storage = trace.storages[again.storage]
         made, dropped, need = storage.birth, again.drop_after, again.needed_by
@@ -87,7 +89,7 @@ def _check_recomputations(trace: Trace, plan: Plan) -> None:
             gap = gaps.get(operand)
             if gap is not None and gap.drop_after < need < gap.needed_by:
                 raise PlanError(f"{what}, which is made again only before op {gap.needed_by}")
-        others = {gap.needed_by for other, gap in gaps.items() if births[other] in storage.uses}
+        others = {other.needed_by for op in storage.uses for other in made_at.get(op, ())}
         if need not in {*storage.uses, *others} or any(dropped < op < need for op in storage.uses):
             raise PlanError(f"{name} is given up after op {dropped} but not needed by op {need}")
 
