@@ -852,8 +852,9 @@ std::string Engine::describe(const Block* block) const {
 
 std::string Engine::describe_elsewhere(const Block* block) const {
   return describe(block) +
-         " is on SSD, which only the process that called teraio.offload can read. Use it there, or hold it in memory "
-         "with teraio.resident before the fork.";
+         " is on SSD, which only the process that called teraio.offload can read. What a process that is forked off reads, "
+         "such as a worker of a DataLoader, is best made before teraio.offload, or put in shared memory by "
+         "tensor.share_memory_(); or hold it in memory by teraio.resident before the fork.";
 }
 
 std::string Engine::describe_failure(const Block* block, const Transfer& transfer) const {

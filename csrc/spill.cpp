@@ -81,14 +81,15 @@ void SpillSpace::add_folder(const std::string& path) {
 
 void SpillSpace::reserve_file(File& file, uint64_t nbytes) {
   if (nbytes <= file.reserved) return;
+  struct statvfs fs {};  // asked before: what is reserved in vain takes all there is
+  const uint64_t available = ::fstatvfs(file.fd, &fs) == 0 ? uint64_t{fs.f_bavail} * fs.f_frsize : 0;
   int error = ::posix_fallocate(file.fd, static_cast<off_t>(file.reserved), static_cast<off_t>(nbytes - file.reserved));
   if (error == EOPNOTSUPP || error == EINVAL) {
     error = ::ftruncate(file.fd, static_cast<off_t>(nbytes)) == 0 ? 0 : errno;
   }
   if (error != 0) {
-    struct statvfs fs {};
-    const uint64_t available = ::fstatvfs(file.fd, &fs) == 0 ? uint64_t{fs.f_bavail} * fs.f_frsize : 0;
-    fail("can't reserve " + format_size(nbytes) + " of spill space (" + format_size(available) + " are free) in",
+    [[maybe_unused]] const int given_back = ::ftruncate(file.fd, static_cast<off_t>(file.reserved));
+    fail("can't reserve " + format_size(nbytes - file.reserved) + " of spill space (" + format_size(available) + " are free) in",
          file.path, error, "Free space there, or pass another or a further folder as `ssd`.");
   }
   file.reserved = nbytes;

@@ -50,14 +50,14 @@ def _doctor(
     The exit code is 1 where something can't work.
     """
     from teraio.cli.console import notes, out, write
-    from teraio.cli.inputs import check_folder_of
+    from teraio.cli.inputs import check_output
     from teraio.doctor import diagnose
     from teraio.engine.folders import spill_folders
     from teraio.reports.as_json import as_json
     from teraio.reports.health import health_text
 
     if output is not None:
-        check_folder_of(output)
+        check_output(output)
     with notes().status("teraio: looking at this machine"):
         examined = spill_folders(folders or None, what="FOLDERS")
         found = diagnose(examined)

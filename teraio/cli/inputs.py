@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import typer
 
 from teraio.errors import ConfigurationError, SpillError
-from teraio.files import load_any
+from teraio.files import load_any, may_be_ours
 from teraio.records import Trace
 from teraio.reports.subject import Subject, subject_of
 
@@ -26,13 +27,34 @@ def load_trace(path: Path) -> Trace:
     return load_subject(path).unlimited
 
 
-def check_folder_of(output: Path) -> None:
-    """Before long work: raises ConfigurationError where ``output`` can't be written at its end."""
+def check_output(output: Path, *inputs: Path, endings: Sequence[str] = ()) -> None:
+    """Before long work: raises ConfigurationError where ``output`` can't be written at its end, or
+    would take the place of one of ``inputs`` or of something that is not of its kind.
+
+    Its name must have one of ``endings``; without any it is to be a file of teraio.
+    """
     folder = output.absolute().parent
     if not folder.is_dir():
         raise ConfigurationError(f"{output}: the folder {folder} does not exist; create it first.")
     if output.is_dir():
         raise ConfigurationError(f"{output} is a folder; pass the name of a file.")
+    if endings and output.suffix.lower() not in endings:
+        raise ConfigurationError(f"{output}: its name must end in {' or '.join(endings)}.")
+    if output.exists():
+        if any(path.exists() and path.samefile(output) for path in inputs):
+            raise ConfigurationError(f"{output} is what is read; pass another name for the result.")
+        if not endings and not may_be_ours(output):
+            raise ConfigurationError(
+                f"{output} is there and no file of teraio; pass another name for the result."
+            )
+    try:
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigurationError(
+            f"{output}: nothing can be written to the folder {folder} "
+            f"({(error.strerror or str(error)).lower()}); pass another one."
+        ) from None
 
 
 def check_folders(folders: Sequence[Path], *, allow_tmpfs: bool) -> None:

@@ -28,6 +28,11 @@ def machine(name: str, ssd: Sequence[str], host: str | None, budget_bytes: int |
         return _this(ssd, host_bytes, budget_bytes)
     if Path(name).is_file():
         return _from_file(Path(name), ssd, host_bytes, budget_bytes)
+    if Path(name).suffix or Path(name).name != name:
+        raise ConfigurationError(
+            f"--hardware: there is no file {name}; `teraio doctor -o {name}` measures this machine "
+            "and makes one."
+        )
     from teraio.whatif.presets import hardware
 
     return hardware(
@@ -45,7 +50,7 @@ def _this(ssd: Sequence[str], host_bytes: int, budget_bytes: int | None) -> Hard
             "--host: on this machine models are on the CPU, so its memory is what the budget "
             "limits; name a GPU with --hardware."
         )
-    counts = [folder for folder in ssd if folder.isdigit()]
+    counts = [folder for folder in ssd if folder.isdecimal()]
     if counts:
         raise ConfigurationError(
             f"--ssd {counts[0]} counts the drives of another machine (--hardware); for this one "
@@ -76,7 +81,7 @@ def _from_file(
 def _drives(ssd: Sequence[str]) -> int:
     if not ssd:
         return 4
-    if len(ssd) > 1 or not ssd[0].isdigit():
+    if len(ssd) > 1 or not ssd[0].isdecimal():
         raise ConfigurationError(
             f"--ssd {ssd[0]}: for another machine than this one, pass how many drives it has."
         )

@@ -63,9 +63,8 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except OSError as error:
-        if error.filename is None:
-            raise
-        _leave(f"teraio: {error.filename}: {error.strerror}.")
+        where = "" if error.filename is None else f"{error.filename}: "
+        _leave(f"teraio: {where}{error.strerror or error}.")
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
 

@@ -133,11 +133,11 @@ def _plan(
     from rich.text import Text
 
     from teraio.cli.console import out, write
-    from teraio.cli.inputs import check_folder_of, load_trace
+    from teraio.cli.inputs import check_output, load_trace
     from teraio.errors import ConfigurationError
 
     if output is not None:
-        check_folder_of(output)
+        check_output(output, *(Path(path) for path in (file, model, hardware) if path))
     if (file is None) == (model is None):
         raise ConfigurationError("pass either the file of a trace, or --model.")
     if file is not None:

@@ -6,6 +6,7 @@ In: a script and its arguments. Out: a trace file and a summary. Must not know: 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +21,9 @@ _EXAMPLES = """
 
   teraio profile -m my_package.train --epochs 1
 """
+
+
+_OPTIONS = {"-o", "--output", "--budget", "--ssd", "--iterations", "--to-end"}
 
 
 def add_to(app: typer.Typer) -> None:
@@ -60,19 +64,20 @@ def _profile(
 ) -> None:
     """Run a training script and record one iteration as a trace.
 
-    The script runs as it is. It ends once an iteration is recorded, or goes on with --to-end.
+    The script runs as it is. It ends once an iteration is recorded, or goes on with --to-end. All
+    that comes after SCRIPT is for the script.
     """
     from teraio.cli.console import notes, out
-    from teraio.cli.inputs import check_folder_of, check_folders
+    from teraio.cli.inputs import check_folders, check_output
     from teraio.cli.script import Script
     from teraio.engine.folders import spill_folders
-    from teraio.errors import ConfigurationError
+    from teraio.errors import BudgetError, ConfigurationError
     from teraio.profiler.hardware import memory_bytes
     from teraio.sizes import parse_size
 
     target = Script(script, tuple(arguments or ()), module)
     path = output or Path(f"{target.stem}.trace")
-    check_folder_of(path)
+    check_output(path, *([] if module else [Path(script)]))
     if ssd and budget is None:
         raise ConfigurationError("--ssd goes with --budget; without one nothing moves.")
     budget_bytes = None
@@ -88,17 +93,21 @@ def _profile(
     from teraio.files import save
 
     code, process = 0, os.getpid()
-    with teraio.profile(
-        memory_budget=budget_bytes,
-        ssd=folders,
-        iterations=iterations,
-        stop=not to_end,
-    ) as run:
-        code = target.run()
+    try:
+        with teraio.profile(
+            memory_budget=budget_bytes,
+            ssd=folders,
+            iterations=iterations,
+            stop=not to_end,
+        ) as run:
+            code = target.run()
+    except BudgetError as error:
+        raise BudgetError(str(error).replace("memory_budget=", "--budget=")) from None
     if os.getpid() != process:  # forked off by the script, whose end this is
         raise typer.Exit(code)
     if run.trace is None:
         notes().print(_nothing_recorded(len(run.report().steps), iterations, code), markup=False)
+        notes().print(_behind(target.arguments), markup=False, end="")
         raise typer.Exit(code or 1)
     save(run.trace, path)
 
@@ -107,6 +116,17 @@ def _profile(
 
     out().print(profile_text(overview(run.trace), run.report(), path))
     raise typer.Exit(code)
+
+
+def _behind(arguments: Sequence[str]) -> str:
+    """What to say of options of teraio that the script got."""
+    names = {argument.partition("=")[0] for argument in arguments} & _OPTIONS
+    if not names:
+        return ""
+    return (
+        f"{', '.join(sorted(names))} came after the script, which got it; options of teraio go "
+        "before it.\n"
+    )
 
 
 def _nothing_recorded(iterations: int, wanted: int, code: int) -> str:

@@ -48,7 +48,7 @@ def _report(
 ) -> None:
     """Draw an iteration: one HTML page that works offline, pictures, or a timeline."""
     from teraio.cli.console import out
-    from teraio.cli.inputs import check_folder_of, load_subject
+    from teraio.cli.inputs import check_output, load_subject
     from teraio.errors import ConfigurationError
 
     if beside is not None and perfetto is None:
@@ -56,29 +56,29 @@ def _report(
     if output is None and not (png or svg or perfetto):
         output = file.with_suffix(".html")
     wanted = [path for path in (output, png, svg, perfetto) if path]
-    for path in wanted:
-        check_folder_of(path)
+    kinds = (
+        (output, (".html", ".htm")),
+        (png, (".png",)),
+        (svg, (".svg",)),
+        (perfetto, (".json",)),
+    )
+    for path, endings in kinds:
+        if path is not None:
+            check_output(path, *([beside] if beside else []), endings=endings)
     subject = load_subject(file)
     if output is not None:
         from teraio.reports.page import page
 
         output.write_text(page(subject), encoding="utf-8")
-    for picture, ending in ((png, ".png"), (svg, ".svg")):
+    for picture in (png, svg):
         if picture is not None:
-            _draw(subject, picture, ending)
+            from teraio.reports.picture import draw
+
+            draw(subject, picture)
     if perfetto is not None:
         _write_timeline(subject, perfetto, beside)
     for path in wanted:
         out().print(f"saved: {path} ({path.stat().st_size / 1e6:.1f} MB)", markup=False)
-
-
-def _draw(subject: Subject, path: Path, ending: str) -> None:
-    from teraio.errors import ConfigurationError
-    from teraio.reports.picture import draw
-
-    if path.suffix.lower() != ending:
-        raise ConfigurationError(f"{path}: its name must end in {ending}.")
-    draw(subject, path)
 
 
 def _write_timeline(subject: Subject, path: Path, beside: Path | None) -> None:
@@ -90,13 +90,14 @@ def _write_timeline(subject: Subject, path: Path, beside: Path | None) -> None:
 
 def _torch_trace(path: Path) -> dict[str, Any]:
     import gzip
+    import zlib
 
     from teraio.errors import ConfigurationError
 
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         document = json.loads(data)
-    except (ValueError, EOFError, gzip.BadGzipFile) as error:
+    except (ValueError, EOFError, RecursionError, gzip.BadGzipFile, zlib.error) as error:
         raise ConfigurationError(f"{path} is no trace of torch.profiler: {error}.") from None
     if not isinstance(document, dict):
         raise ConfigurationError(f"{path} is no trace of torch.profiler: it holds no object.")

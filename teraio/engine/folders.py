@@ -6,6 +6,7 @@ In: what the user passed as ``ssd``. Out: usable folders. Must not know: torch, 
 from __future__ import annotations
 
 import os
+import re
 import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -116,13 +117,14 @@ def mount(folder: Path) -> Mount | None:
     path = os.path.realpath(folder)
     best, found = "", None
     try:
-        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+        lines = os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).splitlines()
     except OSError:
         return None
     for line in lines:
         before, _, after = line.partition(" - ")
         fields, (kind, _, options) = before.split(), after.split(maxsplit=2)
-        point = fields[4].encode().decode("unicode_escape")
+        # Spaces and the like are written as octal numbers.
+        point = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), fields[4])
         inside = path == point or path.startswith(point.rstrip("/") + "/")
         # Of mounts on one point the last one is what is seen.
         if inside and len(point) >= len(best):

@@ -18,8 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
-from teraio.errors import FileFormatError
-from teraio.files.document import pack, read_document, replace
+from teraio.errors import ConfigurationError, FileFormatError
+from teraio.files.document import may_be_ours, pack, read_document, replace
 from teraio.files.fault import Fault, fail
 from teraio.files.hardware import read_hardware, write_hardware
 from teraio.files.plan import read_plan, write_plan
@@ -27,7 +27,7 @@ from teraio.files.report import read_run, read_step, write_run, write_step
 from teraio.files.trace import read_trace, write_trace
 from teraio.records import Hardware, Plan, RunReport, StepReport, Trace
 
-__all__ = ["AnyRecord", "load", "load_any", "save"]
+__all__ = ["AnyRecord", "load", "load_any", "may_be_ours", "save"]
 
 Record = TypeVar("Record", Trace, Plan, Hardware, StepReport, RunReport)
 AnyRecord = Trace | Plan | Hardware | StepReport | RunReport
@@ -54,10 +54,10 @@ def save(record: AnyRecord, path: str | os.PathLike[str]) -> None:
     """Write ``record`` to ``path``, which holds either the old file or the whole new one at any
     time.
 
-    Raises FileFormatError for a record that could not be loaded again, OSError as the file system
-    does.
+    Raises FileFormatError for a record that could not be loaded again, ConfigurationError for
+    anything but a record, OSError as the file system does.
     """
-    form = _FORMS[type(record)]
+    form = _form_of(type(record))
     body = form.write(record)
     target = Path(path)
     try:
@@ -72,9 +72,10 @@ def load(path: str | os.PathLike[str], kind: type[Record]) -> Record:
     """Read a record of type ``kind`` (such as ``Trace``) from ``path``.
 
     Raises FileFormatError, with path and reason, for a file that is damaged, of another kind or
-    version, or breaks a rule of the record; OSError as the file system does.
+    version, or breaks a rule of the record; ConfigurationError where ``kind`` is none; OSError as
+    the file system does.
     """
-    form = _FORMS[kind]
+    form = _form_of(kind)
     with _refused(path):
         name, body = read_document(Path(path))
         if name != form.name:
@@ -90,6 +91,16 @@ def load_any(path: str | os.PathLike[str]) -> AnyRecord:
         if form is None:
             fail(f"the file holds a {str(name)[:40]!r}, which this version does not know")
         return form.read(body, form.name)
+
+
+def _form_of(kind: type) -> _Form:
+    form = _FORMS.get(kind)
+    if form is None:
+        raise ConfigurationError(
+            f"{getattr(kind, '__name__', kind)} is no kind of record, which are "
+            f"{', '.join(known.__name__ for known in _FORMS)}. teraio.report(model) is a RunReport."
+        )
+    return form
 
 
 @contextmanager

@@ -20,6 +20,7 @@ VERSION = 5
 _READABLE = range(1, VERSION + 1)
 MAX_BYTES = 256 << 20
 _MAX_BRACKETS = 4_000_000
+_PACKED = b"\x1f\x8b"  # so gzip begins
 _LEVEL = 4
 
 
@@ -39,9 +40,17 @@ def replace(target: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, target)
-    except BaseException:
+    except BaseException as error:
         draft.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is not None:
+            error.filename = str(target)  # nobody knows of the draft
         raise
+
+
+def may_be_ours(path: Path) -> bool:
+    """Whether the file is packed as ours are, or empty. It is not read for that."""
+    with path.open("rb") as file:
+        return file.read(len(_PACKED)) in (_PACKED, b"")
 
 
 def read_document(path: Path) -> tuple[object, object]:
@@ -67,7 +76,7 @@ def _unpack(path: Path) -> bytes:
         packed = file.read(MAX_BYTES + 1)
     if len(packed) > MAX_BYTES:
         fail(f"the file is larger than {MAX_BYTES} bytes")
-    if packed[:2] != b"\x1f\x8b":
+    if not packed.startswith(_PACKED):
         fail("this is not a gzip file, so not a file of teraio")
     unpacker = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
     try:

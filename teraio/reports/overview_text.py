@@ -99,10 +99,12 @@ def _modules(facts: Overview) -> RenderableType:
 
 
 def module_groups(by_module: dict[str, int]) -> dict[str, int]:
-    """Bytes by module, with the numbers of layers replaced by ``*``."""
+    """Bytes by module, with the numbers of layers replaced by ``*``; those of a model that is no
+    more than a row of layers stay."""
     groups: dict[str, int] = {}
     for module, nbytes in by_module.items():
-        parts = ("*" if part.isdigit() else part for part in module.split("."))
+        first, *others = module.split(".")
+        parts = [first, *("*" if part.isdigit() else part for part in others)]
         name = ".".join(parts) or "(no module)"
         groups[name] = groups.get(name, 0) + nbytes
     return groups

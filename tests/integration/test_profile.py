@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -203,6 +205,53 @@ def test_a_process_that_the_script_forks_off_ends_as_it_says(
     assert isinstance(load(script.with_suffix(".trace"), Trace), Trace)
 
 
+def test_options_behind_the_script_are_said_to_be_there(script: Path, spill: str) -> None:
+    done = tool(
+        "profile", script, 256, 1, "--budget", "4MiB", "-o", "x", cwd=script.parent, spill=spill
+    )
+    assert done.returncode == 1
+    assert "--budget, -o came after the script" in done.stderr
+    done = tool("profile", script, 256, 1, cwd=script.parent, spill=spill)
+    assert "came after" not in done.stderr
+
+
+def test_a_budget_that_is_too_small_is_told_as_the_option(script: Path, spill: str) -> None:
+    done = tool("profile", "--budget", "1500KiB", script, 256, 5, cwd=script.parent, spill=spill)
+    assert done.returncode == 2
+    assert "Pass --budget=" in done.stderr
+    assert "memory_budget" not in done.stderr
+
+
+def test_only_whole_lines_of_the_profile_go_to_a_terminal_that_the_script_writes_to(
+    script: Path, spill: str
+) -> None:
+    """The script's own lines go where they would without it."""
+    text = script.read_text().replace(
+        "\noptimizer =",
+        "\nimport teraio; teraio.offload(model, memory_budget='20MiB')\noptimizer =",
+    )
+    script.write_text(text)
+    terminal, stderr = os.openpty()
+    with (script.parent / "out").open("w") as out:
+        subprocess.run(
+            [sys.executable, script, "512", "4"],
+            cwd=script.parent,
+            env={"PYTHONPATH": f"{ROOT}:{script.parent}", "TERAIO_SSD": spill, "PATH": ""},
+            stdout=out,
+            stderr=stderr,
+            check=True,
+        )
+    told = os.read(terminal, 10_000).decode()
+    os.close(terminal)
+    os.close(stderr)
+    lines = (script.parent / "out").read_text().splitlines()
+    assert [line.split()[0] for line in lines] == ["0", "1", "2", "3", "done"]
+    assert told.startswith("teraio: profiling the first 2 iterations\r\n")
+    planned = told.partition("\r\n")[2]
+    assert planned.endswith("\r\x1b[K")
+    assert "planning for" in planned
+
+
 def test_a_script_that_offloads_by_itself_is_recorded(script: Path, spill: str) -> None:
     text = SCRIPT.replace(
         "optimizer =", "import teraio; teraio.offload(model, memory_budget='1GiB')\noptimizer ="
@@ -276,6 +325,18 @@ def test_lazy_modules_are_recorded_once_a_call_gave_them_their_shape(spill: str)
             step_of(model, optimizer, torch.randn(8, 128))
     assert run.trace is not None
     assert {storage.name for storage in run.trace.storages} >= {"0.weight", "1.weight"}
+
+
+def test_a_model_that_is_tried_and_dropped_leaves_the_next_one_to_be_recorded(spill: str) -> None:
+    with teraio.profile(ssd=spill) as run:
+        nn.Linear(128, 256)(torch.randn(8, 128))
+        gc.collect()
+        model = nn.Linear(128, 128)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(3):
+            step_of(model, optimizer, torch.randn(8, 128))
+    assert run.trace is not None
+    assert "weight" in {storage.name.rpartition(".")[-1] for storage in run.trace.storages}
 
 
 def test_modules_without_parameters_start_no_profile(spill: str) -> None:

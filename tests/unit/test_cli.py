@@ -388,12 +388,23 @@ def test_a_timeline_merges_with_a_packed_profile_of_torch(
         ("plan --model c.json --hardware h100-nvl", "it has no `architectures`"),
         ("plan --model llama3-8b", "--model needs the machine that trains it"),
         ("plan run.trace -o nowhere/run.plan", "does not exist; create it first"),
+        ("plan run.trace -o /proc/run.plan", "nothing can be written to the folder /proc"),
+        ("plan run.trace -o run.trace", "run.trace is what is read"),
+        ("plan run.trace --hardware a.hardware -o a.hardware", "a.hardware is what is read"),
+        ("plan run.trace -o text", "text is there and no file of teraio"),
+        ("plan run.trace --hardware thi.hardware", "there is no file thi.hardware; `teraio doctor"),
+        ("plan run.trace --ssd ²", "the spill folder ² does not exist"),
         ("compare run.trace a.hardware", "a.hardware holds a Hardware and no trace"),
         ("report run.trace --png a.svg", "a.svg: its name must end in .png"),
         ("report run.trace --beside x.json", "--beside goes with --perfetto"),
+        ("report run.trace -o run.trace", "run.trace: its name must end in .html"),
+        ("report run.trace --perfetto c.json --beside c.json", "c.json is what is read"),
         ("report run.trace --perfetto o.json --beside text", "no trace of torch.profiler"),
+        ("report run.trace --perfetto o.json --beside deep", "no trace of torch.profiler"),
+        ("report run.trace --perfetto o.json --beside broken.gz", "no trace of torch.profiler"),
         ("profile none.py", "there is no script none.py"),
         ("profile -o . text", ". is a folder"),
+        ("profile -o text text", "text is what is read"),
         ("profile --budget banana text", "--budget='banana' is no size"),
         ("profile --budget 0 text", "--budget='0' is nothing"),
         (
@@ -415,6 +426,8 @@ def test_an_error_is_one_sentence_with_exit_code_2(
     save(small_trace(), tmp_path / "run.trace")
     save(HARDWARE, tmp_path / "a.hardware")
     (tmp_path / "text").write_text("hello")
+    (tmp_path / "deep").write_text("[" * 100_000)
+    (tmp_path / "broken.gz").write_bytes(gzip.compress(bytes(100))[:10] + bytes(30))
     (tmp_path / "c.json").write_text('{"model_type": "llama"}')
     (tmp_path / "binary").write_bytes(b"\x89PNG\xff")
     ran = run(capsys, *arguments.split())

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from teraio.errors import FileFormatError
+from teraio.errors import ConfigurationError, FileFormatError
 from teraio.files import AnyRecord, load, save
 from teraio.planner import live_by_op, plan
 from teraio.records import (
@@ -167,6 +167,20 @@ def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path) -> None:
 def test_a_missing_file_is_an_error_of_the_file_system(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         load(tmp_path / "none", Trace)
+
+
+def test_where_nothing_can_be_written_the_file_is_named_that_was_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        save(TRACE, tmp_path / "none" / "run.trace")
+    assert caught.value.filename == str(tmp_path / "none" / "run.trace")
+
+
+def test_what_is_no_record_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"dict is no kind of record, .*RunReport"):
+        save({}, tmp_path / "file")  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="int is no kind of record"):
+        load(tmp_path / "file", int)  # type: ignore[type-var]
+    assert os.listdir(tmp_path) == []
 
 
 def refused(path: Path, kind: Any, reason: str) -> None:
