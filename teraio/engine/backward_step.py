@@ -284,6 +284,8 @@ class BackwardStep:
 
     def _without_scaling(self, scale: Callable[..., Any]) -> Callable[..., Any]:
         def refused(scaler: GradScaler, outputs: Any) -> Any:
+            if isinstance(outputs, Iterator):  # can be looked at once only
+                outputs = list(outputs)
             if scaler.is_enabled() and any(leaf in self._names for leaf in _leaves(outputs)):
                 raise ConfigurationError(
                     "a GradScaler decides after the backward pass whether and how gradients are "
@@ -421,14 +423,14 @@ def _check_alone() -> None:
 def _leaves(outputs: Any) -> Iterator[torch.Tensor]:
     """The leaves that gradients of ``outputs``, tensors or nested sequences of them, flow to."""
     waiting: list[Any] = []
-    todo = [outputs]
-    while todo:
-        value = todo.pop()
-        if not isinstance(value, torch.Tensor):
-            todo.extend(value)
-        elif value.grad_fn is not None:
+    rest = [outputs]
+    while rest:
+        value = rest.pop()
+        if isinstance(value, list | tuple):
+            rest.extend(value)
+        elif isinstance(value, torch.Tensor) and value.grad_fn is not None:
             waiting.append(value.grad_fn)
-        elif value.requires_grad:
+        elif isinstance(value, torch.Tensor) and value.requires_grad:
             yield value
     seen = set(waiting)
     while waiting:

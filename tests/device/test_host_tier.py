@@ -137,7 +137,7 @@ def test_a_copy_whose_data_is_back_yields_its_place(sim: SimModule, spill: str) 
     assert plan is not None
     by_tier = {use.tier: use.written_bytes for use in plan.tiers}
     assert by_tier["host"] > host  # its room is used more than once
-    assert sum(written[-4:]) < 4 * by_tier["ssd"] + WEIGHT  # with what `teraio top` reads
+    assert sum(written[-4:]) < 5 * by_tier["ssd"]  # where they don't yield, it is a third more
     assert values(model) == [i * 3.0**8 for i in range(count)]
     assert sim.peak() <= budget
     teraio.restore(model)
