@@ -12,7 +12,7 @@ from tempfile import TemporaryFile
 import typer
 
 from teraio.errors import ConfigurationError, SpillError
-from teraio.files import load_any, may_be_ours
+from teraio.files import is_ours, load_any
 from teraio.records import Trace
 from teraio.reports.subject import Subject, subject_of
 
@@ -31,19 +31,23 @@ def check_output(output: Path, *inputs: Path, endings: Sequence[str] = ()) -> No
     """Before long work: raises ConfigurationError where ``output`` can't be written at its end, or
     would take the place of one of ``inputs`` or of something that is not of its kind.
 
-    Its name must have one of ``endings``; without any it is to be a file of teraio.
+    What is there already must have one of ``endings``; without any it must be a file of teraio.
     """
     folder = output.absolute().parent
     if not folder.is_dir():
         raise ConfigurationError(f"{output}: the folder {folder} does not exist; create it first.")
     if output.is_dir():
         raise ConfigurationError(f"{output} is a folder; pass the name of a file.")
-    if endings and output.suffix.lower() not in endings:
-        raise ConfigurationError(f"{output}: its name must end in {' or '.join(endings)}.")
     if output.exists():
         if any(path.exists() and path.samefile(output) for path in inputs):
             raise ConfigurationError(f"{output} is what is read; pass another name for the result.")
-        if not endings and not may_be_ours(output):
+        if endings:
+            if output.is_file() and output.suffix.lower() not in endings:
+                raise ConfigurationError(
+                    f"{output} is there and no {endings[0]} file; pass another name for the result."
+                )
+            return  # it is written in place, be it a pipe
+        if not (output.is_file() and is_ours(output)):
             raise ConfigurationError(
                 f"{output} is there and no file of teraio; pass another name for the result."
             )

@@ -56,15 +56,18 @@ def _report(
     if output is None and not (png or svg or perfetto):
         output = file.with_suffix(".html")
     wanted = [path for path in (output, png, svg, perfetto) if path]
-    kinds = (
-        (output, (".html", ".htm")),
-        (png, (".png",)),
-        (svg, (".svg",)),
-        (perfetto, (".json",)),
-    )
-    for path, endings in kinds:
+    for path, ending in ((png, ".png"), (svg, ".svg")):
+        if path is not None and path.suffix.lower() != ending:
+            raise ConfigurationError(f"{path}: its name must end in {ending}.")
+    read = [path for path in (file, beside) if path]
+    for path, *endings in (
+        (output, ".html", ".htm"),
+        (png, ".png"),
+        (svg, ".svg"),
+        (perfetto, ".json"),
+    ):
         if path is not None:
-            check_output(path, *([beside] if beside else []), endings=endings)
+            check_output(path, *read, endings=endings)
     subject = load_subject(file)
     if output is not None:
         from teraio.reports.page import page

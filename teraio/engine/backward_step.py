@@ -12,15 +12,16 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
-from functools import partial
 from typing import Any, NoReturn, cast
 
 import torch
 from torch.amp.grad_scaler import GradScaler
+from torch.autograd.function import BackwardCFunction
 from torch.optim import Optimizer
 from torch.utils.weak import WeakTensorKeyDictionary
 
 import teraio._C as _C
+from teraio.engine.backward_passes import BackwardPass, BackwardPasses
 from teraio.errors import ConfigurationError
 
 log = logging.getLogger("teraio")
@@ -85,7 +86,8 @@ def _raise_used(args: Any) -> NoReturn:
             f"the backward pass gives {name} another gradient before optimizer.step() and "
             "zero_grad(), but the optimizer has stepped it with the first one "
             "(optimizer_in_backward=True). Gradients can't be accumulated over several backward "
-            f"passes, nor kept from one iteration to the next. {_REMEDY}"
+            "passes, nor kept from one iteration to the next. After an exception in a backward "
+            f"pass call zero_grad() before the next one. {_REMEDY}"
         )
     raise ConfigurationError(
         f"the gradient of {name} was used by the optimizer during the backward pass and is gone "
@@ -111,8 +113,7 @@ class BackwardStep:
         self._names: MutableMapping[torch.Tensor, str] = WeakTensorKeyDictionary()
         self._optimizers: weakref.WeakKeyDictionary[Optimizer, _Run] = weakref.WeakKeyDictionary()
         self._gradients: dict[int, str] = {}
-        self._unfinished: set[int] = set()  # backward passes that have begun to step parameters
-        self._told: set[int] = set()  # which of them the user knows to be interrupted
+        self._passes = BackwardPasses()
         self._scale = GradScaler.scale
         GradScaler.scale = self._without_scaling(GradScaler.scale)  # type: ignore[method-assign]
 
@@ -133,6 +134,7 @@ class BackwardStep:
     def close(self) -> None:
         """Ordinary steps from now on."""
         GradScaler.scale = self._scale  # type: ignore[method-assign]
+        self._passes.close()
         for run in self._optimizers.values():
             run.forget_hooks()
         self.forget(list(self._names))  # also those whose optimizer is gone
@@ -243,7 +245,6 @@ class BackwardStep:
                 "optimizer.step(), but the optimizer has stepped it with the first one "
                 f"(optimizer_in_backward=True). {_REMEDY}"
             )
-        self._note_pass(step)
         self._optimizers[optimizer].note_settings(optimizer, step.group)
         self._gradients[_C.block_id(parameter.grad)] = step.name
         _C.begin_optimizer()
@@ -252,28 +253,21 @@ class BackwardStep:
         finally:
             _C.end_optimizer()
         step.done = True
+        step.passes = frozenset(self._passes.running)
         parameter.grad = step.used
 
     # [Note: interrupted backward passes]
     # An exception, such as a Ctrl-C, may end a backward pass that has stepped some parameters
     # already. A loop that goes on, with another batch, finds these a step ahead and all else in
-    # order, so it gets a warning. Only passes that end well call back.
-    def _note_pass(self, step: _ParameterStep) -> None:
-        step.backward_pass = torch._C._current_graph_task_id()
-        if step.backward_pass in self._unfinished:
-            return
-        self._unfinished.add(step.backward_pass)
-        ended = partial(self._unfinished.discard, step.backward_pass)
-        torch.autograd.Variable._execution_engine.queue_callback(ended)
-
+    # order, so it gets a warning.
     def _forgets_interrupted(self, step: _ParameterStep) -> bool:
         """Whether the parameter was stepped in a pass that was interrupted; it is ready again."""
-        interrupted = step.backward_pass
-        if interrupted not in self._unfinished:
+        interrupted = next((one for one in step.passes if one.interrupted), None)
+        if interrupted is None or not step.passes.isdisjoint(self._passes.running):
             return False
         step.done = False
-        if interrupted not in self._told:
-            self._told.add(interrupted)
+        if not interrupted.told:
+            interrupted.told = True
             log.warning(
                 "an exception ended a backward pass in which parameters, %s for example, had been "
                 "stepped already (optimizer_in_backward=True). They keep that step. Load a "
@@ -286,7 +280,7 @@ class BackwardStep:
         def refused(scaler: GradScaler, outputs: Any) -> Any:
             if isinstance(outputs, Iterator):  # can be looked at once only
                 outputs = list(outputs)
-            if scaler.is_enabled() and any(leaf in self._names for leaf in _leaves(outputs)):
+            if scaler.is_enabled() and self._may_step_parameters(outputs):
                 raise ConfigurationError(
                     "a GradScaler decides after the backward pass whether and how gradients are "
                     "used; with optimizer_in_backward=True they are used during it. " + _REMEDY
@@ -294,6 +288,28 @@ class BackwardStep:
             return scale(scaler, outputs)
 
         return refused
+
+    def _may_step_parameters(self, outputs: Any) -> bool:
+        """Whether the backward pass of ``outputs`` may give these parameters gradients."""
+        seen: set[Any] = set()
+        waiting: list[Any] = []
+        for output in _in_lists(outputs):
+            if output in self._names:
+                return True
+            waiting.append(output.grad_fn)
+        while waiting:
+            node = waiting.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            # Functions in Python, as those of reentrant checkpoints, may begin passes of their own.
+            if isinstance(node, BackwardCFunction):
+                return True
+            leaf = getattr(node, "variable", None)
+            if leaf is not None and leaf in self._names:
+                return True
+            waiting.extend(other for other, _ in node.next_functions)
+        return False
 
 
 class _ParameterStep:
@@ -315,7 +331,7 @@ class _ParameterStep:
         self.optimizer = weakref.ref(optimizer)
         self.used = UsedGradient(parameter, name)
         self.done = False  # since the optimizer's last step()
-        self.backward_pass = -1  # that has stepped it last
+        self.passes: frozenset[BackwardPass] = frozenset()  # one of them has stepped it last
 
     def __call__(self, parameter: torch.Tensor) -> None:
         self._owner.step_one(parameter, self)
@@ -420,23 +436,10 @@ def _check_alone() -> None:
         )
 
 
-def _leaves(outputs: Any) -> Iterator[torch.Tensor]:
-    """The leaves that gradients of ``outputs``, tensors or nested sequences of them, flow to."""
-    waiting: list[Any] = []
-    rest = [outputs]
-    while rest:
-        value = rest.pop()
-        if isinstance(value, list | tuple):
-            rest.extend(value)
-        elif isinstance(value, torch.Tensor) and value.grad_fn is not None:
-            waiting.append(value.grad_fn)
-        elif isinstance(value, torch.Tensor) and value.requires_grad:
-            yield value
-    seen = set(waiting)
-    while waiting:
-        node = waiting.pop()
-        if hasattr(node, "variable"):
-            yield node.variable
-        new = {other for other, _ in node.next_functions if other is not None} - seen
-        seen |= new
-        waiting.extend(new)
+def _in_lists(value: Any) -> Iterator[torch.Tensor]:
+    """The tensors in lists and tuples that may hold each other."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for element in value:
+            yield from _in_lists(element)

@@ -7,6 +7,7 @@ iteration. Must not know: plans, the native core.
 from __future__ import annotations
 
 import logging
+import threading
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -29,17 +30,23 @@ _RESTING_STEPS = 10
 class Iterations:
     """Ends an iteration with the step of the optimizer that came up last, or as the user says."""
 
-    def __init__(self, begin: Callable[[], None], end: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        begin: Callable[[], None],
+        end: Callable[[], None],
+        takes_part: Callable[[Optimizer], bool],
+    ) -> None:
         """``begin()`` and ``end()`` are called around each block that the user marks, and ``end()``
-        after steps that end an iteration."""
-        self._begin, self._end = begin, end
+        after steps that end an iteration. ``takes_part(optimizer)`` tells whether one that has come
+        up still does."""
+        self._begin, self._end, self._takes_part = begin, end, takes_part
         self._closing: weakref.ref[Optimizer] | None = None
         # Steps of others since that one's last, and those that rested too long to end iterations.
         self._others: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
         self._resting: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._patience = _RESTING_STEPS
         self._marked = False
-        self._inside = 0  # marked blocks that are open
+        self._inside = _Depth()
         self._ended = False
         self._calls = self._steps = self._unmarked_steps = self._strange_steps = 0
 
@@ -54,7 +61,7 @@ class Iterations:
         self._others.clear()
         self._resting.discard(optimizer)
         self._steps = 0  # many optimizers may make one iteration, such as one for each parameter
-        return before is not None
+        return before is not None and before is not optimizer
 
     def takes_over(self, optimizer: Optimizer) -> bool:
         """Whether this one, which makes its step, must come up again: no iteration would end.
@@ -68,7 +75,7 @@ class Iterations:
             return False
         if self._marked:
             return False
-        if closing is None or optimizer in self._resting:
+        if closing is None or not self._takes_part(closing) or optimizer in self._resting:
             return True
         self._others[optimizer] = self._others.get(optimizer, 0) + 1
         if self._others[optimizer] < self._patience:
@@ -81,7 +88,7 @@ class Iterations:
         """An optimizer of the models has made its step."""
         if self._closing is None or self._closing() is not optimizer:
             return
-        if self._inside:
+        if self._inside.marked:
             self._steps += 1
             if self._steps == _MANY_STEPS:
                 log.warning(
@@ -101,7 +108,7 @@ class Iterations:
     def model_called(self) -> None:
         """A model was called, in an iteration that is profiled."""
         self._calls += 1
-        if self._calls == _MANY_CALLS and not self._inside:
+        if self._calls == _MANY_CALLS and not self._inside.marked:
             log.warning(
                 "%d calls of the model and no end of an iteration, so teraio makes no plan yet. "
                 "Steps of torch.optim's optimizers end iterations; in a loop without any, wrap "
@@ -129,16 +136,22 @@ class Iterations:
     def enter(self) -> None:
         """A marked block begins."""
         self._marked = True
-        self._inside += 1
-        if self._inside == 1:
+        self._inside.marked += 1
+        if self._inside.marked == 1:
             self._begin()
 
     def leave(self, whole: bool) -> None:
         """A marked block is over; the iteration too if the block is in no other and ran as a
         ``whole``."""
-        self._inside -= 1
-        if whole and self._inside == 0:
+        self._inside.marked -= 1
+        if whole and not self._inside.marked:
             self._ends()
+
+
+class _Depth(threading.local):
+    """How many marked blocks are open in this thread."""
+
+    marked = 0
 
 
 class _Marked(AbstractContextManager[None]):

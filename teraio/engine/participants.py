@@ -22,6 +22,9 @@ Optimizer = torch.optim.Optimizer
 _Named = tuple[Kind, str, torch.Tensor]
 _Blocks = dict[int, tuple[Kind, str]]
 
+# So many gradients of an iteration are known as such: one may never end.
+_GRADIENTS_NOTED = 100_000
+
 
 class Participants:
     """Models and optimizers of one run; neither is kept alive."""
@@ -33,9 +36,10 @@ class Participants:
         self._parameters: dict[int, str] = {}  # id(parameter) -> name
         self._masters: dict[int, str] = {}  # id(copy of a parameter) -> its name
         self._optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
-        # Of the last steps of each optimizer, the newest first.
-        self._gradients: weakref.WeakKeyDictionary[Optimizer, list[_Blocks]]
-        self._gradients = weakref.WeakKeyDictionary()
+        self._forgot = False  # a model, since it was last looked which optimizers train any
+        # Of this iteration and the one before.
+        self._gradients: _Blocks = {}
+        self._gradients_before: _Blocks = {}
 
     # ------------------------------------------------------------ models
 
@@ -57,13 +61,11 @@ class Participants:
         self._name_parameters()
 
     def forget_model(self, key: int) -> None:
-        """``key`` is the ``id`` of a model, which may be gone.
-
-        Its optimizers are forgotten too: those that train others are known again when they step.
-        """
+        """``key`` is the ``id`` of a model, which may be gone. So are optimizers that train no
+        other, with the next step of one. (Python's collector may call this at any time.)"""
         self._models.pop(key, None)
         self._prefixes.pop(key, None)
-        self._optimizers.clear()
+        self._forgot = True
 
     def _name_parameters(self) -> None:
         """As the models are now: they may get and lose parameters in mid-training."""
@@ -83,21 +85,35 @@ class Participants:
 
     def trains(self, optimizer: Optimizer) -> bool:
         """Whether it steps parameters of the models, or copies of them."""
+        if self._forgot:
+            self._forgot = False
+            self._name_parameters()
+            known = [
+                one for one in self._optimizers if self._steps(one) or self._steps_masters(one)
+            ]
+            self._optimizers = weakref.WeakSet(known)
         if optimizer in self._optimizers:
             return True
         self._name_parameters()
+        if self._steps(optimizer):
+            return True
+        named = {self._parameters[id(p)]: p for m in self._living() for p in m.parameters()}
+        masters = copies(named, [parameter for parameter, _ in _parameters(optimizer)])
+        self._masters.update(masters)
+        return bool(masters)
+
+    def _steps(self, optimizer: Optimizer) -> bool:
+        """Whether it steps parameters, or views of them such as the pieces of a flat buffer."""
         optimized = [parameter for parameter, _ in _parameters(optimizer)]
-        mine = any(id(parameter) in self._parameters for parameter in optimized)
-        if not mine:
-            named = {self._parameters[id(p)]: p for m in self._living() for p in m.parameters()}
-            # It may step views of them, such as the pieces of a flat buffer, or copies.
-            storages = {_C.block_id(parameter) for parameter in named.values()} - {0}
-            mine = any(_C.block_id(parameter) in storages for parameter in optimized)
-            if not mine:
-                masters = copies(named, optimized)
-                self._masters.update(masters)
-                mine = bool(masters)
-        return mine
+        if any(id(parameter) in self._parameters for parameter in optimized):
+            return True
+        storages = {_C.block_id(p) for model in self._living() for p in model.parameters()} - {0}
+        return any(_C.block_id(parameter) in storages for parameter in optimized)
+
+    def _steps_masters(self, optimizer: Optimizer) -> bool:
+        """Whether a known one steps copies of parameters."""
+        masters = {f"{name}:master" for name in self._parameters.values()}
+        return any(self._masters.get(id(copy)) in masters for copy, _ in _parameters(optimizer))
 
     def knows(self, optimizer: Optimizer) -> bool:
         """Whether it was added."""
@@ -147,9 +163,13 @@ class Participants:
         gradients: _Blocks = {block: ("gradient", f"{name}:grad") for block, name in used.items()}
         for name, parameter in self.named(optimizer):
             gradients.update(_blocks(_gradient(name, parameter)))
-        # Those of the iteration before are still there when this one begins.
-        before = self._gradients.get(optimizer, [])
-        self._gradients[optimizer] = [gradients, *before[:1]]
+        if len(self._gradients) < _GRADIENTS_NOTED:
+            self._gradients.update(gradients)
+
+    def iteration_ended(self) -> None:
+        """Gradients of this iteration may still be there when the next one begins."""
+        self._gradients_before = self._gradients
+        self._gradients = {}
 
     # ------------------------------------------------------------ blocks
 
@@ -157,9 +177,7 @@ class Participants:
         """Kind and name of each block that is known by name."""
         self._name_parameters()
         found: _Blocks = {}
-        for latest in self._gradients.values():
-            for gradients in latest:
-                found.update(gradients)
+        found |= self._gradients_before | self._gradients
         found.update(_blocks(self._everything()))
         found.pop(0, None)
         return found

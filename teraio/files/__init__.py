@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
 from teraio.errors import ConfigurationError, FileFormatError
-from teraio.files.document import may_be_ours, pack, read_document, replace
+from teraio.files.document import is_ours, pack, read_document, replace
 from teraio.files.fault import Fault, fail
 from teraio.files.hardware import read_hardware, write_hardware
 from teraio.files.plan import read_plan, write_plan
@@ -27,7 +27,7 @@ from teraio.files.report import read_run, read_step, write_run, write_step
 from teraio.files.trace import read_trace, write_trace
 from teraio.records import Hardware, Plan, RunReport, StepReport, Trace
 
-__all__ = ["AnyRecord", "load", "load_any", "may_be_ours", "save"]
+__all__ = ["AnyRecord", "is_ours", "load", "load_any", "save"]
 
 Record = TypeVar("Record", Trace, Plan, Hardware, StepReport, RunReport)
 AnyRecord = Trace | Plan | Hardware | StepReport | RunReport

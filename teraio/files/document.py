@@ -22,6 +22,7 @@ MAX_BYTES = 256 << 20
 _MAX_BRACKETS = 4_000_000
 _PACKED = b"\x1f\x8b"  # so gzip begins
 _LEVEL = 4
+_BEGINNING = 64  # of a file: the format's name is in there
 
 
 def pack(kind: str, body: object) -> bytes:
@@ -47,10 +48,14 @@ def replace(target: Path, data: bytes) -> None:
         raise
 
 
-def may_be_ours(path: Path) -> bool:
-    """Whether the file is packed as ours are, or empty. It is not read for that."""
+def is_ours(path: Path) -> bool:
+    """Whether the file begins as ours do, or is empty. Raises OSError as the file system does."""
     with path.open("rb") as file:
-        return file.read(len(_PACKED)) in (_PACKED, b"")
+        packed = file.read(_BEGINNING)
+    try:
+        return not packed or b'"teraio"' in zlib.decompressobj(31).decompress(packed, _BEGINNING)
+    except zlib.error:
+        return False
 
 
 def read_document(path: Path) -> tuple[object, object]:

@@ -86,10 +86,12 @@ class Runtime:
             require_gds=require_gds,
             compress=compress,
         )
-        self._iterations = Iterations(_C.mark_training_thread, self._end_iteration)
         self._steps = Steps()
         self._places = Places()
         self._participants = Participants()
+        self._iterations = Iterations(
+            _C.mark_training_thread, self._end_iteration, self._participants.knows
+        )
         self._adoption = Adoption(device, budget_bytes, self._resources.counted_bytes)
         self._deaths: dict[int, weakref.finalize[Any, Any]] = {}  # id(model) -> what is done then
         self._module_numbers = numbers_of_modules()
@@ -201,6 +203,8 @@ class Runtime:
         elif self._backward_step is not None:
             self._backward_step.forget(model.parameters())
         self._forget(id(model))
+        if not self._participants:
+            self.close()
 
     def _model_died(self, key: int) -> None:
         if self.phase == "closed" or _C.forked():
@@ -309,7 +313,10 @@ class Runtime:
             self._planning.profile()  # or one iteration would be recorded together with the next
             with explained():
                 raise errors.BudgetError(stats["over_budget"])
-        self._planning.iteration_ended(step, stats)
+        try:
+            self._planning.iteration_ended(step, stats)
+        finally:
+            self._participants.iteration_ended()
         self._status.update(self._status_now)
 
     def _status_now(self) -> status.RunStatus:

@@ -3,18 +3,19 @@
 In: counts of iterations and ops. Out: lines on stderr, none where it is no terminal. Must not know:
 what is profiled and planned.
 
-While the program runs the terminal is the program's, with its own lines and progress bars: a line
-that stays goes out whole. What is there only while teraio works, and the program waits, is taken
-away again.
+The terminal is the program's, with its own lines and progress bars, so nothing but whole lines goes
+there, and nothing is taken away again.
 """
 
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_TAKE_AWAY = "\r\x1b[K"
+# What is over sooner needs no explanation.
+_LONG_S = 1.0
 
 
 class Progress:
@@ -27,22 +28,24 @@ class Progress:
         """So many are profiled. It is said once."""
         if not self._told:
             self._told = True
-            _write(f"teraio: profiling the first {iterations} iterations\n")
+            _tell(f"profiling the first {iterations} iterations")
 
     @contextmanager
     def planning(self, ops: int) -> Iterator[None]:
-        """A plan is made for an iteration of so many ops."""
-        _write(f"{_TAKE_AWAY}teraio: planning for {ops:,} ops")
+        """A plan is made for an iteration of so many ops. It is said where that takes long."""
+        late = threading.Timer(_LONG_S, _tell, [f"planning for {ops:,} ops"])
+        late.daemon = True
+        late.start()
         try:
             yield
         finally:
-            _write(_TAKE_AWAY)
+            late.cancel()
 
 
-def _write(text: str) -> None:
+def _tell(text: str) -> None:
     try:
         if sys.stderr.isatty():
-            sys.stderr.write(text)
+            sys.stderr.write(f"teraio: {text}\n")
             sys.stderr.flush()
     except (AttributeError, OSError, ValueError):  # there is none, or it is closed: nobody looks
         pass

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import teraio
 from teraio.engine.backward_step import _SEPARATE, UsedGradient
@@ -431,6 +432,10 @@ def test_a_scaler_is_refused_before_anything_is_stepped(spill: str) -> None:
         scaler.scale([torch.ones(()), (model(torch.ones(4, 128)).sum(),)])
     with pytest.raises(teraio.ConfigurationError, match="GradScaler"):
         scaler.scale(model[0].bias)
+    with pytest.raises(teraio.ConfigurationError, match="GradScaler"):
+        scaler.scale(reentrant(model)(torch.ones(4, 128).requires_grad_()).sum())
+    with pytest.raises(teraio.ConfigurationError, match="GradScaler"):
+        scaler.scale(model(torch.ones(4, 128)).sum() for _ in range(2))
     disabled = torch.amp.GradScaler("cpu", enabled=False)
     assert disabled.scale(model(torch.ones(4, 128)).sum()).requires_grad
     teraio.restore(model)
@@ -445,9 +450,24 @@ def test_a_scaler_of_another_model_is_not_refused(spill: str) -> None:
     teraio.restore(model)
 
 
+def reentrant(model: nn.Sequential) -> Loop:
+    """Calls its layers in checkpoints whose backward passes are within the one of the whole."""
+
+    def call(x: torch.Tensor) -> torch.Tensor:
+        for layer in model:
+            x = checkpoint(layer, x, use_reentrant=True)
+        return x
+
+    return call
+
+
+@pytest.mark.parametrize("in_checkpoints", [False, True])
 @pytest.mark.parametrize("ended_by", [KeyboardInterrupt, ArithmeticError])
 def test_a_loop_goes_on_after_a_backward_pass_that_was_interrupted(
-    ended_by: type[BaseException], spill: str, caplog: pytest.LogCaptureFixture
+    ended_by: type[BaseException],
+    in_checkpoints: bool,
+    spill: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     def interrupt(_: torch.Tensor) -> None:
         if interrupts:
@@ -456,13 +476,14 @@ def test_a_loop_goes_on_after_a_backward_pass_that_was_interrupted(
     interrupts: list[bool] = []
     model = offloaded(layers(), spill)
     model[3].weight.register_hook(interrupt)
+    call = reentrant(model) if in_checkpoints else model
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for step in range(6):
         optimizer.zero_grad()
         interrupts[:] = [True] * (step in (2, 3))
         before = [parameter.detach().clone() for parameter in model.parameters()]
         try:
-            backward(model)
+            call(torch.randn(4, 128).requires_grad_()).square().mean().backward()
         except ended_by:
             assert list(map(torch.equal, before, model.parameters())) == [True] * 7 + [False] * 5
             continue

@@ -374,6 +374,38 @@ def test_gradients_of_many_optimizers_are_known_as_such(spill: str) -> None:
     assert gradients == {f"layers.{i}.weight:grad" for i in range(len(optimizers))}
 
 
+def test_gradients_of_each_step_of_an_iteration_are_known_as_such(spill: str) -> None:
+    """As of a critic, which makes several for each of the generator's."""
+    critic = teraio.offload(SlowAtTimes(), memory_budget="1MiB", ssd=spill)
+    generator = teraio.offload(SlowAtTimes())
+    often, rarely = (torch.optim.SGD(m.parameters(), lr=0.1) for m in (critic, generator))
+    for _ in range(4):
+        trained(critic, often, 5)
+        trained(generator, rarely, 1)
+    trace = teraio.report(critic).trace
+    for model in (critic, generator):
+        teraio.restore(model)
+    assert trace is not None
+    products = [s for s in trace.storages if s.kind == "activation" and s.nbytes == 4 * 128 * 128]
+    assert not products
+    assert sum(s.name == "layers.0.weight:grad" for s in trace.storages) == 5
+
+
+def test_a_model_that_goes_without_having_trained_leaves_the_plan_as_it_is(spill: str) -> None:
+    model = teraio.offload(SlowAtTimes(), memory_budget="1MiB", ssd=spill)
+    teacher = teraio.offload(SlowAtTimes())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trained(model, optimizer, 4)
+    plan = teraio.report(model).plan
+    assert plan is not None
+    del teacher
+    gc.collect()
+    trained(model, optimizer, 1)
+    assert teraio.report(model).phase == "run"
+    assert ended(model) == 5
+    teraio.restore(model)
+
+
 def test_an_iteration_with_an_evaluation_is_not_what_others_are_planned_by(spill: str) -> None:
     model = teraio.offload(SlowAtTimes(), memory_budget="1MiB", ssd=spill)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

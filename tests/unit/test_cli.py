@@ -397,7 +397,10 @@ def test_a_timeline_merges_with_a_packed_profile_of_torch(
         ("compare run.trace a.hardware", "a.hardware holds a Hardware and no trace"),
         ("report run.trace --png a.svg", "a.svg: its name must end in .png"),
         ("report run.trace --beside x.json", "--beside goes with --perfetto"),
-        ("report run.trace -o run.trace", "run.trace: its name must end in .html"),
+        ("plan run.trace -o binary.gz", "binary.gz is there and no file of teraio"),
+        ("plan run.trace -o /dev/null", "/dev/null is there and no file of teraio"),
+        ("report run.trace -o run.trace", "run.trace is what is read"),
+        ("report run.trace -o text", "text is there and no .html file"),
         ("report run.trace --perfetto c.json --beside c.json", "c.json is what is read"),
         ("report run.trace --perfetto o.json --beside text", "no trace of torch.profiler"),
         ("report run.trace --perfetto o.json --beside deep", "no trace of torch.profiler"),
@@ -427,6 +430,7 @@ def test_an_error_is_one_sentence_with_exit_code_2(
     save(HARDWARE, tmp_path / "a.hardware")
     (tmp_path / "text").write_text("hello")
     (tmp_path / "deep").write_text("[" * 100_000)
+    (tmp_path / "binary.gz").write_bytes(gzip.compress(b"x" * 1000))
     (tmp_path / "broken.gz").write_bytes(gzip.compress(bytes(100))[:10] + bytes(30))
     (tmp_path / "c.json").write_text('{"model_type": "llama"}')
     (tmp_path / "binary").write_bytes(b"\x89PNG\xff")
