@@ -21,6 +21,8 @@ class Accelerator {
   explicit Accelerator(c10::Device device);
 
   c10::Device device() const { return device_; }
+  // Whether it is the one that this thread issues work to.
+  bool is_current() const { return guard_.getDevice() == device_; }
   // The stream on which this thread issues work.
   c10::Stream stream() const { return guard_.getStream(device_); }
   // A stream of its own, for copies.

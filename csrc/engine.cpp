@@ -627,7 +627,7 @@ void Engine::time_ops(Recording& recording, Lock& lock) {
   std::deque<DeviceWait> waits = std::exchange(device_waits_, {});
   // What runs there first may call the host, where it may need the GIL or have a storage die.
   lock.unlock();
-  if (!times.empty()) times.back().end.synchronize();
+  for (const OpTime& time : times) time.end.synchronize();  // each on its own stream
   for (const DeviceWait& wait : waits) wait.end.synchronize();
   lock.lock();
   for (DeviceWait& wait : waits) settle_wait(wait, times);

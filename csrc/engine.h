@@ -390,6 +390,7 @@ class Engine {
   void keep_here(Block* made, Lock& lock);
   void take_from(Block* made, Block* block);
   void note_reading(const Recipe& recipe);
+  void keep_copies(const Recipe& recipe) const;
   void settle(Block* block, Lock& lock);
   void discard_recipe(Block* block);
   void forget_recipes();

@@ -177,7 +177,7 @@ void Engine::drop_extent(Block* block) {
     try {
       host_->free(*block->extent, !is_over(block->ready));
     } catch (const c10::Error&) {
-      // The device is broken, and the program's next op will say so.
+      // A process that was forked off has no device. If it is broken, the program's next op will say so.
     }
   }
   block->extent.reset();
@@ -304,7 +304,12 @@ void Engine::free_garbage(std::vector<Garbage> garbage) noexcept {
   uint64_t nbytes = 0;
   for (Garbage& item : garbage) {
     DeviceMemory& memory = item.memory;
+    const auto elsewhere = [&](const c10::Stream& stream) { return stream != memory.home; };
+    const bool several = std::any_of(memory.streams.begin(), memory.streams.end(), elsewhere);
     try {
+      // The deleter asks the device of several streams, and may not throw.
+      if (several && forked_) throw SpillError("a forked process has no device");
+      if (several) accelerator_->event(memory.home);
       // Home too: what the program took itself may be of another stream. For its own stream the allocator does nothing.
       for (const c10::Stream& stream : memory.streams) {
         accelerator_->keep_until_done(memory.owner, stream);
@@ -313,7 +318,7 @@ void Engine::free_garbage(std::vector<Garbage> garbage) noexcept {
       if (poison_) accelerator_->poison(static_cast<char*>(memory.owner.get()), item.data_bytes, memory.home);
       memory.owner.clear();
     } catch (...) {
-      // The device is broken, and the program's next op will say so.
+      // A process that was forked off has no device. If it is broken, the program's next op will say so.
       memory.owner.release_context();
     }
     nbytes += item.nbytes;
@@ -407,7 +412,8 @@ void Engine::note_need(Frame& f) {
 // try takes CUDA's allocator milliseconds if it fails; so all this is a stall, and each time more leaves.
 bool Engine::free_memory() {
   Frame& f = frame();
-  if (!active() || forked_ || f.freeing) return false;
+  // Once it is installed it is called for good, and for all devices.
+  if (!active() || forked_ || f.freeing || accelerator_ == nullptr || !accelerator_->is_current()) return false;
   f.freeing = true;
   bool freed = false;
   try {

@@ -143,8 +143,7 @@ void Engine::take_from(Block* made, Block* block) {
 // [Note: reading unseen]
 // A program lets one stream wait for another where it knows of a need. It does not know that a result was made again, on
 // the stream that is current now, from operands that it had used on other streams only. So whoever uses one of them
-// next, to write to it above all, waits for that; and the memory of small ones that the recipe keeps is not given back
-// before.
+// next, to write to it above all, waits for that.
 void Engine::note_reading(const Recipe& recipe) {
   const c10::Stream stream = accelerator_->stream();
   for (const uint64_t id : recipe.operands()) {
@@ -158,6 +157,11 @@ void Engine::note_reading(const Recipe& recipe) {
       if (other != stream) let_wait(other, operand->ready);
     }
   }
+}
+
+// Nor is the memory of small ones that the recipe keeps given back before. Not under the mutex: see [Note: two locks].
+void Engine::keep_copies(const Recipe& recipe) const {
+  const c10::Stream stream = accelerator_->stream();
   for (const at::Tensor& copy : recipe.copies()) {
     const at::DataPtr& memory = copy.storage().data_ptr();
     if (accelerator_->owns(memory)) accelerator_->keep_until_done(memory, stream);
@@ -228,6 +232,11 @@ void Engine::recompute(Block* block, Lock& lock) {
   notify();
   lock.unlock();
   result.reset();
+  try {
+    if (accelerator_ != nullptr) keep_copies(*recipe);
+  } catch (...) {
+    if (!failure) failure = std::current_exception();
+  }
   recipe.reset();  // storages may die with it
   lock.lock();
   if (failure) std::rethrow_exception(failure);

@@ -54,6 +54,8 @@ HostTier::HostTier(const Accelerator& accelerator, uint64_t capacity)
   if (memory == MAP_FAILED) throw std::bad_alloc();
   memory_ = static_cast<char*>(memory);
   ::madvise(memory_, capacity_, MADV_HUGEPAGE);
+  // The kernel copies page-locked memory for each process that is forked off, and none of them can use it.
+  ::madvise(memory_, capacity_ + kHugePage, MADV_DONTFORK);
 }
 
 HostTier::~HostTier() {

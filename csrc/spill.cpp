@@ -1,6 +1,7 @@
 #include "spill.h"
 
 #include <fcntl.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
@@ -158,6 +159,7 @@ void SpillSpace::start_threads(Channel& channel, size_t count) {
     Worker worker;
     if (accelerator_ != nullptr) {
       staging_.push_back(static_cast<char*>(PagePool().take(kStagingBytes)));
+      ::madvise(staging_.back(), kStagingBytes, MADV_DONTFORK);  // as host tiers
       worker.staging = Staging{staging_.back(), accelerator_->new_stream()};
     }
     if (encodes) {

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 import teraio._C as _C
+from teraio.engine import allocator_history
 from teraio.errors import ConfigurationError
 
 log = logging.getLogger("teraio")
@@ -120,8 +121,11 @@ class CudaAccelerator(Accelerator):
         return budget_bytes - min(_MAPPED_AT_ONCE, budget_bytes // _MAPPED_SHARE)
 
     def limit_memory(self, nbytes: int | None) -> None:
-        if nbytes is not None:
+        if nbytes is None:
+            allocator_history.run_ends()
+        else:
             self._before = torch.cuda.get_per_process_memory_fraction(self.device)
+            allocator_history.run_begins()
             if not _C.install_free_memory_callback():
                 raise ConfigurationError(
                     f"teraio can't hook the CUDA allocator of PyTorch {torch.__version__}. Use one "
@@ -156,7 +160,13 @@ class CudaAccelerator(Accelerator):
     def _register(self, address: int, nbytes: int) -> str:
         cudart: Any = torch.cuda.cudart
         result = cudart().cudaHostRegister(address, nbytes, 0)
-        return "" if int(result) == 0 else f"cudaHostRegister: error {int(result)}"
+        if int(result) == 0:
+            return ""
+        try:  # CUDA remembers the error, for whoever launches a kernel next
+            torch.zeros(1, device=self.device)
+        except RuntimeError as error:
+            log.debug("as was said already: %s", error)
+        return f"cudaHostRegister: error {int(result)}"
 
     def _unregister(self, address: int) -> None:
         cudart: Any = torch.cuda.cudart

@@ -53,7 +53,7 @@ def install() -> None:
     for name in ("is_shared", "_write_file"):
         _patches.replace(torch.UntypedStorage, name, _held)
     # From then on its memory is another one, which teraio may not own.
-    for name in ("resize_", "_share_fd_cpu_", "_share_filename_cpu_"):
+    for name in ("resize_", "_share_fd_cpu_", "_share_filename_cpu_", "_share_cuda_"):
         _patches.replace(torch.UntypedStorage, name, functools.partial(_held, written=True))
     for name in ("_byteswap", "_set_from_file", "fill_"):
         _patches.replace(torch.UntypedStorage, name, functools.partial(_held, written=True))

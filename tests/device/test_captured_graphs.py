@@ -12,6 +12,7 @@ from torch import nn
 
 import teraio
 from teraio.engine.captured_graphs import CapturedGraphs
+from tests.required import lacking
 
 
 class Graph:
@@ -43,6 +44,25 @@ def test_a_graph_is_replayed_between_the_runs_that_it_was_captured_between() -> 
     graphs.run_ends()
     with pytest.raises(teraio.ConfigurationError, match="Capture it again"):
         late.replay()
+
+
+@pytest.mark.gpu
+def test_a_run_on_cuda_refuses_records_of_its_allocator(spill: str) -> None:
+    if not torch.cuda.is_available():
+        lacking("gpu", "no CUDA device")
+    history = torch.cuda.memory._record_memory_history
+    model = nn.Linear(256, 256).cuda()
+    history()
+    with pytest.raises(teraio.ConfigurationError, match="_record_memory_history"):
+        teraio.offload(model, memory_budget="256MiB", ssd=[spill])
+    history(None)
+    teraio.offload(model, memory_budget="256MiB", ssd=[spill])
+    with pytest.raises(teraio.ConfigurationError, match="_record_memory_history"):
+        history("all")
+    history(None)
+    teraio.restore(model)
+    history()
+    history(None)
 
 
 def test_a_run_on_a_device_refuses_graphs(accelerator: str, spill: str) -> None:

@@ -79,3 +79,29 @@ def test_layers_on_two_streams_train_to_the_same_bits(
     results, most = trained(accelerator, peak * share // 100, spill)
     assert most <= peak * share // 100
     assert all(map(torch.equal, results, expected))
+
+
+def test_an_iteration_is_recorded_whose_last_op_is_done_before_others(
+    accelerator: str, spill: str
+) -> None:
+    """It prefetches on a stream that nothing waits for."""
+    start_anew(accelerator)
+    model = torch.nn.Sequential(*(torch.nn.Linear(256, 256) for _ in range(2))).to(accelerator)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    side = module_of(accelerator).Stream()
+    teraio.offload(model, memory_budget="64MiB", ssd=spill)
+    delay_kernels(accelerator, DELAY_US // 5)
+    try:
+        for _ in range(3):
+            with teraio.iteration(model):
+                model(torch.ones(64, 256, device=accelerator)).sum().backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                with side:
+                    torch.ones(64, 256, device=accelerator).add_(1)
+        trace = teraio.report(model).trace
+    finally:
+        delay_kernels(accelerator, 0)
+        teraio.restore(model)
+    assert trace is not None
+    assert sum(op.duration_ns for op in trace.ops) > 0
