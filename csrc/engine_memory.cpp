@@ -177,7 +177,7 @@ void Engine::drop_extent(Block* block) {
     try {
       host_->free(*block->extent, !is_over(block->ready));
     } catch (const c10::Error&) {
-      // A process that was forked off has no device. If it is broken, the program's next op will say so.
+      // The device is broken, and the program's next op will say so.
     }
   }
   block->extent.reset();

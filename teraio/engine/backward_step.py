@@ -79,7 +79,7 @@ class UsedGradient(torch.Tensor):
 
 
 def _raise_used(args: Any) -> NoReturn:
-    used = next(_used_among(args), None)
+    used = next((one for one in _in_lists(args) if isinstance(one, UsedGradient)), None)
     name = used.__dict__["parameter_name"] if used is not None else "a parameter"
     if torch._C._current_graph_task_id() != -1:
         raise ConfigurationError(
@@ -94,14 +94,6 @@ def _raise_used(args: Any) -> NoReturn:
         "(optimizer_in_backward=True). Clipping or scaling gradients, code that reads .grad and "
         f"zero_grad(set_to_none=False) need it. {_REMEDY}"
     )
-
-
-def _used_among(value: Any) -> Iterator[UsedGradient]:
-    if isinstance(value, UsedGradient):
-        yield value
-    elif isinstance(value, list | tuple):
-        for element in value:
-            yield from _used_among(element)
 
 
 class BackwardStep:

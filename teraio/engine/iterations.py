@@ -64,7 +64,7 @@ class Iterations:
         return before is not None and before is not optimizer
 
     def takes_over(self, optimizer: Optimizer) -> bool:
-        """Whether this one, which makes its step, must come up again: no iteration would end.
+        """Has this one, which makes its step, come up again if no iteration would end; True then.
 
         The one that ends them is gone, or rests. When it steps again it takes over at once. If the
         two go on like this, as those of a generator and its critic may, it is waited for longer.
@@ -75,13 +75,13 @@ class Iterations:
             return False
         if self._marked:
             return False
-        if closing is None or not self._takes_part(closing) or optimizer in self._resting:
-            return True
-        self._others[optimizer] = self._others.get(optimizer, 0) + 1
-        if self._others[optimizer] < self._patience:
-            return False
-        self._patience *= 2
-        self._resting.add(closing)
+        if closing is not None and self._takes_part(closing) and optimizer not in self._resting:
+            self._others[optimizer] = self._others.get(optimizer, 0) + 1
+            if self._others[optimizer] < self._patience:
+                return False
+            self._patience *= 2
+            self._resting.add(closing)
+        self.comes_up(optimizer)
         return True
 
     def stepped(self, optimizer: Optimizer) -> None:

@@ -20,6 +20,7 @@ VERSION = 5
 _READABLE = range(1, VERSION + 1)
 MAX_BYTES = 256 << 20
 _MAX_BRACKETS = 4_000_000
+_GZIP = zlib.MAX_WBITS | 16  # the format, for zlib
 _PACKED = b"\x1f\x8b"  # so gzip begins
 _LEVEL = 4
 _BEGINNING = 64  # of a file: the format's name is in there
@@ -53,7 +54,7 @@ def is_ours(path: Path) -> bool:
     with path.open("rb") as file:
         packed = file.read(_BEGINNING)
     try:
-        return not packed or b'"teraio"' in zlib.decompressobj(31).decompress(packed, _BEGINNING)
+        return not packed or b'"teraio"' in zlib.decompressobj(_GZIP).decompress(packed, _BEGINNING)
     except zlib.error:
         return False
 
@@ -83,7 +84,7 @@ def _unpack(path: Path) -> bytes:
         fail(f"the file is larger than {MAX_BYTES} bytes")
     if not packed.startswith(_PACKED):
         fail("this is not a gzip file, so not a file of teraio")
-    unpacker = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+    unpacker = zlib.decompressobj(_GZIP)
     try:
         data = unpacker.decompress(packed, MAX_BYTES + 1)
     except zlib.error as error:

@@ -215,6 +215,8 @@ class Runtime:
             return
         try:
             self._forget(key)
+            if self._ends_with_models and not self._participants:
+                self.close()
         except errors.SpillError as error:  # nobody is there to catch it
             log.error("closing the run of a deleted model: %s", error)
 
@@ -223,8 +225,6 @@ class Runtime:
         death = self._deaths.pop(key, None)
         if death is not None:
             death.detach()  # or the model keeps what the run knows for as long as it lives
-        if self._ends_with_models and not self._participants:
-            self.close()
 
     def close(self) -> None:
         """Brings everything back into memory and removes every hook.
@@ -299,10 +299,10 @@ class Runtime:
         _C.end_optimizer()
         # With several optimizers, an iteration ends with the step of the one that came up last.
         if self._participants.add_optimizer(optimizer):
-            other = self._iterations.comes_up(optimizer)
-        elif other := self._iterations.takes_over(optimizer):
-            self._iterations.comes_up(optimizer)
-        if other:
+            another = self._iterations.comes_up(optimizer)
+        else:
+            another = self._iterations.takes_over(optimizer)
+        if another:
             self._planning.profile()
         self._iterations.stepped(optimizer)
 

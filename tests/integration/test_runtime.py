@@ -301,11 +301,18 @@ def ended(model: nn.Module) -> int:
     return steps[-1].iteration + 1 if steps else 0
 
 
+def two_models(spill: str) -> list[tuple[SlowAtTimes, torch.optim.Optimizer]]:
+    """Of one run, each with its optimizer."""
+    models = (
+        teraio.offload(SlowAtTimes(), memory_budget="1MiB", ssd=spill),
+        teraio.offload(SlowAtTimes()),
+    )
+    return [(model, torch.optim.SGD(model.parameters(), lr=0.1)) for model in models]
+
+
 @pytest.mark.parametrize("end", ["it rests", "it is gone", "its model is restored"])
 def test_iterations_end_without_the_optimizer_that_came_up_last(end: str, spill: str) -> None:
-    first = teraio.offload(SlowAtTimes(), memory_budget="1MiB", ssd=spill)
-    second = teraio.offload(SlowAtTimes())
-    stays, goes = (torch.optim.SGD(model.parameters(), lr=0.1) for model in (first, second))
+    (first, stays), (second, goes) = two_models(spill)
     for _ in range(3):
         trained(first, stays, 1)
         trained(second, goes, 1)
@@ -345,16 +352,14 @@ def test_an_optimizer_that_rests_at_times_costs_ever_fewer_profiles(spill: str) 
 
 
 def test_marked_iterations_within_each_other_are_one(spill: str) -> None:
-    models = [teraio.offload(SlowAtTimes(), memory_budget="1MiB", ssd=spill)]
-    models.append(teraio.offload(SlowAtTimes()))
-    optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for model in models]
+    (first, one), (second, other) = two_models(spill)
     for _ in range(4):
-        with teraio.iteration(models[0]), teraio.iteration(models[1]):
-            for model, optimizer in zip(models, optimizers, strict=True):
-                trained(model, optimizer, 1)
-    steps = teraio.report(models[0]).steps
-    for model in models:
-        teraio.restore(model)
+        with teraio.iteration(first), teraio.iteration(second):
+            trained(first, one, 1)
+            trained(second, other, 1)
+    steps = teraio.report(first).steps
+    teraio.restore(first)
+    teraio.restore(second)
     assert len(steps) == 4
     assert all(step.peak_bytes > 0 for step in steps)
 
@@ -376,9 +381,7 @@ def test_gradients_of_many_optimizers_are_known_as_such(spill: str) -> None:
 
 def test_gradients_of_each_step_of_an_iteration_are_known_as_such(spill: str) -> None:
     """As of a critic, which makes several for each of the generator's."""
-    critic = teraio.offload(SlowAtTimes(), memory_budget="1MiB", ssd=spill)
-    generator = teraio.offload(SlowAtTimes())
-    often, rarely = (torch.optim.SGD(m.parameters(), lr=0.1) for m in (critic, generator))
+    (critic, often), (generator, rarely) = two_models(spill)
     for _ in range(4):
         trained(critic, often, 5)
         trained(generator, rarely, 1)
